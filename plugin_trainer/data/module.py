@@ -1,0 +1,48 @@
+"""What a data module offers, and how its metrics are fed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torchmetrics import Metric
+
+Loader = Any
+"""A DataLoader, a Dataset or an iterable of batches (a dict of them by task when there are several)."""
+
+
+@runtime_checkable
+class DataModule(Protocol):
+    """Owns the data of a run: labels, tokenizer, collate, and the metrics that fit them.
+
+    Only `train` is required. The others are looked for by name:
+
+    validation()            evaluated as `val/...`
+    test()                  scored once at the end with the best weights, as `test/...`
+    metrics()               torchmetrics by name, or by head: {"accuracy": Metric} or
+                            {"sentiment": {"accuracy": Metric}}; fed as `feed` says
+    predict(lines)          batches for `ptrain predict`, in the order of the lines
+    decode(outputs, batch)  one JSON-able dict per row of a predicted batch
+    save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run folder
+    from_assets(settings, folder)   a class method: the same data module from those assets, so that a
+                            run outlives the files it came from
+    """
+
+    def train(self) -> Loader:
+        """What to train on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A metric with its own way of being fed: `feed(outputs, batch)` gives the arguments of update."""
+
+    metric: Metric
+    feed: Callable[[Mapping[str, Any], Any], Sequence[Any]]
+
+
+Metrics = Mapping[str, "Metric | Fed | Mapping[str, Metric | Fed]"]
+Predictions = Iterable[Mapping[str, Any]]
+AssetsFolder = Path

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 API_VERSION = 1
 """The plugin API this package speaks. A hook module says which one it was written for: PTRAIN_API = 1."""
-
-_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +45,7 @@ class DataSpec(Spec):
                    {"tokenizer": "model_settings.encoder"}
     """
 
-    defaults_from: Mapping[str, str] = field(default=_NOTHING)
+    defaults_from: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,17 @@
+"""Settings: what may be said (schema), where it was said (layers), and whether it is right (validation)."""
+
+from plugin_trainer.settings.schema import (
+    BestSettings,
+    EmaSettings,
+    OptimizerSettings,
+    RunSettings,
+    ScheduleSettings,
+)
+
+__all__ = [
+    "BestSettings",
+    "EmaSettings",
+    "OptimizerSettings",
+    "RunSettings",
+    "ScheduleSettings",
+]

@@ -1,0 +1,160 @@
+"""Where settings come from, and how later ones go over earlier ones: recipe < run file < --set."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plugin_trainer.errors import Problem, RunFolderError, SettingsError
+from plugin_trainer.settings.toml_lines import Key, key_lines, split_key
+
+# A different choice makes the settings of the earlier one meaningless, so they go with it.
+_BELONGS_TO: dict[Key, Key] = {
+    ("model_settings",): ("model",),
+    ("data_settings",): ("data",),
+    ("schedule_settings",): ("schedule", "name"),
+    ("optimizer", "settings"): ("optimizer", "name"),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Settings from one place. `where` names the place; `lines` says on which line each key stands."""
+
+    where: str
+    values: Mapping[str, Any]
+    lines: Mapping[Key, int] = field(default_factory=dict)
+
+    def place_of(self, key: Key) -> str:
+        """The file and line of a key, or of the nearest table around it."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.lines:
+                return f"{self.where}:{self.lines[key[:length]]}"
+        return self.where
+
+
+@dataclass(frozen=True)
+class Merged:
+    """All layers as one table, and for each leaf the place it came from."""
+
+    values: dict[str, Any]
+    origins: dict[Key, str]
+
+    def place_of(self, key: Key) -> str:
+        """Where a key was given, or the nearest given key around or below it."""
+        for length in range(len(key), 0, -1):
+            if key[:length] in self.origins:
+                return self.origins[key[:length]]
+        below = [place for known, place in self.origins.items() if known[: len(key)] == key]
+        return below[0] if below else "default"
+
+
+def read_toml(path: Path, *, where: str = "") -> Layer:
+    """A run file as a layer. Raises SettingsError with the line if it is not TOML."""
+    where = where or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise RunFolderError(
+            f"there is no run file {path}", hint="give the path of a TOML file, or --plugin NAME"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"the run file {path} cannot be read: {error}") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError([Problem(where, "", f"not TOML: {error}")]) from None
+    return Layer(where, values, key_lines(text))
+
+
+def from_assignments(assignments: Sequence[str]) -> Layer:
+    """--set KEY=VALUE, each VALUE read as TOML if it is TOML and as text otherwise."""
+    layer: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for assignment in assignments:
+        key_text, equals, value_text = assignment.partition("=")
+        place = f"--set {assignment}"
+        try:
+            key = split_key(key_text.strip())
+        except (tomllib.TOMLDecodeError, ValueError):
+            equals = ""
+        if not equals:
+            problems.append(Problem(place, "", "write it as KEY=VALUE, such as optimizer.learning_rate=1e-4"))
+            continue
+        if not _insert(layer, key, _value(value_text)):
+            problems.append(Problem(place, "", "another --set gives this key another shape"))
+    if problems:
+        raise SettingsError(problems)
+    return Layer("--set", layer)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return tomllib.loads(f"value = {json.dumps(text)}")["value"]
+
+
+def _insert(table: dict[str, Any], key: Key, value: Any) -> bool:
+    for part in key[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            return False
+    table[key[-1]] = value
+    return True
+
+
+def merge(layers: Sequence[Layer]) -> Merged:
+    """The layers as one, later over earlier; tables are merged, everything else is replaced."""
+    merged = Merged({}, {})
+    for layer in layers:
+        for table, choice in _BELONGS_TO.items():
+            before, after = look_up(merged.values, choice), look_up(layer.values, choice)
+            if before is not None and after is not None and before != after:
+                _drop(merged, table)
+        _lay_over(merged, layer, merged.values, layer.values, ())
+    return merged
+
+
+def look_up(values: Mapping[str, Any], key: Key) -> Any:
+    """The value at a dotted key; None if there is none."""
+    found: Any = values
+    for part in key:
+        if not isinstance(found, Mapping) or part not in found:
+            return None
+        found = found[part]
+    return found
+
+
+def _lay_over(
+    merged: Merged, layer: Layer, below: dict[str, Any], above: Mapping[str, Any], at: Key
+) -> None:
+    for name, value in above.items():
+        key = (*at, name)
+        if isinstance(value, Mapping):
+            if not isinstance(below.get(name), dict):
+                below[name] = {}
+                _forget(merged, key)
+            if not value:
+                merged.origins.setdefault(key, layer.place_of(key))
+            _lay_over(merged, layer, below[name], value, key)
+        else:
+            below[name] = list(value) if isinstance(value, (list, tuple)) else value
+            _forget(merged, key)
+            merged.origins[key] = layer.place_of(key)
+
+
+def _forget(merged: Merged, key: Key) -> None:
+    for known in [known for known in merged.origins if known[: len(key)] == key]:
+        del merged.origins[known]
+
+
+def _drop(merged: Merged, key: Key) -> None:
+    holder = look_up(merged.values, key[:-1]) if len(key) > 1 else merged.values
+    if isinstance(holder, dict):
+        holder.pop(key[-1], None)
+    _forget(merged, key)

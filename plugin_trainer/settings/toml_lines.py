@@ -1,0 +1,59 @@
+"""On which line of a TOML file each key stands: what tomllib reads but does not tell."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+Key = tuple[str, ...]
+
+_HEADER = re.compile(r"\s*\[(?P<key>[^\[\]].*?)\]\s*(#.*)?$")
+_PART = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
+_ASSIGNMENT = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
+
+
+def key_lines(text: str) -> dict[Key, int]:
+    """Line numbers, counted from 1, of every table and key of a valid TOML text.
+
+    A key inside an inline table or a multi-line array is found under the key that holds it.
+    """
+    lines: dict[Key, int] = {}
+    table: Key = ()
+    rows = text.splitlines()
+    number = 0
+    while number < len(rows):
+        row = rows[number]
+        number += 1
+        if header := _HEADER.match(row):
+            table = split_key(header["key"])
+            lines.setdefault(table, number)
+        elif assignment := _ASSIGNMENT.match(row):
+            lines[table + split_key(assignment["key"])] = number
+            number += _continuation(rows, start=number - 1)
+    return lines
+
+
+def split_key(dotted: str) -> Key:
+    """The parts of a dotted key, quotes taken off: a."b/c".d -> (a, b/c, d)."""
+    nested = tomllib.loads(f"{dotted} = 0")
+    parts: list[str] = []
+    while isinstance(nested, dict):
+        ((part, nested),) = nested.items()
+        parts.append(part)
+    return tuple(parts)
+
+
+def join_key(key: Key) -> str:
+    """The dotted spelling of a key, with quotes where TOML needs them."""
+    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in key)
+
+
+def _continuation(rows: list[str], *, start: int) -> int:
+    """How many more rows the value that begins in row `start` goes on for."""
+    for extra in range(len(rows) - start):
+        try:
+            tomllib.loads("\n".join(rows[start : start + extra + 1]))
+        except tomllib.TOMLDecodeError:
+            continue
+        return extra
+    return 0

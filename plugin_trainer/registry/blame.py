@@ -1,0 +1,51 @@
+"""Say in one line what an exception was and where it was raised, without a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePath
+from types import TracebackType
+
+from plugin_trainer.registry.names import top_package
+
+
+def in_words(error: BaseException) -> str:
+    """The exception as Python's last traceback line gives it: type and first line of its text."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def raised_at(error: BaseException, *, target: str = "") -> str:
+    """Where it was raised, as package/file.py:line; empty if no frame tells.
+
+    target  "package.module:attribute" of what was imported or called. The deepest frame of its
+            package is named even if the exception came from a library that it called; the frames of
+            this registry blame nobody
+    """
+    package = top_package(target)
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{'/'.join(PurePath(error.filename).parts[-2:])}:{error.lineno or 0}"
+    place = ""
+    for module, file, line in _frames(error.__traceback__):
+        if not package or (module.partition(".")[0] == package and not _is_registry(module)):
+            place = f"{_short(module, file)}:{line}"
+    return place
+
+
+def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, PurePath, int]]:
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if not code.co_filename.startswith("<frozen "):
+            module = str(traceback.tb_frame.f_globals.get("__name__", ""))
+            yield module, PurePath(code.co_filename), traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def _is_registry(module: str) -> bool:
+    return module.startswith("plugin_trainer.registry.")
+
+
+def _short(module: str, file: PurePath) -> str:
+    """The path from the package's folder on: as many parts as the module's name has."""
+    parts = module.count(".") + 1 + (file.stem == "__init__")
+    return "/".join(file.parts[-parts:])

@@ -1,0 +1,128 @@
+"""Find the installed plugins and plugin commands from entry-point metadata; import none of them.
+
+PTRAIN_PLUGINS=a,b names the only ones that may be seen; empty hides all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from plugin_trainer.registry.names import top_package
+
+PLUGIN_GROUP = "plugin_trainer.plugins"
+COMMAND_GROUP = "plugin_trainer.commands"
+ALLOW_LIST = "PTRAIN_PLUGINS"
+
+
+@dataclass(frozen=True)
+class InstalledPlugin:
+    """One entry point of an installed distribution.
+
+    target    "package.module" or "package.module:attribute" of the hook module
+    location  the folder its code is in; the project folder if the install is editable
+    """
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+    location: str
+    editable: bool
+
+
+@dataclass(frozen=True)
+class InstalledCommand:
+    """A click command that a distribution adds under its plugin's name."""
+
+    name: str
+    target: str
+    distribution: str
+    version: str
+
+
+def installed_plugins() -> tuple[InstalledPlugin, ...]:
+    """Every plugin entry point of this environment that may be seen, duplicates included."""
+    return _sorted(_plugin(entry) for entry in _entries(PLUGIN_GROUP) if _allowed(entry.name))
+
+
+def hidden_plugins() -> tuple[InstalledPlugin, ...]:
+    """The installed plugins that PTRAIN_PLUGINS leaves out."""
+    return _sorted(_plugin(entry) for entry in _entries(PLUGIN_GROUP) if not _allowed(entry.name))
+
+
+def installed_commands() -> tuple[InstalledCommand, ...]:
+    """Every plugin command of this environment that may be seen, duplicates included."""
+    found = (
+        InstalledCommand(entry.name, entry.value, *_distribution(entry.dist))
+        for entry in _entries(COMMAND_GROUP)
+        if _allowed(entry.name)
+    )
+    return tuple(sorted(found, key=lambda command: (command.name, command.distribution)))
+
+
+def _sorted(plugins: Iterable[InstalledPlugin]) -> tuple[InstalledPlugin, ...]:
+    return tuple(sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)))
+
+
+def _entries(group: str) -> Iterator[EntryPoint]:
+    """The group's entry points, each once even if its folder is on sys.path twice."""
+    seen: set[tuple[str, str, str]] = set()
+    for entry in entry_points(group=group):
+        key = (entry.name, entry.value, _distribution(entry.dist)[0])
+        if key not in seen:
+            seen.add(key)
+            yield entry
+
+
+def _allowed(name: str) -> bool:
+    listed = os.environ.get(ALLOW_LIST)
+    return listed is None or name in {part.strip() for part in listed.split(",")}
+
+
+def _plugin(entry: EntryPoint) -> InstalledPlugin:
+    distribution, version = _distribution(entry.dist)
+    project = _editable_project(entry.dist)
+    return InstalledPlugin(
+        name=entry.name,
+        target=entry.value,
+        distribution=distribution,
+        version=version,
+        location=project or _location(entry),
+        editable=bool(project),
+    )
+
+
+def _distribution(distribution: Distribution | None) -> tuple[str, str]:
+    """Its name and version; metadata that a failed uninstall left half behind has neither."""
+    if distribution is None:
+        return "", ""
+    metadata = distribution.metadata.json
+    return str(metadata.get("name", "")), str(metadata.get("version", ""))
+
+
+def _location(entry: EntryPoint) -> str:
+    if entry.dist is None:
+        return ""
+    root = Path(str(entry.dist.locate_file("")))
+    package = root / top_package(entry.value)
+    return str(package if package.is_dir() else root)
+
+
+def _editable_project(distribution: Distribution | None) -> str:
+    """The project folder of an editable install (PEP 610), empty for any other."""
+    text = distribution.read_text("direct_url.json") if distribution else None
+    if not text:
+        return ""
+    try:
+        record = json.loads(text)
+        editable = bool(record.get("dir_info", {}).get("editable"))
+        url = urlsplit(record["url"])
+    except (ValueError, KeyError, AttributeError):
+        return ""
+    return str(Path(unquote(url.path))) if editable and url.scheme == "file" else ""

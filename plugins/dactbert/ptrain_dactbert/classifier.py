@@ -1,0 +1,222 @@
+"""An encoder whose every block may be the last: one answer, mixed from those of all its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plugin_trainer.errors import PtrainError
+from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
+from ptrain_dactbert import encoder as encoders
+from ptrain_dactbert.settings import ClassifierSettings
+from ptrain_dactbert.units import HaltingUnit, halting_bias, pool_tokens
+
+# N blocks, B rows, T tokens, H width of a block, C classes
+
+IGNORED = -100
+"""A label that takes no part in the loss, as in torch's cross_entropy."""
+
+
+class LabelledTexts(Protocol):
+    """What the classifier asks of its data module."""
+
+    num_labels: int
+    vocabulary_size: int
+    pad_id: int
+    max_tokens: int
+
+
+class HaltingClassifier(nn.Module):  # type: ignore[misc]
+    """DACT-BERT: an encoder, a unit on each of its blocks, and the halting loss.
+
+    In training `logits` is the full answer. In evaluation it is the answer at the block where each
+    row may stop, which with delta = 0 has the label of the full answer.
+    """
+
+    eta_N: Tensor | None
+    alpha_N: Tensor | None
+    beta_N: Tensor | None
+    class_weights_C: Tensor | None
+
+    def __init__(
+        self, settings: ClassifierSettings, data: LabelledTexts, *, encoder: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings
+        self.encoder = encoder if encoder is not None else build_encoder(settings, data)
+        config: Any = self.encoder.config
+        self.num_blocks: int = config.num_hidden_layers
+        check_fit(settings, data=data, config=config)
+        bias = halting_bias(settings.initial_depth, num_blocks=self.num_blocks)
+        self.units = nn.ModuleList(
+            HaltingUnit(
+                config.hidden_size,
+                unit_size=settings.unit_size or config.hidden_size,
+                num_labels=data.num_labels,
+                dropout=settings.dropout,
+                halting_bias=bias,
+            )
+            for _ in range(self.num_blocks)
+        )
+        for name, values in loss_weights(settings, num_blocks=self.num_blocks).items():
+            # They come from the settings, so a checkpoint need not carry them.
+            self.register_buffer(name, values, persistent=False)
+
+    @classmethod
+    def from_assets(
+        cls, settings: ClassifierSettings, data: LabelledTexts, folder: Path
+    ) -> HaltingClassifier:
+        """The same model from a run's assets; its weights come from a checkpoint afterwards."""
+        return cls(settings, data, encoder=encoders.from_folder(folder / "encoder"))
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the encoder's configuration: all that is needed to build it again."""
+        config: Any = self.encoder.config
+        config.save_pretrained(folder / "encoder")
+
+    def forward(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> dict[str, Any]:
+        """Loss, its parts and the answer of a batch; what the batch holds besides is ignored."""
+        states_NBTH = encoders.block_states(
+            self.encoder,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+        )
+        logits_NBC, halting_NB = self.unit_logits(states_NBTH, mask_BT=attention_mask)
+        result: dict[str, Any] = {}
+        if labels is not None:
+            loss = self.loss(logits_NBC, halting_NB=halting_NB, labels_B=labels)
+            result |= self.loss_and_parts(loss, labels_B=labels)
+            if self.training:
+                return result | {"logits": loss.log_answer}
+        return result | self.answer_at_the_exit(logits_NBC, halting_NB=halting_NB)
+
+    def unit_logits(
+        self, states_NBTH: tuple[Tensor, ...], *, mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the units say of each block: class logits [N, B, C], halting logits [N, B]."""
+        # Under autocast too: the loss multiplies N probabilities, and an exit compares them with 1.
+        with torch.autocast(device_type=mask_BT.device.type, enabled=False):
+            answers = [
+                unit(pool_tokens(states.float(), mask_BT=mask_BT, pooling=self.settings.pooling))
+                for unit, states in zip(self.units, states_NBTH, strict=True)
+            ]
+        return torch.stack([z_BC for z_BC, _ in answers]), torch.stack([u_B for _, u_B in answers])
+
+    def loss(self, logits_NBC: Tensor, *, halting_NB: Tensor, labels_B: Tensor) -> HaltingLoss:
+        """The halting loss, a mean over the labelled rows.
+
+        With class weights too the divisor is the number of rows: a mean over them is then the same
+        whether they come as one batch or as several.
+        """
+        with torch.autocast(device_type=labels_B.device.type, enabled=False):
+            return halting_loss(
+                logits_NBC,
+                halting_NB,
+                labels_B,
+                tau=self.settings.tau,
+                alpha=self.alpha_N,
+                beta=self.beta_N,
+                eta=self.eta_N,
+                ignore_index=IGNORED,
+                class_weight=self.class_weights_C,
+                label_smoothing=self.settings.label_smoothing,
+                normalizer=labels_B.ne(IGNORED).sum(),
+            )
+
+    def loss_and_parts(self, loss: HaltingLoss, *, labels_B: Tensor) -> dict[str, Any]:
+        """The loss with the terms that are switched on, as they stand in it."""
+        parts = {"task_loss": loss.task_loss}
+        if self.settings.deep_supervision > 0:
+            parts["supervision"] = loss.supervision
+        if self.settings.tau > 0:
+            parts["halting"] = self.settings.tau * loss.regulariser
+        return {"loss": loss.loss, "parts": parts, "count": labels_B.ne(IGNORED).sum()}
+
+    def answer_at_the_exit(self, logits_NBC: Tensor, *, halting_NB: Tensor) -> dict[str, Any]:
+        """Each row's own exit, whatever other rows are in the batch."""
+        exits = halting_exit(logits_NBC, halting_NB, delta=self.settings.delta)
+        agrees_B = exits.log_answer.argmax(-1).eq(exits.full_log_answer.argmax(-1))
+        return {
+            "metrics": {
+                "mean_exit_block": exits.exit_block.float().mean(),
+                "exit_agreement": agrees_B.float().mean(),
+            },
+            "logits": exits.log_answer,
+            "exit_block": exits.exit_block,
+            "full_logits": exits.full_log_answer,
+        }
+
+
+def build_encoder(settings: ClassifierSettings, data: LabelledTexts) -> nn.Module:
+    """The encoder that the settings name, or a small one from scratch."""
+    if settings.encoder:
+        return encoders.pretrained(settings.encoder)
+    if settings.hidden_size % settings.num_heads:
+        raise PtrainError(
+            f"model_settings.hidden_size is {settings.hidden_size}, which {settings.num_heads} "
+            "attention heads do not divide",
+            hint="change model_settings.hidden_size or model_settings.num_heads",
+        )
+    return encoders.from_scratch(settings, vocabulary_size=data.vocabulary_size, pad_id=data.pad_id)
+
+
+def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[str, Tensor | None]:
+    """The weights of the loss as halting_loss takes them; None where it has none."""
+    costs_N = torch.tensor(settings.block_costs or (1.0,) * num_blocks)
+    on_h = settings.regulariser == "sum_h"
+    share_N = torch.arange(1, num_blocks + 1, dtype=torch.float32)
+    share_N /= share_N.sum()
+    weights = settings.class_weights
+    return {
+        "alpha_N": costs_N if on_h else torch.zeros(num_blocks),
+        "beta_N": torch.zeros(num_blocks) if on_h else costs_N,
+        "eta_N": settings.deep_supervision * share_N if settings.deep_supervision > 0 else None,
+        "class_weights_C": torch.tensor(weights) if weights else None,
+    }
+
+
+def check_fit(settings: ClassifierSettings, *, data: LabelledTexts, config: Any) -> None:
+    """Refuse settings that do not fit the encoder or the data, before a step is made."""
+    blocks: int = config.num_hidden_layers
+    if settings.initial_depth is not None and settings.initial_depth > blocks:
+        raise PtrainError(
+            f"model_settings.initial_depth is {settings.initial_depth:g}, "
+            f"the encoder has {blocks} blocks",
+            hint=f"use a number from 1 to {blocks}",
+        )
+    if settings.block_costs and len(settings.block_costs) != blocks:
+        raise PtrainError(
+            f"model_settings.block_costs has {len(settings.block_costs)} numbers, "
+            f"the encoder has {blocks} blocks",
+            hint="give one number a block, or none",
+        )
+    if settings.class_weights and len(settings.class_weights) != data.num_labels:
+        raise PtrainError(
+            f"model_settings.class_weights has {len(settings.class_weights)} numbers, "
+            f"the data has {data.num_labels} labels",
+            hint="give one number a label, in the order of data_settings.labels",
+        )
+    if data.vocabulary_size > config.vocab_size:
+        raise PtrainError(
+            f"the tokenizer knows {data.vocabulary_size} tokens, the encoder {config.vocab_size}",
+            hint="leave out data_settings.tokenizer, so that the encoder's own is used",
+        )
+    longest = encoders.longest_input(config)
+    if longest is not None and data.max_tokens > longest:
+        raise PtrainError(
+            f"data_settings.max_tokens is {data.max_tokens}, the encoder takes {longest}",
+            hint=f"set data_settings.max_tokens to {longest} or less",
+        )

@@ -1,0 +1,183 @@
+"""An encoder comes from a folder, the Hub or nowhere; all three give one state per block."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BertConfig, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from plugin_trainer.errors import PtrainError
+from ptrain_dactbert.settings import ClassifierSettings
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def is_folder_path(name: str) -> bool:
+    """Whether a name means a folder: a mistyped path must never become a download.
+
+    `models/minilm` is spelled like a Hub id; it means a folder where `models` is one.
+    """
+    path = Path(name).expanduser()
+    return (
+        name.startswith((".", "/", "~"))
+        or "\\" in name
+        or HUB_ID.fullmatch(name) is None
+        or path.exists()
+        or ("/" in name and path.parent.is_dir())
+    )
+
+
+def locate(name: str, *, key: str) -> str:
+    """The folder or Hub id that a setting names, as transformers takes it.
+
+    key  the dotted setting, for the message. Raises PtrainError for a folder that is not there.
+    """
+    if not is_folder_path(name):
+        return name
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise PtrainError(
+            f"{key}: there is no folder {name}",
+            hint=f"looked at {path.absolute()}; give a folder in Hugging Face format or a Hub id",
+        )
+    return str(path)
+
+
+def unreadable(name: str, *, key: str, what: str, error: Exception) -> PtrainError:
+    """The error for a folder or Hub id that transformers could not load."""
+    first_line = str(error).strip().partition("\n")[0]
+    if is_folder_path(name):
+        return PtrainError(
+            f"{key}: {name} holds no {what} that transformers can load",
+            hint=(
+                first_line,
+                "Hugging Face format means config.json, weights and tokenizer files",
+            ),
+        )
+    return PtrainError(
+        f"{key}: {name} could not be had from the Hugging Face Hub",
+        hint=(
+            first_line,
+            "check the spelling and the connection, or give a folder (./name) that holds it",
+        ),
+    )
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' loading bars and report: what matters of it is checked here."""
+    hf_logging: Any = transformers_logging  # half of it has no annotations
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def pretrained(name: str) -> nn.Module:
+    """The encoder in a folder or on the Hub, with its weights, in float32."""
+    key = "model_settings.encoder"
+    source = locate(name, key=key)
+    try:
+        with quiet_transformers():
+            config = AutoConfig.from_pretrained(source)
+            model, info = AutoModel.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **poolerless(config),
+            )
+    except (OSError, ValueError, KeyError) as error:
+        raise unreadable(name, key=key, what="encoder", error=error) from error
+    if missing := sorted(info["missing_keys"]):
+        # transformers would fill them with random numbers and train on.
+        raise PtrainError(
+            f"{key}: the weights in {name} lack {len(missing)} tensors, {missing[0]} the first",
+            hint="the files may be damaged, or belong to another architecture than config.json's",
+        )
+    return checked(model)
+
+
+def from_scratch(settings: ClassifierSettings, *, vocabulary_size: int, pad_id: int) -> nn.Module:
+    """A small BERT with random weights."""
+    config = BertConfig(
+        vocab_size=vocabulary_size,
+        pad_token_id=pad_id,
+        hidden_size=settings.hidden_size,
+        num_hidden_layers=settings.num_blocks,
+        num_attention_heads=settings.num_heads,
+        intermediate_size=4 * settings.hidden_size,
+        max_position_embeddings=settings.max_positions,
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+        initializer_range=settings.initializer_range,
+    )
+    return from_config(config)
+
+
+def from_config(config: PretrainedConfig) -> nn.Module:
+    """An encoder of that configuration with random weights: a checkpoint fills them."""
+    auto: Any = AutoModel
+    return checked(auto.from_config(config, dtype=torch.float32, **poolerless(config)))
+
+
+def from_folder(folder: Path) -> nn.Module:
+    """The encoder whose configuration `save_pretrained` wrote there."""
+    return from_config(AutoConfig.from_pretrained(folder))
+
+
+def poolerless(config: PretrainedConfig) -> dict[str, Any]:
+    """The argument that leaves out the pooler, which no unit reads, where there is one."""
+    model_class: Any = MODEL_MAPPING.get(type(config), None)
+    if isinstance(model_class, (tuple, list)):
+        model_class = model_class[0]
+    takes = model_class and "add_pooling_layer" in inspect.signature(model_class).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
+def checked(model: nn.Module) -> nn.Module:
+    """The model, if it is an encoder with a known number of blocks."""
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False) or not getattr(config, "num_hidden_layers", 0):
+        raise PtrainError(
+            f"model_settings.encoder: a {config.model_type} model is not a BERT-family encoder",
+            hint="give an encoder such as BERT, DistilBERT or RoBERTa",
+        )
+    return model
+
+
+def block_states(
+    encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The hidden states [B, T, H] after each block, the embeddings left out."""
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    # RoBERTa's one-row table and DistilBERT's missing one cannot take a second segment.
+    if token_type_ids is not None and getattr(encoder.config, "type_vocab_size", 0) > 1:
+        inputs["token_type_ids"] = token_type_ids
+    states: tuple[Tensor, ...] = encoder(
+        **inputs, output_hidden_states=True, return_dict=True
+    ).hidden_states
+    return states[1:]
+
+
+def longest_input(config: PretrainedConfig) -> int | None:
+    """How many tokens the position table takes; None if it says nothing."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is not None and config.model_type in {"roberta", "xlm-roberta", "camembert"}:
+        # These number positions from the padding id on, so the first rows are never a token's.
+        pad_id: int = getattr(config, "pad_token_id", None) or 0
+        return positions - pad_id - 1
+    return positions

@@ -1,0 +1,58 @@
+"""What this plugin offers; imports no torch."""
+
+from __future__ import annotations
+
+from plugin_trainer import CallbackSpec, DataSpec, ModelSpec, RecipeSpec
+
+PTRAIN_API = 1
+
+
+def ptrain_models() -> list[ModelSpec]:
+    """One model: a classifier with a halting unit after every block of its encoder."""
+    return [
+        ModelSpec(
+            name="classifier",
+            target="ptrain_dactbert.classifier:HaltingClassifier",
+            settings="ptrain_dactbert.settings:ClassifierSettings",
+            summary="BERT-family encoder whose every block may be the last (DACT-BERT)",
+            default=True,
+        )
+    ]
+
+
+def ptrain_data() -> list[DataSpec]:
+    """One data module: labelled texts from files, or a generated task."""
+    return [
+        DataSpec(
+            name="text_classification",
+            target="ptrain_dactbert.data:TextClassification",
+            settings="ptrain_dactbert.settings:TextClassificationSettings",
+            summary="labelled texts from TSV, CSV or JSONL files, or a generated task",
+            default=True,
+            defaults_from={"tokenizer": "model_settings.encoder"},
+        )
+    ]
+
+
+def ptrain_callbacks() -> list[CallbackSpec]:
+    """One callback: where the rows of each evaluation left the encoder."""
+    return [
+        CallbackSpec(
+            name="exit_statistics",
+            target="ptrain_dactbert.exit_statistics:ExitStatistics",
+            settings="ptrain_dactbert.settings:ExitStatisticsSettings",
+            summary="exit blocks by row and by difficulty: a file, and a table at the end",
+        )
+    ]
+
+
+def ptrain_recipes() -> list[RecipeSpec]:
+    """One run file, for the built-in task and for files of one's own."""
+    return [
+        RecipeSpec(
+            name="classify",
+            file="recipe.toml",
+            summary="three epochs; without a data file, on a small generated task",
+            default=True,
+        )
+    ]

@@ -1,0 +1,72 @@
+"""Label names get numbers once, from the training data; every later label must be one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugin_trainer.errors import DataError
+from ptrain_dactbert.reading import Row, suggestion
+
+SHOWN = 20
+"""How many label names a message lists."""
+
+
+def label_names(rows: Sequence[Row], *, path: Path) -> tuple[str, ...]:
+    """The labels of the training rows: numbers in their order, names sorted.
+
+    Numbers 0 to C - 1 so keep their meaning. Raises DataError if there is nothing to tell apart.
+    """
+    seen = {row.label for row in rows}
+    if len(seen) < 2:
+        raise DataError(
+            f"{path}: every row has the label {rows[0].label!r}",
+            hint="training needs at least two labels; is data_settings.label the right column?",
+        )
+    if all(is_integer(label) for label in seen):
+        return tuple(sorted(seen, key=int))
+    return tuple(sorted(seen))
+
+
+def is_integer(label: str) -> bool:
+    """Whether a label is a whole number, such as 3 or -1."""
+    return label.removeprefix("-").isdecimal()
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label names in order; the position of a name is its number."""
+
+    names: tuple[str, ...]
+
+    def numbers(self, rows: Iterable[Row], *, path: Path) -> list[int]:
+        """The number of each row's label, which the file gives as a name or as that number."""
+        positions = {name: number for number, name in enumerate(self.names)}
+        return [self._number(row, positions=positions, path=path) for row in rows]
+
+    def _number(self, row: Row, *, positions: dict[str, int], path: Path) -> int:
+        if row.label in positions:
+            return positions[row.label]
+        last = len(self.names) - 1
+        shown = ", ".join(self.names[:SHOWN]) + (" ..." if last >= SHOWN else "")
+        hint = (f"labels: {shown}", "correct the row, or list the label in data_settings.labels")
+        numbered = not any(map(is_integer, self.names))
+        # Where names are numbers themselves, another number must not pass for a position.
+        if is_integer(row.label) and (numbered or self.names == numerals(last + 1)):
+            if 0 <= int(row.label) <= last:
+                return int(row.label)
+            raise DataError(
+                f"{path}:{row.line}: label {row.label} is outside of the range 0 to {last}",
+                hint=hint,
+            )
+        raise DataError(
+            f"{path}:{row.line}: unknown label {row.label!r}"
+            f"{suggestion(row.label, known=self.names)}",
+            hint=hint,
+        )
+
+
+def numerals(count: int) -> tuple[str, ...]:
+    """("0", "1", ...): the names of labels that are nothing but numbers."""
+    return tuple(str(number) for number in range(count))

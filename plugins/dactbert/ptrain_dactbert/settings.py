@@ -1,0 +1,115 @@
+"""What a user may set: one frozen dataclass per offer, every key explained in its docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Column = str | Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierSettings:
+    """The encoder, the units on its blocks, and the halting loss.
+
+    encoder            folder or Hub id of a BERT-family encoder; empty: a small one from scratch
+    hidden_size        width of the encoder from scratch
+    num_blocks         blocks of the encoder from scratch
+    num_heads          attention heads of the encoder from scratch; must divide hidden_size
+    max_positions      longest input, in tokens, of the encoder from scratch
+    initializer_range  standard deviation of the first weights of the encoder from scratch; a narrow
+                       encoder at a fine-tuning learning rate wants more than BERT's 0.02
+    pooling            what a unit reads of its block: "mean" of the tokens, or "cls", the first one
+    unit_size          width of a unit's trunk; 0: the encoder's width
+    dropout            dropout in the units, and in the encoder from scratch
+    tau                weight of the halting regulariser in the loss; 0 switches it off
+    regulariser        "sum_h": sum of h_n (DACT-BERT); "sum_p": sum of p_n (DACT)
+    block_costs        what each block costs the regulariser, one number a block; empty: 1 each
+    deep_supervision   weight of the cross-entropy of every block's own answer, shared out in
+                       proportion to the block's number; 0 switches it off
+    initial_depth      mean depth, in blocks, with which training begins, from 1 to the number of
+                       blocks; left out: a halting bias of 4, nearly full depth
+    label_smoothing    share of each label given to all classes alike
+    class_weights      weight of each label in the loss, in the order of the labels; empty: 1 each
+    delta              run-time knob of the exit: 0 never changes an answer, more leaves earlier
+    """
+
+    encoder: str = ""
+    hidden_size: Positive = 64
+    num_blocks: Positive = 6
+    num_heads: Positive = 4
+    max_positions: Positive = 512
+    initializer_range: Annotated[float, Field(gt=0)] = 0.02
+    pooling: Literal["mean", "cls"] = "mean"
+    unit_size: Annotated[int, Field(ge=0)] = 0
+    dropout: Fraction = 0.1
+    tau: NotNegative = 0.01
+    regulariser: Literal["sum_h", "sum_p"] = "sum_h"
+    block_costs: tuple[NotNegative, ...] = ()
+    deep_supervision: NotNegative = 1.0
+    initial_depth: Annotated[float, Field(ge=1)] | None = None
+    label_smoothing: Fraction = 0.0
+    class_weights: tuple[NotNegative, ...] = ()
+    delta: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassificationSettings:
+    """Where the texts are, how to read them, and how they become batches.
+
+    train                  a .tsv, .csv or .jsonl file, or "builtin:negation", a generated task
+    validation             a file of the same kinds; left out, a file is trained on unevaluated and
+                           a builtin task uses its own validation part
+    test                   a file of the same kinds, scored once at the end of the run
+    text                   the text's column: a name, or a position counted from 0; "auto": the
+                           column named text, sentence, content or review, else the first
+    label                  the label's column, likewise; "auto": the column named label, labels,
+                           class, target, category or sentiment, else the second
+    difficulty             column of a whole number for the exit statistics; empty: none
+    header                 whether the first line names the columns; "auto": if its cells are the
+                           names looked for
+    labels                 the label names in order; empty: those of the training file, sorted
+    batch_size             texts per training batch
+    evaluation_batch_size  texts per batch of evaluation and prediction
+    max_tokens             longer texts are cut to this many tokens
+    num_workers            processes that prepare batches; 0: none but the main one
+    tokenizer              folder or Hub id; left out: the model's encoder; empty: one trained on
+                           the training texts
+    vocabulary_size        most tokens that a tokenizer trained here may know
+    examples               size of the generated training part
+    validation_examples    size of the generated validation part
+    seed                   chooses the generated texts
+    """
+
+    train: str = "builtin:negation"
+    validation: str = ""
+    test: str = ""
+    text: Column = "auto"
+    label: Column = "auto"
+    difficulty: Column = ""
+    header: bool | Literal["auto"] = "auto"
+    labels: tuple[str, ...] = ()
+    batch_size: Positive = 32
+    evaluation_batch_size: Positive = 64
+    max_tokens: Annotated[int, Field(ge=3)] = 128
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    tokenizer: str = ""
+    vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+    examples: Positive = 20_000
+    validation_examples: Positive = 1_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExitStatisticsSettings:
+    """Where the statistics go.
+
+    file  name of the file in the run folder; empty: the table at the end only
+    """
+
+    file: str = "exit_statistics.json"

@@ -29,7 +29,11 @@ class Span:
     unit: Unit
 
     def __str__(self) -> str:
-        amount = f"{self.amount.numerator}" if self.amount.denominator == 1 else f"{float(self.amount):g}"
+        amount = (
+            f"{self.amount.numerator}"
+            if self.amount.denominator == 1
+            else f"{float(self.amount):g}"
+        )
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
         return f"{amount} {unit}"
 
@@ -42,7 +46,9 @@ class Span:
             return self.amount
         if self.unit == "epochs":
             if steps_per_epoch is None:
-                raise ValueError(f"'{self}' needs training data with a known length: give it in steps")
+                raise ValueError(
+                    f"'{self}' needs training data with a known length: give it in steps"
+                )
             return self.amount * steps_per_epoch
         if total_steps is None:
             raise ValueError(f"'{self}' needs a run of known length: give it in steps")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -34,7 +34,9 @@ class Problem:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.key}: {self.text}" if self.key else f"{self.where}: {self.text}"
+        return (
+            f"{self.where}: {self.key}: {self.text}" if self.key else f"{self.where}: {self.text}"
+        )
 
 
 class SettingsError(PtrainError):
@@ -98,7 +100,17 @@ class TrainingFailed(PtrainError):
 
 
 class NonFiniteError(TrainingFailed):
-    """The loss or a gradient is NaN or infinite."""
+    """The loss or a gradient is NaN or infinite; carries what it was, by metric name."""
+
+    def __init__(
+        self, message: str, *, metrics: Mapping[str, float], hint: str | Sequence[str] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.metrics = dict(metrics)
+
+
+class NotSaved(TrainingFailed):
+    """A checkpoint could not be written."""
 
 
 class MissingExtra(PtrainError):

@@ -53,7 +53,15 @@ class CallbackSpec(Spec):
     """A callback. The target is called as target(settings); its ptrain_* methods are hooks.
 
     For callbacks, `default` means: part of every run that does not take it away with "-name".
+
+    requires  modules the callback cannot do without; a default callback is left out where one of
+              them is not installed
+    last      a default callback that is called after those that a run lists: it shows or writes what
+              they log
     """
+
+    requires: tuple[str, ...] = ()
+    last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

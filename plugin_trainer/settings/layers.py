@@ -83,7 +83,9 @@ def from_assignments(assignments: Sequence[str]) -> Layer:
         except (tomllib.TOMLDecodeError, ValueError):
             equals = ""
         if not equals:
-            problems.append(Problem(place, "", "write it as KEY=VALUE, such as optimizer.learning_rate=1e-4"))
+            problems.append(
+                Problem(place, "", "write it as KEY=VALUE, such as optimizer.learning_rate=1e-4")
+            )
             continue
         if not _insert(layer, key, _value(value_text)):
             problems.append(Problem(place, "", "another --set gives this key another shape"))

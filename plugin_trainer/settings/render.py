@@ -18,7 +18,9 @@ _NEVER = ("evaluate", "save", "log")
 
 def to_values(settings: Any) -> dict[str, Any]:
     """A settings dataclass as a table of TOML values; what is None is left out."""
-    values = {field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    values = {
+        field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
+    }
     return {
         name: "never" if value is None else value
         for name, value in values.items()

@@ -99,7 +99,7 @@ class RunSettings:
     evaluate           how often to evaluate; one more evaluation always ends the run
     save               how often to write a checkpoint; one more always ends the run
     log                how often to write training metrics
-    keep               how many regular checkpoints stay on disk, or "all"; the latest and the best
+    keep               how many of the newest checkpoints stay on disk, or "all"; the best ones
                        always stay
     callbacks          callbacks beside the default ones, in calling order; "-name" takes one away
     seed               the seed of every random stream

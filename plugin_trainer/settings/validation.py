@@ -45,7 +45,11 @@ def unknown(name: str, known: Iterable[str], *, what: str) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     if close:
         return f"no such {what}; did you mean '{close[0]}'?"
-    return f"no such {what}; there are: {', '.join(names)}" if names else f"no such {what}; there are none"
+    return (
+        f"no such {what}; there are: {', '.join(names)}"
+        if names
+        else f"no such {what}; there are none"
+    )
 
 
 def _without_unknown_keys(
@@ -58,7 +62,9 @@ def _without_unknown_keys(
     for name, value in values.items():
         key = (*at, name)
         if name not in fields:
-            problems.append(Problem(place_of(key), join_key(key), unknown(name, fields, what="key")))
+            problems.append(
+                Problem(place_of(key), join_key(key), unknown(name, fields, what="key"))
+            )
             continue
         nested = _dataclass_in(hints.get(name))
         if nested is not None and isinstance(value, Mapping):
@@ -105,7 +111,10 @@ def _explain(detail: ErrorDetails) -> str:
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))
     if kind == "literal_error":
-        choices = [choice.strip("'") for choice in str(context["expected"]).replace(" or ", ", ").split(", ")]
+        choices = [
+            choice.strip("'")
+            for choice in str(context["expected"]).replace(" or ", ", ").split(", ")
+        ]
         close = difflib.get_close_matches(str(given), choices, n=1)
         suggestion = f" (did you mean '{close[0]}'?)" if close else ""
         return f"{given!r} is not one of {', '.join(choices)}{suggestion}"

@@ -1,0 +1,1 @@
+"""Core's own plugin: callbacks and schedules, registered through the same hooks as everyone's."""

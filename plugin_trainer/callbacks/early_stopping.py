@@ -1,0 +1,60 @@
+"""Stop a run whose evaluations no longer improve."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+from plugin_trainer.callbacks.settings import EarlyStoppingSettings
+from plugin_trainer.training.best import is_better, watched
+from plugin_trainer.training.result import Result
+from plugin_trainer.training.run import Run
+from plugin_trainer.training.snapshots import load_best
+
+_STATE = "early_stopping"
+
+
+class EarlyStopping:
+    """Counts evaluations in a row that did not improve by more than min_delta; stops at `patience`.
+
+    The first finite value is the first best. A value that is not finite is no improvement.
+    """
+
+    def __init__(self, settings: EarlyStoppingSettings) -> None:
+        self.settings = settings
+        self.best: float | None = None
+        self.without_improvement = 0
+
+    def ptrain_evaluation_end(self, run: Run, metrics: MutableMapping[str, float]) -> None:
+        """Count this evaluation, and stop the run if it was one too many."""
+        settings = self.settings
+        value = watched(metrics, settings.watch, setting="early_stopping.watch")
+        if math.isfinite(value) and (
+            self.best is None
+            or is_better(value, self.best, settings.mode, min_delta=settings.min_delta)
+        ):
+            self.best = value
+            self.without_improvement = 0
+            return
+        self.without_improvement += 1
+        if self.without_improvement >= settings.patience:
+            best = "no finite value yet" if self.best is None else f"best {self.best:.6g}"
+            run.request_stop(
+                f"{settings.watch} has not improved for {self.without_improvement} evaluations ({best})"
+            )
+
+    def ptrain_run_end(self, run: Run, result: Result) -> None:
+        """Give the model its best weights back, if that was asked for."""
+        if self.settings.restore_best and result.status != "interrupted":
+            load_best(run)
+
+    def ptrain_checkpoint_save(self, state: MutableMapping[str, Any]) -> None:
+        """Keep the count and the best."""
+        state[_STATE] = {"best": self.best, "without_improvement": self.without_improvement}
+
+    def ptrain_checkpoint_load(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        if _STATE in state:
+            self.best = state[_STATE]["best"]
+            self.without_improvement = state[_STATE]["without_improvement"]

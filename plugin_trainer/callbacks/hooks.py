@@ -1,0 +1,70 @@
+"""What core offers. Imports no torch, as every plugin's hook module."""
+
+from __future__ import annotations
+
+from plugin_trainer.specs import CallbackSpec, SchedulerSpec
+
+PTRAIN_API = 1
+
+_HERE = "plugin_trainer.callbacks"
+_SCHEDULES = "plugin_trainer.training.schedules"
+
+
+def ptrain_callbacks() -> list[CallbackSpec]:
+    """The callbacks of every run, and those to be asked for."""
+    return [
+        CallbackSpec(
+            name="progress_bar",
+            target=f"{_HERE}.progress_bar:ProgressBar",
+            settings=f"{_HERE}.settings:ProgressBarSettings",
+            summary="a bar on a terminal, plain lines elsewhere",
+            default=True,
+            last=True,
+        ),
+        CallbackSpec(
+            name="learning_rate_monitor",
+            target=f"{_HERE}.learning_rate_monitor:LearningRateMonitor",
+            settings=f"{_HERE}.settings:LearningRateMonitorSettings",
+            summary="adds the learning rate to each log line",
+            default=True,
+        ),
+        CallbackSpec(
+            name="tensorboard",
+            target=f"{_HERE}.tensorboard:TensorBoard",
+            settings=f"{_HERE}.settings:TensorBoardSettings",
+            summary="writes every logged number for TensorBoard",
+            default=True,
+            last=True,
+            requires=("tensorboard",),
+        ),
+        CallbackSpec(
+            name="early_stopping",
+            target=f"{_HERE}.early_stopping:EarlyStopping",
+            settings=f"{_HERE}.settings:EarlyStoppingSettings",
+            summary="stops a run whose evaluations no longer improve",
+        ),
+    ]
+
+
+def ptrain_schedulers() -> list[SchedulerSpec]:
+    """Learning-rate schedules; each may stand behind a warm-up."""
+    return [
+        SchedulerSpec(
+            name="linear",
+            target=f"{_SCHEDULES}:linear",
+            settings="plugin_trainer.settings.schedules:DecaySettings",
+            summary="a straight line down to final_factor",
+        ),
+        SchedulerSpec(
+            name="cosine",
+            target=f"{_SCHEDULES}:cosine",
+            settings="plugin_trainer.settings.schedules:DecaySettings",
+            summary="half a cosine down to final_factor",
+        ),
+        SchedulerSpec(
+            name="constant",
+            target=f"{_SCHEDULES}:constant",
+            settings="plugin_trainer.settings.schedules:NoSettings",
+            summary="the learning rate as it is",
+        ),
+    ]

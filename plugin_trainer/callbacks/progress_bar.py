@@ -1,0 +1,103 @@
+"""Show how far a run is: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+from tqdm import tqdm
+
+from plugin_trainer.callbacks.settings import ProgressBarSettings
+from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.training.result import Result
+from plugin_trainer.training.run import Run
+
+_BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+
+
+class ProgressBar:
+    """Steps done, loss, learning rate, samples per second, time left. Reads no tensor of its own.
+
+    The loss is that of the last log line, so that showing it makes the device wait no more often.
+    """
+
+    def __init__(self, settings: ProgressBarSettings) -> None:
+        mode = settings.mode
+        if mode == "auto":
+            mode = "bar" if sys.stderr.isatty() else "lines"
+        self._mode = mode
+        self._bar: Any = None
+
+    def ptrain_run_start(self, run: Run) -> None:
+        """Draw the bar where the run stands."""
+        if self._mode == "bar":
+            self._bar = tqdm(
+                total=run.plan.total_steps,
+                initial=run.progress.step,
+                bar_format=_BAR,
+                dynamic_ncols=True,
+                leave=True,
+                file=sys.stderr,
+            )
+
+    def ptrain_step_end(self, run: Run, outcome: StepOutcome) -> None:
+        """Move on by one step."""
+        if self._bar is not None:
+            self._bar.update(1)
+
+    def ptrain_log(self, run: Run, metrics: MutableMapping[str, float]) -> None:
+        """Show the newest numbers."""
+        shown = short(metrics)
+        if self._bar is not None:
+            if shown:
+                self._bar.set_postfix_str(shown, refresh=False)
+            scores = evaluation_line(run, metrics)
+            if scores:
+                self._bar.write(scores, file=sys.stderr)
+        elif self._mode == "lines":
+            total = run.plan.total_steps
+            if shown:
+                print(f"step {run.progress.step}/{total}  {shown}", file=sys.stderr)
+            scores = evaluation_line(run, metrics)
+            if scores:
+                print(scores, file=sys.stderr)
+
+    def ptrain_run_end(self, run: Run, result: Result) -> None:
+        """Leave the bar as it is and go to the next line."""
+        self._close()
+
+    def ptrain_run_failed(self, run: Run, error: BaseException) -> None:
+        """Leave the bar as it is and go to the next line."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def short(metrics: MutableMapping[str, float]) -> str:
+    """The numbers of a training log line that a person watches."""
+    parts = []
+    if "train/loss" in metrics:
+        parts.append(f"loss {metrics['train/loss']:.4g}")
+    if "train/loss" in metrics and "learning_rate" in metrics:
+        parts.append(f"lr {metrics['learning_rate']:.2e}")
+    if metrics.get("samples_per_second"):
+        parts.append(f"{metrics['samples_per_second']:.0f} samples/s")
+    return "  ".join(parts)
+
+
+def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
+    """One evaluation on one line of at most 80 columns; empty if there was none."""
+    scores = [(name, value) for name, value in metrics.items() if name.startswith("val")]
+    if not scores:
+        return ""
+    line = f"step {run.progress.step}:"
+    for name, value in scores:
+        entry = f" {name} {value:.4g}"
+        if len(line) + len(entry) > 78:
+            return f"{line} ..."
+        line += entry
+    return line

@@ -1,0 +1,76 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from plugin_trainer.configuration import Configuration
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+json_option = click.option("--json", "json_", is_flag=True, help="Print JSON.")
+
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any key of the run file: --set optimizer.learning_rate=1e-4.",
+)
+
+
+def what_to_run(command: Command) -> Command:
+    """RUN.toml, --plugin and --set: the three ways to say what a run is."""
+    for option in (
+        set_option,
+        click.option(
+            "--plugin",
+            "plugins",
+            multiple=True,
+            metavar="NAME",
+            help="A plugin that takes part: a name, a ./path or a module.",
+        ),
+        click.argument("run_file", required=False, metavar="[RUN.toml]"),
+    ):
+        command = option(command)
+    return command
+
+
+def which_weights(command: Command) -> Command:
+    """--checkpoint and --weights: which of a run's weights to use."""
+    for option in (
+        click.option(
+            "--weights",
+            type=click.Choice(["raw", "ema"]),
+            default="raw",
+            show_default=True,
+            help="The weight set.",
+        ),
+        click.option(
+            "--checkpoint",
+            default="",
+            metavar="WHICH",
+            help="best, last or step-N; best if there is one, by default.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def configured(
+    run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str, ...]
+) -> Configuration:
+    """The configuration that the three say together. Raises PtrainError."""
+    from plugin_trainer.configuration import configure
+    from plugin_trainer.settings.layers import from_assignments, read_toml
+
+    return configure(
+        read_toml(Path(run_file)) if run_file else None,
+        plugins=plugins,
+        overrides=from_assignments(assignments) if assignments else None,
+    )

@@ -1,0 +1,156 @@
+"""`ptrain run`: train a model, show how it goes, and say what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from plugin_trainer.cli.options import configured, what_to_run
+from plugin_trainer.cli.printing import table
+from plugin_trainer.errors import RunFolderError
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.result import Result
+    from plugin_trainer.training.run import Run
+
+
+@click.command()
+@what_to_run
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The run folder. Left out, a new one is made under runs/.",
+)
+@click.option(
+    "--resume",
+    default="never",
+    show_default=True,
+    metavar="never|auto|RUN",
+    help="auto goes on with what --out holds; a run folder goes on with that run.",
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="KEY",
+    help="A setting that may differ from what the run was started with.",
+)
+def run(
+    run_file: str | None,
+    plugins: tuple[str, ...],
+    assignments: tuple[str, ...],
+    out: Path | None,
+    resume: str,
+    allow: tuple[str, ...],
+) -> int:
+    """Train a model.
+
+    What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both, with
+    --set over them.
+    """
+    if resume not in ("never", "auto"):
+        out, resume = _run_to_resume(resume, out), "auto"
+        if run_file is None and not plugins:
+            run_file = str(out / "run.toml")
+    configuration = configured(run_file, plugins, assignments)
+
+    from plugin_trainer.training.assemble import AlreadyDone, assemble
+    from plugin_trainer.training.execution import execute
+
+    for notice in configuration.catalog.notices:
+        _say(notice)
+    try:
+        made = assemble(
+            configuration,
+            out=out,
+            resume="auto" if resume == "auto" else "never",
+            allow=allow,
+            notify=_say,
+        )
+    except AlreadyDone as done:
+        about = done.about
+        click.echo(f"{done.folder} is {about['status']} already: {about['reason']}")
+        click.echo("  to train it for longer: --set length=... --allow length")
+        return 0
+    _introduce(made)
+    result = execute(made)
+    _conclude(result)
+    return 128 + result.signal if result.signal else 0
+
+
+def _run_to_resume(resume: str, out: Path | None) -> Path:
+    from plugin_trainer.training.run_folder import find_run
+
+    folder = find_run(resume)
+    if out is not None and out.resolve() != folder.resolve():
+        raise RunFolderError(
+            f"--resume names {folder} and --out names {out}", hint="a run goes on in its own folder"
+        )
+    return folder
+
+
+def _say(line: str) -> None:
+    click.echo(f"  {line}", err=True)
+
+
+def _introduce(run: Run) -> None:
+    """What is about to be trained, on five lines."""
+    settings = run.settings
+    trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    click.echo(f"{settings.model} on {settings.data}", err=True)
+    _say(f"folder   {run.folder}")
+    _say(f"device   {run.device}, {settings.precision}")
+    _say(f"model    {_counted(trainable)} trainable parameters")
+    _say(f"length   {settings.length}: {run.plan.total_steps} steps")
+    if run.forward.not_passed:
+        _say(f"not passed to the model: {', '.join(sorted(run.forward.not_passed))}")
+
+
+def _counted(number: int) -> str:
+    for unit, size in (("billion", 10**9), ("million", 10**6), ("thousand", 10**3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _conclude(result: Result) -> None:
+    """How it ended: the last evaluation with each weight set, what callbacks report, what to do next."""
+    click.echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
+    if result.metrics:
+        click.echo("\n" + metrics_table(result.metrics))
+    for best in result.best.values():
+        click.echo(f"best {best.watch} {best.value:.4g} at step {best.step}: {best.checkpoint}")
+    for title, text in result.reports.items():
+        click.echo(f"\n{title}\n{text}")
+    click.echo(f"\nthe run is in {result.folder}")
+    for line in _next_steps(result):
+        click.echo(f"  {line}")
+
+
+def _next_steps(result: Result) -> list[str]:
+    if result.status == "interrupted":
+        return [f"go on with it:   ptrain run --resume {result.folder}"]
+    steps = [
+        f"score it:        ptrain evaluate {result.folder}",
+        f"use it:          ptrain predict {result.folder} INPUT.txt",
+    ]
+    if (result.folder / "tensorboard").is_dir():
+        steps.append(f"see its curves:  tensorboard --logdir {result.folder}")
+    return steps
+
+
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """One row a metric, one column a weight set: val/... and val_ema/... side by side."""
+    rows: dict[str, dict[str, float]] = {}
+    for full_name, value in metrics.items():
+        prefix, _, name = full_name.partition("/")
+        split, _, weights = prefix.partition("_")
+        rows.setdefault(f"{split}/{name}", {})[weights or "raw"] = value
+    columns = list(dict.fromkeys(weights for row in rows.values() for weights in row))
+    cells = [
+        [name, *(f"{row[weights]:.4f}" if weights in row else "" for weights in columns)]
+        for name, row in rows.items()
+    ]
+    return table(cells, ["metric", *columns])

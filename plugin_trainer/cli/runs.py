@@ -1,0 +1,110 @@
+"""`ptrain runs`: the runs there are, and how each went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plugin_trainer.cli.options import json_option
+from plugin_trainer.cli.printing import emit_json, table
+
+
+@click.group(invoke_without_command=True)
+@json_option
+@click.pass_context
+def runs(ctx: click.Context, json_: bool) -> None:
+    """List and show runs. Without a command: list."""
+    if ctx.invoked_subcommand is None:
+        _print_list(Path("runs"), json_=json_)
+
+
+@runs.command("list")
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@json_option
+def list_(folder: Path, json_: bool) -> None:
+    """List the runs in FOLDER, the oldest first."""
+    _print_list(folder, json_=json_)
+
+
+@runs.command()
+@click.argument("run")
+@json_option
+def show(run: str, json_: bool) -> None:
+    """Show how the run RUN went: a run folder, or a name under runs/."""
+    from plugin_trainer.cli.run import metrics_table
+    from plugin_trainer.training.files import read_json
+    from plugin_trainer.training.run_folder import find_run
+
+    folder = find_run(run)
+    about = read_json(folder / "run.json") or {}
+    if json_:
+        emit_json(about)
+        return
+    summary = _summary(folder, about)
+    click.echo(f"{folder}\n")
+    for name in ("status", "reason", "model", "data", "steps", "started", "ended"):
+        click.echo(f"  {name:<8} {summary[name]}")
+    plugins = [f"{plugin['name']} {plugin['version']}" for plugin in about.get("plugins", [])]
+    click.echo(f"  plugins  {', '.join(plugins)}")
+    click.echo(f"  saved    {', '.join(_checkpoints(folder)) or 'nothing'}")
+    if about.get("metrics"):
+        click.echo("\n" + metrics_table(about["metrics"]))
+    for best in about.get("best", {}).values():
+        click.echo(f"best {best['watch']} {best['value']:.4g} at step {best['step']}")
+
+
+def _print_list(folder: Path, *, json_: bool) -> None:
+    from plugin_trainer.training.files import read_json
+    from plugin_trainer.training.run_folder import list_runs
+
+    found = [_summary(run, read_json(run / "run.json") or {}) for run in list_runs(folder)]
+    if json_:
+        emit_json(found)
+        return
+    if not found:
+        click.echo(f"there is no run in {folder}/; start one: ptrain run --plugin NAME")
+        return
+    rows = [(run["name"], run["status"], run["steps"], run["best"], run["started"]) for run in found]
+    click.echo(table(rows, ("run", "status", "steps", "best", "started")))
+
+
+def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+    import tomllib
+
+    settings = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    best = about.get("best", {}).get("raw")
+    status = about.get("status", "unknown")
+    if status == "running" and not _is_held(folder):
+        status = "killed"
+    return {
+        "name": folder.name,
+        "folder": str(folder),
+        "status": status,
+        "reason": about.get("reason", ""),
+        "model": settings.get("model", ""),
+        "data": settings.get("data", ""),
+        "steps": f"{about.get('step', '?')}/{about.get('steps', '?')}",
+        "best": f"{best['watch']} {best['value']:.4g}" if best else "",
+        "started": about.get("started", ""),
+        "ended": about.get("ended", ""),
+    }
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether some process is training in the folder now."""
+    from plugin_trainer.errors import RunFolderError
+    from plugin_trainer.training.run_folder import RunFolder
+
+    disk = RunFolder(folder)
+    try:
+        disk.hold()
+    except RunFolderError:
+        return True
+    disk.release()
+    return False
+
+
+def _checkpoints(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").glob("step-*"))

@@ -1,0 +1,90 @@
+"""Refuses what does not fit, and makes one case of rows and sentences."""
+
+# N blocks, U halting units (rows, or sentences), T tokens per unit, C classes
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+PerBlock: TypeAlias = float | Sequence[float] | Tensor
+
+
+def check_pair(logits: Tensor, halting_logits: Tensor) -> None:
+    """Raise ValueError if class logits and halting logits are no network's answers."""
+    if not (logits.is_floating_point() and halting_logits.is_floating_point()):
+        raise ValueError(
+            f"logits are {logits.dtype}, halting_logits {halting_logits.dtype}; both must be float"
+        )
+    if logits.dim() < 3 or logits.shape[0] < 1:
+        raise ValueError(f"logits have shape {tuple(logits.shape)}, not [blocks, rows, classes]")
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"logits of shape {tuple(logits.shape)} have {logits.shape[-1]} classes, not 2 or more"
+        )
+    per_row = tuple(logits.shape[:-1])
+    per_sentence = per_row[:-1] if len(per_row) > 2 else per_row
+    if tuple(halting_logits.shape) not in (per_row, per_sentence):
+        raise ValueError(
+            f"halting_logits have shape {tuple(halting_logits.shape)}; with logits of shape "
+            f"{tuple(logits.shape)} they must have {' or '.join(map(str, {per_row, per_sentence}))}"
+        )
+
+
+def check_choices(
+    tau: float, label_smoothing: float, reduction: str, normalizer: object, empty: str
+) -> None:
+    """Raise ValueError for a setting of the loss that means nothing."""
+    if not (math.isfinite(tau) and tau >= 0.0):
+        raise ValueError(f"tau is {tau}; it must be 0 or more")
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing is {label_smoothing}; it must be between 0 and 1")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is {reduction!r}; it must be 'mean', 'sum' or 'none'")
+    if empty not in ("nan", "zero"):
+        raise ValueError(f"empty is {empty!r}; it must be 'nan' or 'zero'")
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(f"normalizer replaces the counts of a mean; reduction is {reduction!r}")
+
+
+def check_mask(name: str, mask: Tensor, shapes: list[torch.Size]) -> None:
+    """Raise ValueError if the mask is not bool or has none of the shapes."""
+    if mask.dtype != torch.bool or mask.shape not in shapes:
+        wanted = " or ".join(str(tuple(shape)) for shape in shapes)
+        raise ValueError(
+            f"{name} is {mask.dtype} of shape {tuple(mask.shape)}, not bool of shape {wanted}"
+        )
+
+
+def as_NUTC(logits: Tensor, halting_logits: Tensor) -> Tensor:
+    """Rows become units of one token, so that rows and sentences are one case."""
+    blocks, classes = logits.shape[0], logits.shape[-1]
+    units = math.prod(halting_logits.shape[1:])
+    tokens = logits.shape[-2] if halting_logits.dim() == logits.dim() - 2 else 1
+    return logits.reshape(blocks, units, tokens, classes)
+
+
+def per_block(value: PerBlock, name: str, logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """One number per block, [N], on the logits' device."""
+    blocks = logits.shape[0]
+    if isinstance(value, int | float):
+        return torch.full((blocks,), float(value), dtype=dtype, device=logits.device)
+    value_N = torch.as_tensor(value, dtype=dtype, device=logits.device).detach()
+    if value_N.shape != (blocks,):
+        raise ValueError(f"{name} has shape {tuple(value_N.shape)}; there are {blocks} blocks")
+    return value_N
+
+
+def regularised_units(
+    reg_mask: Tensor | None, labelled_UT: Tensor, rows: torch.Size, units: torch.Size
+) -> Tensor:
+    """Which units the regulariser counts, bool [U]: as masked, or else those with a label."""
+    if reg_mask is None:
+        return labelled_UT.any(-1)
+    check_mask("reg_mask", reg_mask, [units] if units == rows else [units, rows])
+    per_unit = reg_mask.shape == units
+    return reg_mask.reshape(-1) if per_unit else reg_mask.reshape(labelled_UT.shape).any(-1)

@@ -1,0 +1,80 @@
+"""What run.json says of a run's surroundings: plugins, packages, git, machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import plugin_trainer
+from plugin_trainer.configuration import Configuration
+
+_PACKAGES = ("torch", "numpy", "safetensors", "torchmetrics", "transformers", "tokenizers")
+
+
+def surroundings(configuration: Configuration, device: torch.device) -> dict[str, Any]:
+    """Everything around a run that its outcome may depend on."""
+    return {
+        "ptrain": plugin_trainer.__version__,
+        "command": sys.argv,
+        "plugins": plugins_of(configuration),
+        "packages": packages(),
+        "python": platform.python_version(),
+        "machine": {
+            "host": socket.gethostname(),
+            "system": platform.platform(),
+            "device": str(device),
+            "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+            "threads": torch.get_num_threads(),
+        },
+        "git": git_state(Path.cwd()),
+    }
+
+
+def plugins_of(configuration: Configuration) -> list[dict[str, str]]:
+    """Each active plugin: name, version, and where it came from."""
+    return [
+        {
+            "name": plugin.name,
+            "version": plugin.source.version,
+            "distribution": plugin.source.distribution,
+            "origin": plugin.source.origin,
+            "path": plugin.source.path,
+        }
+        for plugin in configuration.catalog.plugins
+    ]
+
+
+def packages() -> dict[str, str]:
+    """The versions of the packages that matter to a result, as far as they are installed."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit of the folder's repository and whether it has changes; None outside of one."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit, "changed": bool(_git(folder, "status", "--porcelain"))}
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *command], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

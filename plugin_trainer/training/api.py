@@ -1,0 +1,89 @@
+"""The library: train a plain nn.Module on a plain DataLoader, and load a run that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from plugin_trainer.configuration import configure
+from plugin_trainer.settings.layers import Layer
+from plugin_trainer.training.assemble import Resume, assemble
+from plugin_trainer.training.execution import execute
+from plugin_trainer.training.inference import LoadedRun, load_run
+from plugin_trainer.training.result import Result
+
+__all__ = ["LoadedRun", "Result", "fit", "load_run"]
+
+
+@dataclass(frozen=True)
+class PlainData:
+    """Loaders and metrics made elsewhere, as a data module."""
+
+    train_loader: Any
+    validation_loader: Any = None
+    metrics_by_name: Mapping[str, Any] = field(default_factory=dict)
+
+    def train(self) -> Any:
+        """What to train on."""
+        return self.train_loader
+
+    def validation(self) -> Any:
+        """What to evaluate on; None for no evaluation."""
+        return self.validation_loader
+
+    def metrics(self) -> Mapping[str, Any]:
+        """The metrics of an evaluation."""
+        return self.metrics_by_name
+
+
+def fit(
+    model: nn.Module,
+    train: Any,
+    validation: Any = None,
+    *,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    callbacks: Sequence[str | object] = (),
+    out: str | Path | None = None,
+    resume: Resume = "never",
+    allow: Sequence[str] = (),
+    notify: Callable[[str], None] = print,
+    **settings: Any,
+) -> Result:
+    """Train a model, with everything that a run file gives: checkpoints, exact resume, EMA, schedules.
+
+    model       called with each batch: a mapping's entries as keyword arguments, a tuple's as positional
+                ones without the last, which is the labels. Returns a loss, logits, or both
+    train       a DataLoader or a Dataset, or any iterable with a length; a DataLoader's random or
+                sequential sampler is replaced by a seeded one that can be resumed
+    validation  the same, evaluated as val/...
+    loss        loss(logits, labels), for a model that returns logits only
+    metrics     torchmetrics by name, fed with logits and labels
+    callbacks   names as in a run file, or objects with ptrain_... methods
+    out         the run folder; left out, a new one is made under runs/
+    resume      "auto" goes on with the run in `out`; "never" refuses a folder that holds one
+    allow       settings that may differ from those the run was started with
+    notify      is given lines about a resume
+    settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3}, ema={"decay": 0.99}
+
+    Raises PtrainError for settings, data or a folder that cannot be used, and for a run that failed.
+    """
+    named = [callback for callback in callbacks if isinstance(callback, str)]
+    objects = [callback for callback in callbacks if not isinstance(callback, str)]
+    values = {**settings, **({"callbacks": named} if named else {})}
+    run = assemble(
+        configure(Layer("fit", values), parts=False),
+        out=Path(out) if out is not None else None,
+        resume=resume,
+        allow=allow,
+        notify=notify,
+        model=model,
+        data=PlainData(train, validation, metrics or {}),
+        criterion=loss,
+        callbacks=objects,
+    )
+    return execute(run)

@@ -1,0 +1,311 @@
+"""From a checked configuration to a run that can be trained: the one place that knows every part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from plugin_trainer.cadence import Recurrence, Span, recurrence, whole_steps
+from plugin_trainer.configuration import Choice, Configuration
+from plugin_trainer.data.stream import TrainStream, training_stream
+from plugin_trainer.errors import DataError, PtrainError, ResumeError
+from plugin_trainer.registry.building import build, import_target
+from plugin_trainer.settings import RunSettings
+from plugin_trainer.settings.render import to_toml
+from plugin_trainer.training import step as engine
+from plugin_trainer.training.about import surroundings
+from plugin_trainer.training.best import Best
+from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.ema import Ema
+from plugin_trainer.training.forward import Criterion, Forward, build_criterion
+from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.optimizers import build_optimizer
+from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
+from plugin_trainer.training.run import Plan, Run
+from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
+from plugin_trainer.training.schedules import Schedule
+from plugin_trainer.training.seeding import seed_everything
+from plugin_trainer.training.snapshots import restore
+
+Resume = Literal["never", "auto"]
+
+
+class AlreadyDone(Exception):
+    """The run to be resumed has ended by itself; there is nothing left to do."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+        self.about = about
+
+
+def assemble(
+    configuration: Configuration,
+    *,
+    out: Path | None = None,
+    resume: Resume = "never",
+    allow: Sequence[str] = (),
+    notify: Callable[[str], None] = lambda line: None,
+    model: nn.Module | None = None,
+    data: Any = None,
+    criterion: Criterion | None = None,
+    callbacks: Sequence[object] = (),
+) -> Run:
+    """Build every part of a run and, if it is to be resumed, put its last checkpoint back.
+
+    out        the run folder; left out, one is made under runs/
+    resume     "auto" goes on with what the folder holds; "never" refuses a folder that holds a run
+    allow      settings that may differ from those the run was started with
+    notify     is given lines for the user: what was restored, what differs
+    model, data, criterion, callbacks   objects made elsewhere, in place of or beside the configured ones
+
+    The run folder is held when this returns. Raises PtrainError, or AlreadyDone.
+    """
+    settings = configuration.settings
+    folder = _folder(configuration, out=out, resume=resume)
+    disk = open_folder(folder, resume=resume == "auto")
+    try:
+        resuming = is_run(folder)
+        seed_everything(settings.seed)
+        device = pick_device(settings.device)
+        assets = disk.assets if resuming and disk.assets.is_dir() else None
+        data = data if data is not None else build_part(configuration.data, assets=assets)
+        model = (
+            model
+            if model is not None
+            else build_part(configuration.model, data=data, assets=assets)
+        )
+        run = _run(
+            configuration, disk=disk, device=device, model=model.to(device), data=data,
+            criterion=criterion, callbacks=callbacks,
+        )  # fmt: skip
+        resumption = _resumption(run, configuration, allow=allow) if resuming else None
+        if resumption is not None:
+            _go_on(run, resumption, notify=notify)
+        elif run.stream.inexact_because:
+            notify(f"resuming will not be exact: {run.stream.inexact_because}")
+        _write_down(run, configuration, resumption)
+        return run
+    except BaseException:
+        disk.release()
+        raise
+
+
+def _folder(configuration: Configuration, *, out: Path | None, resume: Resume) -> Path:
+    name = configuration.settings.name
+    if out is not None:
+        return out
+    if name:
+        return RUNS / name
+    if resume == "auto":
+        raise ResumeError(
+            "resuming by itself needs to know which run",
+            hint="give it --out DIR or --set name=NAME",
+        )
+    offer = configuration.model.offer if configuration.model else None
+    return new_folder((offer.owner or offer.spec.name.partition(":")[2]) if offer else "fit")
+
+
+def build_part(choice: Choice | None, *, assets: Path | None = None, **context: Any) -> Any:
+    """The model or the data module: from a run's assets where there are some and it knows how."""
+    if choice is None:
+        raise PtrainError("the run has no model or no data", hint="pass them to fit")
+    if assets is not None:
+        target = import_target(choice.offer.spec.target, plugin=choice.offer.owner)
+        if hasattr(target, "from_assets"):
+            return target.from_assets(choice.settings, *context.values(), assets)
+    return build(choice.offer, choice.settings, **context)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device a name stands for; "auto" is CUDA, then what else torch offers, then the CPU.
+
+    Raises PtrainError for a device that is not there.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else torch.device(found.type, 0)
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PtrainError(
+            f"device: '{name}' cannot be used", hint=str(error).splitlines()[0]
+        ) from error
+    return device
+
+
+def _run(
+    configuration: Configuration,
+    *,
+    disk: RunFolder,
+    device: torch.device,
+    model: nn.Module,
+    data: Any,
+    criterion: Criterion | None,
+    callbacks: Sequence[object],
+) -> Run:
+    settings = configuration.settings
+    stream = training_stream(
+        data.train(),
+        seed=settings.seed,
+        accumulate=settings.accumulate,
+        batch_size=settings.batch_size,
+    )
+    plan = make_plan(settings, stream)
+    optimizer = build_optimizer(model, settings.optimizer)
+    loaders = validation_loaders(data)
+    return Run(
+        settings=settings,
+        model=model,
+        data=data,
+        device=device,
+        forward=Forward(
+            model, criterion=criterion or build_criterion(settings.loss), label=settings.label
+        ),
+        precision=Precision(settings.precision, device.type),
+        optimizer=optimizer,
+        schedule=_schedule(configuration, optimizer, plan, stream),
+        ema=_ema(settings, model),
+        hooks=make_hooks(configuration, callbacks=callbacks),
+        stream=stream,
+        loaders=loaders,
+        plan=plan if loaders else Plan(plan.total_steps, None, plan.save, plan.log),
+        best=_bests(settings) if loaders else {},
+        disk=disk,
+        store=CheckpointStore(disk.path, keep=settings.keep),
+    )
+
+
+def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
+    """The settings' spans in optimizer steps."""
+    per_epoch = stream.steps_per_epoch
+
+    def every(cadence: Span | None) -> Recurrence | None:
+        return recurrence(cadence, steps_per_epoch=per_epoch)
+
+    return Plan(
+        total_steps=whole_steps(settings.length, steps_per_epoch=per_epoch),
+        evaluate=every(settings.evaluate),
+        save=every(settings.save),
+        log=every(settings.log),
+    )
+
+
+def validation_loaders(data: Any) -> dict[str, Any]:
+    """The loader of the validation split, if the data module has one, as {"val": loader}."""
+    loader = data.validation() if hasattr(data, "validation") else None
+    if loader is None:
+        return {}
+    if hasattr(loader, "__len__") and len(loader) == 0:
+        raise DataError("the validation data is empty", hint="check its file, or leave it out")
+    return {"val": loader}
+
+
+def _schedule(
+    configuration: Configuration,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    stream: TrainStream,
+) -> Schedule:
+    settings = configuration.settings.schedule
+    warmup_steps = whole_steps(
+        settings.warmup, steps_per_epoch=stream.steps_per_epoch, total_steps=plan.total_steps
+    )
+    if warmup_steps >= plan.total_steps and warmup_steps > 0:
+        raise PtrainError(
+            f"schedule.warmup: {settings.warmup} is {warmup_steps} steps, but the whole run has "
+            f"{plan.total_steps}",
+            hint="make the warm-up shorter than the run",
+        )
+    scheduler = build(
+        configuration.schedule.offer,
+        configuration.schedule.settings,
+        optimizer=optimizer,
+        total_steps=plan.total_steps - warmup_steps,
+    )
+    return Schedule(
+        optimizer, scheduler, warmup_steps=warmup_steps, start_factor=settings.start_factor
+    )
+
+
+def _ema(settings: RunSettings, model: nn.Module) -> Ema | None:
+    if settings.ema is None:
+        return None
+    return Ema(model, decay=settings.ema.decay, warmup=settings.ema.warmup)
+
+
+def _bests(settings: RunSettings) -> dict[str, Best]:
+    watch, mode = settings.best.watch, settings.best.mode
+    bests = {"best": Best(watch, mode)}
+    if settings.ema is not None:
+        split, slash, name = watch.partition("/")
+        bests["best_ema"] = Best(f"{split}_ema{slash}{name}", mode)
+    return bests
+
+
+def make_hooks(
+    configuration: Configuration, *, callbacks: Sequence[object] = (), configured: bool = True
+) -> RunHooks:
+    """The hooks of the active plugins and of the callbacks: the configured ones, then these objects."""
+    built = [
+        (choice.address, build(choice.offer, choice.settings))
+        for choice in (configuration.callbacks if configured else ())
+    ]
+    names = [
+        f"{type(callback).__name__} ({number})" for number, callback in enumerate(callbacks, 1)
+    ]
+    return RunHooks(
+        plugins=[(plugin.name, plugin.module) for plugin in configuration.catalog.plugins],
+        callbacks=[*built, *zip(names, callbacks, strict=True)],
+        core=engine,
+    )
+
+
+def _resumption(
+    run: Run, configuration: Configuration, *, allow: Sequence[str]
+) -> Resumption | None:
+    resumption = find_resumption(
+        run.disk, configuration.values(), allow=allow, inexact_because=run.stream.inexact_because
+    )
+    if resumption is not None and resumption.done:
+        raise AlreadyDone(run.folder, run.disk.read_about())
+    return resumption
+
+
+def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
+    snapshot = read_snapshot(resumption.checkpoint.path)
+    restore(run, snapshot)
+    run.disk.cut_metrics_after(run.progress.step)
+    notify(f"going on from {resumption.checkpoint.path}, step {run.progress.step}")
+    for line in resumption.notices:
+        notify(line)
+    if not snapshot.state["exact"]:
+        notify("resuming is not exact: that checkpoint was written after a failure inside a step")
+
+
+def _write_down(run: Run, configuration: Configuration, resumption: Resumption | None) -> None:
+    """Put the settings, the surroundings and the assets into the run folder."""
+    about = run.disk.read_about()
+    resumed = [*about.get("resumed", []), run.progress.step] if resumption else []
+    if not run.disk.assets.is_dir():
+        run.disk.assets.mkdir()
+        for part in (run.data, run.model):
+            if hasattr(part, "save_assets"):
+                part.save_assets(run.disk.assets)
+    run.disk.write_about(
+        **surroundings(configuration, run.device),
+        parameters=sum(p.numel() for p in run.model.parameters()),
+        trainable=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
+        steps=run.plan.total_steps,
+        steps_per_epoch=run.stream.steps_per_epoch,
+        inexact_because=run.stream.inexact_because,
+        resumed=resumed,
+    )
+    # Last, because a folder counts as a run once it is there.
+    run.disk.write_settings(to_toml(configuration.values()))

@@ -1,0 +1,314 @@
+"""Checkpoints on disk: folders of safetensors and JSON that are either complete or do not count.
+
+    checkpoints/step-00000500/   model.safetensors  ema.safetensors  optimizer.safetensors
+                                 extra.safetensors  state.json  manifest.json
+    checkpoints/latest.json  best.json  best_ema.json      {"checkpoint": "step-00000500", ...}
+
+A checkpoint is written into a hidden folder beside its place, every file fsynced, the sizes and hashes
+put into manifest.json last, and then renamed. A folder without a manifest that fits is no checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from plugin_trainer.errors import CheckpointError
+from plugin_trainer.training.files import (
+    fsync_file,
+    fsync_folder,
+    read_json,
+    sha256_of,
+    write_json,
+)
+from plugin_trainer.training.state_codec import decode, encode
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass
+class Snapshot:
+    """Everything a run is at one step, in memory.
+
+    model, ema, optimizer  tensors by name; `ema` is None for a run without an average
+    state                  all the rest: nested values, tensors among them
+    """
+
+    model: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run_folder: Path, *, keep: int | Literal["all"] = "all") -> None:
+        self.folder = run_folder / "checkpoints"
+        self._keep = keep
+
+    # -------------------------------------------------------------------------------- writing
+
+    def save(self, snapshot: Snapshot, *, step: int) -> Path:
+        """Write a checkpoint and commit it. Raises OSError if the disk refuses; then nothing is left."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        place = self.path_of(step)
+        beside = self.folder / f".{place.name}.tmp-{os.getpid()}"
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir()
+            _write_files(beside, snapshot, step=step)
+            _put_in_place(beside, place)
+        except BaseException:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise
+        self.point("latest", place, step=step)
+        return place
+
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step stands, or will."""
+        return self.folder / name_of(step)
+
+    def point(self, pointer: str, checkpoint: Path, **about: Any) -> None:
+        """Let a pointer name a checkpoint, relative to the folder, so that the run can be moved."""
+        write_json(self.folder / f"{pointer}.json", {"checkpoint": checkpoint.name, **about})
+
+    def clean(self) -> None:
+        """Remove what killed processes left half-written. Only with the run folder's lock held."""
+        for left in self.folder.glob(".*.tmp-*"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def prune(self) -> None:
+        """Delete all but the newest `keep` checkpoints; the latest and the best are never deleted."""
+        if self._keep == "all":
+            return
+        safe = {pointer["checkpoint"] for pointer in map(self.pointer, POINTERS) if pointer}
+        for name in self._names()[: -self._keep]:
+            if name not in safe:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    # -------------------------------------------------------------------------------- finding
+
+    def pointer(self, name: str) -> dict[str, Any] | None:
+        """What a pointer says, or None if there is none."""
+        value = read_json(self.folder / f"{name}.json")
+        return value if isinstance(value, dict) and "checkpoint" in value else None
+
+    def find(self, which: str) -> Found:
+        """The checkpoint called best, best_ema, last or step-N, verified.
+
+        Raises CheckpointError, listing what there is, if it is missing or not sound.
+        """
+        if which == "last":
+            newest = self.newest_sound()
+            if newest[0] is not None:
+                return newest[0]
+            raise CheckpointError(f"there is no sound checkpoint in {self.folder}", hint=newest[1])
+        if which in ("best", "best_ema"):
+            pointer = self.pointer(which)
+            if pointer is None:
+                raise CheckpointError(
+                    f"there is no {which} checkpoint in {self.folder}", hint=self._listing()
+                )
+            name = pointer["checkpoint"]
+        else:
+            number = re.fullmatch(r"(?:step-)?(\d+)", which)
+            if number is None:
+                raise CheckpointError(
+                    f"'{which}' is not a checkpoint", hint="write best, best_ema, last or step-N"
+                )
+            name = name_of(int(number[1]))
+        path = self.folder / name
+        if not path.is_dir():
+            raise CheckpointError(f"there is no checkpoint {path}", hint=self._listing())
+        verify(path)
+        return Found(path, step_of(path))
+
+    def newest_sound(self) -> tuple[Found | None, list[str]]:
+        """The newest checkpoint whose files are whole, and why each newer one was passed over."""
+        passed_over = []
+        for name in reversed(self._names()):
+            path = self.folder / name
+            try:
+                verify(path)
+            except CheckpointError as error:
+                passed_over.append(error.message)
+                continue
+            return Found(path, step_of(path)), passed_over
+        return None, passed_over
+
+    def _names(self) -> list[str]:
+        if not self.folder.is_dir():
+            return []
+        names = [entry.name for entry in self.folder.iterdir() if _NAME.fullmatch(entry.name)]
+        return sorted(names, key=lambda name: int(name.removeprefix("step-")))
+
+    def _listing(self) -> str:
+        names = self._names()
+        return f"there are: {', '.join(names)}" if names else "there is none at all"
+
+
+POINTERS = ("latest", "best", "best_ema")
+
+
+def name_of(step: int) -> str:
+    """The folder name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step a checkpoint folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+# ---------------------------------------------------------------------------------------- content
+
+
+def _write_files(folder: Path, snapshot: Snapshot, *, step: int) -> None:
+    extra: dict[str, Tensor] = {}
+    state = encode(snapshot.state, extra)
+    model, aliases = _without_aliases(snapshot.model)
+    _write_tensors(folder / "model.safetensors", model, about={"weights": "raw"})
+    if snapshot.ema is not None:
+        _write_tensors(folder / "ema.safetensors", snapshot.ema, about={"weights": "ema"})
+    _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
+    if extra:
+        _write_tensors(folder / "extra.safetensors", extra)
+    text = json.dumps({"format": FORMAT, "step": step, "aliases": aliases, "state": state})
+    (folder / "state.json").write_text(text + "\n", encoding="utf-8")
+    files = {}
+    for path in sorted(folder.iterdir()):
+        fsync_file(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, "files": files}
+    write_json(folder / "manifest.json", manifest)
+
+
+def _write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str] = {}
+) -> None:
+    # A copy of its own for each: safetensors refuses tensors that share memory or are not contiguous.
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    seen: set[int] = set()
+    for name, tensor in whole.items():
+        if tensor.numel() and tensor.data_ptr() in seen:
+            whole[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    safetensors.torch.save_file(whole, path, metadata={"format": "pt", **about})
+    # The library makes its files readable by the owner alone; a user's umask says who may read.
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tied weights once, and the other names they go by: alias -> name."""
+    first: dict[tuple[Any, ...], str] = {}
+    aliases: dict[str, str] = {}
+    kept: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        where = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and where in first:
+            aliases[name] = first[where]
+        else:
+            first[where] = name
+            kept[name] = tensor
+    return kept, aliases
+
+
+def _put_in_place(beside: Path, place: Path) -> None:
+    fsync_folder(beside)
+    if place.exists():
+        # A folder of this name that no resume took up: not sound, or from a run that was set back.
+        old = beside.with_name(f".{place.name}.tmp-old-{os.getpid()}")
+        place.rename(old)
+        beside.rename(place)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        beside.rename(place)
+    fsync_folder(place.parent)
+
+
+def verify(checkpoint: Path) -> None:
+    """Check every file against the manifest. Raises CheckpointError naming the first that does not fit."""
+    manifest = read_json(checkpoint / "manifest.json")
+    if not isinstance(manifest, dict) or "files" not in manifest:
+        raise CheckpointError(f"{checkpoint} has no manifest: it was never completed")
+    if manifest["format"] != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has format {manifest['format']}; this ptrain reads {FORMAT}",
+            hint="upgrade plugin-trainer",
+        )
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise CheckpointError(f"{checkpoint} is not sound: {name} is missing")
+        if path.stat().st_size != expected["size"]:
+            raise CheckpointError(
+                f"{checkpoint} is not sound: {name} has {path.stat().st_size} bytes "
+                f"in place of {expected['size']}"
+            )
+        if sha256_of(path) != expected["sha256"]:
+            raise CheckpointError(f"{checkpoint} is not sound: the hash of {name} does not fit")
+
+
+def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:
+    """The full state of the model, tied names included, with its raw or its EMA weights.
+
+    Raises CheckpointError if the checkpoint has no EMA weights.
+    """
+    tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    if weights == "ema":
+        path = checkpoint / "ema.safetensors"
+        if not path.is_file():
+            raise CheckpointError(
+                f"{checkpoint} holds no EMA weights", hint="the run had no [ema]; use --weights raw"
+            )
+        average = safetensors.torch.load_file(path)
+        tensors = {
+            name: average[name].to(tensor.dtype) if name in average else tensor
+            for name, tensor in tensors.items()
+        }
+    aliases = _read_state_file(checkpoint)["aliases"]
+    tensors.update({alias: tensors[name] for alias, name in aliases.items()})
+    return tensors
+
+
+def read_snapshot(checkpoint: Path) -> Snapshot:
+    """Everything that was saved, on the CPU. The checkpoint must have been verified."""
+    extra_path, ema_path = checkpoint / "extra.safetensors", checkpoint / "ema.safetensors"
+    extra = safetensors.torch.load_file(extra_path) if extra_path.is_file() else {}
+    return Snapshot(
+        model=read_weights(checkpoint, weights="raw"),
+        ema=safetensors.torch.load_file(ema_path) if ema_path.is_file() else None,
+        optimizer=safetensors.torch.load_file(checkpoint / "optimizer.safetensors"),
+        state=decode(_read_state_file(checkpoint)["state"], extra),
+    )
+
+
+def _read_state_file(checkpoint: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return value

@@ -1,0 +1,74 @@
+"""The moving average of the weights: a second weight set beside the raw one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plugin_trainer.ops import ema_decay, ema_update_
+
+
+class Ema:
+    """An exponential moving average of a model's trainable parameters and its buffers.
+
+    The average is kept in float32 (float64 for float64 weights) on the model's device; integer buffers
+    are copied. Frozen parameters are not kept twice.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
+        self._decay = decay
+        self._warmup = warmup
+        self.updates = 0
+        averaged = {
+            name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad
+        }
+        # What is not part of the model's saved state (a cached mask, say) is not part of the average.
+        persistent = model.state_dict().keys()
+        averaged.update(
+            (name, tensor) for name, tensor in model.named_buffers() if name in persistent
+        )
+        self._weights: list[Tensor] = list(averaged.values())
+        self.shadow = {name: _shadow_of(tensor) for name, tensor in averaged.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights; once after each optimizer step."""
+        decay = ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
+        ema_update_(list(self.shadow.values()), self._weights, decay=decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model holds the average inside, and its raw weights again afterwards, whatever happens."""
+        raw = [weight.data for weight in self._weights]
+        try:
+            for weight, shadow in zip(self._weights, self.shadow.values(), strict=True):
+                weight.data = shadow.to(weight.dtype)
+            yield
+        finally:
+            for weight, tensor in zip(self._weights, raw, strict=True):
+                weight.data = tensor
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average by the names of the model's own state."""
+        return dict(self.shadow)
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: Mapping[str, Tensor], *, updates: int) -> None:
+        """Take the average and its counter back. Raises KeyError if a tensor is missing."""
+        for name, shadow in self.shadow.items():
+            shadow.copy_(tensors[name])
+        self.updates = updates
+
+    def counters(self) -> dict[str, Any]:
+        """What the average needs beside its tensors."""
+        return {"updates": self.updates}
+
+
+def _shadow_of(tensor: Tensor) -> Tensor:
+    wide = tensor.detach().clone()
+    return wide.float() if tensor.dtype in (torch.bfloat16, torch.float16) else wide

@@ -1,0 +1,87 @@
+"""Train a run to whatever end it comes to, and leave a record and a checkpoint of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
+from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.training import signals
+from plugin_trainer.training.loop import train
+from plugin_trainer.training.result import Result
+from plugin_trainer.training.run import Run
+from plugin_trainer.training.run_folder import now
+from plugin_trainer.training.snapshots import save
+
+
+def execute(run: Run) -> Result:
+    """Train. The run folder must be held; it is released here.
+
+    Raises PtrainError for a failure, once its checkpoint, if the state is sound, is on disk.
+    """
+    run.disk.write_about(status="running", reason="", started=now())
+    try:
+        with signals.answered(run):
+            result = train(run)
+        run.disk.write_about(**_about(result), ended=now())
+        return result
+    except BaseException as error:
+        raise _failed(run, error) from error
+    finally:
+        run.disk.release()
+
+
+def _about(result: Result) -> dict[str, Any]:
+    return {
+        "status": result.status,
+        "reason": result.reason,
+        "step": result.step,
+        "samples": result.samples,
+        "metrics": dict(result.metrics),
+        "best": {weights: vars(best) for weights, best in result.best.items()},
+        "seconds": round(result.seconds, 3),
+    }
+
+
+def _failed(run: Run, error: BaseException) -> BaseException:
+    """Save what is sound, tell the callbacks, and put the error into words."""
+    step = run.progress.step
+    explained = _explain(run, error)
+    saved = _save_what_is_sound(run, error)
+    if isinstance(explained, PtrainError) and saved:
+        explained.hint = (*explained.hint, saved)
+    try:
+        if isinstance(error, NonFiniteError):
+            run.disk.write_metrics({"step": step + 1, **error.metrics})
+        run.hooks.run_failed(run=run, error=error)
+        reason = str(explained).splitlines()[0] or type(explained).__name__
+        run.disk.write_about(status="failed", reason=reason, step=step, ended=now())
+    except Exception as second:
+        explained.add_note(f"and then, while closing the run: {in_words(second)}")
+    return explained
+
+
+def _explain(run: Run, error: BaseException) -> BaseException:
+    if isinstance(error, PtrainError) or not isinstance(error, Exception):
+        return error
+    blamed = run.hooks.explain(error, step=run.progress.step)
+    if blamed is not None:
+        return blamed
+    place = raised_at(error)
+    return TrainingFailed(
+        f"the run failed after step {run.progress.step}",
+        hint=[in_words(error), f"raised at {place}", "see everything with --debug"],
+    )
+
+
+def _save_what_is_sound(run: Run, error: BaseException) -> str:
+    """A checkpoint of the last completed step, unless it is there or cannot be; what to tell the user."""
+    if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
+        return ""
+    if run.saved_at != run.progress.step:
+        try:
+            # A step was begun and has drawn random numbers, so that what follows will not be the same.
+            save(run, best_of=[], exact=False)
+        except Exception as second:
+            return f"its state could not be saved: {in_words(second)}"
+    return f"the run was saved to {run.store.path_of(run.progress.step)} before stopping"

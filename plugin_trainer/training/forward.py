@@ -1,0 +1,169 @@
+"""From a batch to a StepOutcome: call the model, and understand whatever it returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from plugin_trainer.data.batches import count_rows, count_valid, find_labels
+from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.registry.building import import_target
+
+Criterion = Callable[[Any, Any], Tensor]
+
+
+class Forward:
+    """Calls one model with batches of any common shape.
+
+    A mapping is passed as keyword arguments, as far as the model's forward takes them; a tuple or list
+    as positional ones, its last entry being the labels; anything else as the one argument.
+
+    criterion  the loss for a model that returns logits: criterion(logits, labels)
+    label      the batch's key that holds the labels; empty to look for it
+    """
+
+    def __init__(
+        self, model: nn.Module, *, criterion: Criterion | None = None, label: str = ""
+    ) -> None:
+        self._model = model
+        self._criterion = criterion
+        self._label = label
+        self._accepted, self._accepts_all = _keywords_of(model)
+        self.not_passed: set[str] = set()
+        """Keys of batches that the model's forward does not take."""
+
+    def __call__(self, batch: Any) -> StepOutcome:
+        """The loss of a batch, and everything beside it.
+
+        Raises DataError or PtrainError, naming what was seen, if no loss can be made of it.
+        """
+        found = find_labels(batch, key=self._label)
+        returned = self._call(batch, found)
+        if isinstance(returned, StepOutcome):
+            return returned
+        fields = _fields_of(returned)
+        if fields.get("loss") is None:
+            fields["loss"] = self._loss_of(fields, batch, found)
+        return _outcome(fields, batch, found)
+
+    def outputs(self, batch: Any) -> dict[str, Any]:
+        """Everything the model returns for a batch without labels, by name."""
+        returned = self._call(batch, None)
+        return dict(returned.outputs) if isinstance(returned, StepOutcome) else _fields_of(returned)
+
+    def _call(self, batch: Any, found: tuple[str, Any] | None) -> Any:
+        if isinstance(batch, Mapping):
+            return self._model(**self._arguments(batch))
+        if isinstance(batch, (list, tuple)):
+            with_labels = found is not None and self._criterion is not None
+            return self._model(*(batch[:-1] if with_labels else batch))
+        return self._model(batch)
+
+    def _arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        if self._accepts_all:
+            return dict(batch)
+        arguments = {name: value for name, value in batch.items() if name in self._accepted}
+        if not arguments:
+            raise DataError(
+                f"the model's forward takes none of the batch's keys: {', '.join(map(str, batch))}",
+                hint=f"it takes: {', '.join(sorted(self._accepted)) or 'nothing'}",
+            )
+        self.not_passed.update(name for name in batch if name not in self._accepted)
+        return arguments
+
+    def _loss_of(
+        self, fields: Mapping[str, Any], batch: Any, found: tuple[str, Any] | None
+    ) -> Tensor:
+        logits = fields.get("logits")
+        if self._criterion is None or logits is None:
+            raise PtrainError(
+                f"the model returned no loss, only: {', '.join(fields) or 'nothing'}",
+                hint=[
+                    "return a mapping with a 'loss', or give the run a loss to apply to the logits:",
+                    'loss = "CrossEntropyLoss", or fit(..., loss=torch.nn.CrossEntropyLoss())',
+                ],
+            )
+        if found is None:
+            seen = (
+                ", ".join(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+            )
+            raise DataError(
+                f"the batch has no labels; it has: {seen}",
+                hint="call them labels, label or labels_<head>, or set `label` to the key they have",
+            )
+        return self._criterion(logits, found[1])
+
+
+def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return set(), True
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {parameter.name for parameter in parameters if parameter.kind in named}, False
+
+
+def _fields_of(returned: Any) -> dict[str, Any]:
+    """What a model returned, by name: a mapping's own names, else `loss` and `logits` by shape."""
+    if isinstance(returned, Mapping):
+        return dict(returned)
+    if isinstance(returned, Tensor):
+        return {"loss": returned} if returned.dim() == 0 else {"logits": returned}
+    if isinstance(returned, (list, tuple)) and returned and isinstance(returned[0], Tensor):
+        rest: Sequence[Any] = returned[1:]
+        if returned[0].dim() == 0:
+            return {"loss": returned[0], **({"logits": rest[0]} if rest else {})}
+        return {"logits": returned[0]}
+    if hasattr(returned, "loss") or hasattr(returned, "logits"):
+        return {name: value for name, value in vars(returned).items() if not name.startswith("_")}
+    raise PtrainError(
+        f"the model returned a {type(returned).__name__}",
+        hint="return a mapping with loss or logits, a tensor, or a tuple of them",
+    )
+
+
+def _outcome(fields: dict[str, Any], batch: Any, found: tuple[str, Any] | None) -> StepOutcome:
+    loss = fields.pop("loss")
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise PtrainError(
+            f"the loss is not one number but {shape}",
+            hint="reduce it to its mean: reduction='mean'",
+        )
+    count = fields.pop("count", None)
+    if count is None:
+        count = count_valid(found[1]) if found is not None else count_rows(batch)
+    return StepOutcome(
+        loss=loss,
+        parts=fields.pop("parts", None) or {},
+        count=count,
+        metrics=fields.pop("metrics", None) or {},
+        outputs=fields,
+    )
+
+
+def build_criterion(name: str) -> Criterion | None:
+    """The loss that `loss` in the settings names; None for an empty name.
+
+    Raises PtrainError if torch.nn has no such class.
+    """
+    if not name:
+        return None
+    if ":" in name:
+        found = import_target(name)
+        return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
+    cls = getattr(nn, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        losses = sorted(key for key in vars(nn) if key.endswith("Loss"))
+        raise PtrainError(
+            f"loss: torch.nn has no '{name}'",
+            hint=[
+                f"there are: {', '.join(losses)}",
+                "any function works too: package.module:function",
+            ],
+        )
+    criterion: Criterion = cls()
+    return criterion

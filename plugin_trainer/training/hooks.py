@@ -1,0 +1,85 @@
+"""A run's hooks: its plugins and callbacks registered once, each hook resolved to one callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from plugin_trainer.errors import PtrainError, TrainingFailed
+from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.manager import culprit, new_manager
+
+Call = Callable[..., Any]
+
+_CORE = "the engine"
+
+
+class RunHooks:
+    """What the loop calls. A hook that nobody implements costs one empty call.
+
+    plugins    (name, module) of the active plugins
+    callbacks  (address, object) in calling order
+    core       the engine's own answers to the behaviour hooks, asked last
+    """
+
+    move_batch: Call
+    forward: Call
+    train_step: Call
+    run_start: Call
+    epoch_start: Call
+    step_end: Call
+    log: Call
+    evaluation_batch_end: Call
+    evaluation_end: Call
+    epoch_end: Call
+    checkpoint_save: Call
+    checkpoint_load: Call
+    checkpoint_committed: Call
+    run_end: Call
+    run_failed: Call
+
+    def __init__(
+        self,
+        *,
+        plugins: Sequence[tuple[str, object]],
+        callbacks: Sequence[tuple[str, object]],
+        core: object,
+    ) -> None:
+        self._manager = new_manager()
+        # The last registered is called first: plugins, then callbacks, then core's own answers.
+        self._manager.register(core, name=_CORE)
+        self._manager.register_in_order(callbacks, noun="callback")
+        self._manager.register_in_order(plugins)
+        self._noun = {name: "callback" for name, _ in callbacks}
+        for name in self.__class__.__annotations__:
+            setattr(self, name, self._resolve(f"ptrain_{name}"))
+
+    def _resolve(self, hook_name: str) -> Call:
+        caller = getattr(self._manager.hook, hook_name)
+        return caller if caller.get_hookimpls() else _nothing
+
+    def blame(self, error: BaseException) -> tuple[str, str] | None:
+        """The plugin or callback, and its hook, out of which an error came; None if it is the engine's."""
+        for name in self.__class__.__annotations__:
+            caller = getattr(self._manager.hook, f"ptrain_{name}")
+            plugin = culprit(error, caller.get_hookimpls())
+            if plugin is not None and plugin != _CORE:
+                return plugin, f"ptrain_{name}"
+        return None
+
+    def explain(self, error: Exception, *, step: int) -> PtrainError | None:
+        """An error out of a plugin's hook as a message that names it; None if it is not one."""
+        if isinstance(error, PtrainError):
+            return None
+        blamed = self.blame(error)
+        if blamed is None:
+            return None
+        plugin, hook = blamed
+        return TrainingFailed(
+            f"{self._noun.get(plugin, 'plugin')} '{plugin}' failed in {hook} at step {step}",
+            hint=[in_words(error), f"raised at {raised_at(error)}"],
+        )
+
+
+def _nothing(**_: Any) -> None:
+    """Stand in for a hook that nobody implements."""

@@ -1,0 +1,145 @@
+"""A trained run, loaded for evaluation and prediction from its folder alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from plugin_trainer.configuration import configure
+from plugin_trainer.errors import CheckpointError, DataError, PtrainError
+from plugin_trainer.settings import RunSettings
+from plugin_trainer.settings.layers import Layer, read_toml
+from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
+from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_weights
+from plugin_trainer.training.evaluation import score
+from plugin_trainer.training.forward import Forward, build_criterion
+from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.progress import Progress
+from plugin_trainer.training.run_folder import find_run
+
+Weights = Literal["raw", "ema"]
+
+_LINES_AT_ONCE = 1024
+
+
+@dataclass(eq=False, kw_only=True)
+class LoadedRun:
+    """The model of a run, its data module and its settings.
+
+    model  with the checkpoint's raw or EMA weights, in evaluation mode, on the device
+    """
+
+    folder: Path
+    checkpoint: Found
+    weights: Weights
+    settings: RunSettings
+    model: nn.Module
+    data: Any
+    device: torch.device
+    forward: Forward
+    precision: Precision
+    hooks: RunHooks
+    progress: Progress
+    loaders: dict[str, Any] = field(default_factory=dict)
+    ema: None = None
+
+    def evaluate(self, split: str = "val") -> dict[str, float]:
+        """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""
+        self.loaders[split] = self._loader(split)
+        metrics = score(self, split=split, weights=self.weights)
+        self.hooks.evaluation_end(run=self, metrics=metrics)
+        return metrics
+
+    def _loader(self, split: str) -> Any:
+        method = {"val": "validation", "validation": "validation"}.get(split, split)
+        make = (
+            getattr(self.data, method, None) if method in ("train", "validation", "test") else None
+        )
+        loader = make() if make is not None else None
+        if loader is None:
+            offered = [name for name in ("validation", "test") if hasattr(self.data, name)]
+            raise DataError(
+                f"the run has no data for the split '{split}'",
+                hint=f"its data module can give: {', '.join(offered) or 'none'}; name the file with --set",
+            )
+        return loader
+
+    def predict(self, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
+        """One mapping a line, in order. Raises DataError if the data module cannot predict."""
+        if not (hasattr(self.data, "predict") and hasattr(self.data, "decode")):
+            raise PtrainError(
+                f"the data module {self.settings.data} cannot predict",
+                hint="it needs the methods predict(lines) and decode(outputs, batch)",
+            )
+        remaining = iter(lines)
+        while some := list(islice(remaining, _LINES_AT_ONCE)):
+            for batch in self.data.predict(some):
+                moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
+                with torch.no_grad(), self.precision.autocast():
+                    outputs = self.forward.outputs(moved)
+                yield from self.data.decode(outputs, moved)
+
+
+def load_run(
+    run: str | Path,
+    *,
+    checkpoint: str = "",
+    weights: Weights = "raw",
+    device: str = "auto",
+    overrides: Layer | None = None,
+) -> LoadedRun:
+    """Load a run from its folder, or from its name under runs/.
+
+    checkpoint  "best", "last" or "step-N"; left out, the best one of the weights, else the last
+    weights     "raw" or "ema"
+    overrides   settings that go over the run's own, such as another validation file
+
+    Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
+    """
+    folder = find_run(str(run))
+    configuration = configure(read_toml(folder / "run.toml"), overrides=overrides)
+    found = _find(CheckpointStore(folder), checkpoint, weights)
+    assets = folder / "assets"
+    data = build_part(configuration.data, assets=assets if assets.is_dir() else None)
+    model = build_part(configuration.model, data=data, assets=assets if assets.is_dir() else None)
+    _load(model, found, weights)
+    settings = configuration.settings
+    where = pick_device(device if device != "auto" else settings.device)
+    model.to(where).eval()
+    return LoadedRun(
+        folder=folder,
+        checkpoint=found,
+        weights=weights,
+        settings=settings,
+        model=model,
+        data=data,
+        device=where,
+        forward=Forward(model, criterion=build_criterion(settings.loss), label=settings.label),
+        precision=Precision(settings.precision, where.type),
+        hooks=make_hooks(configuration, configured=False),
+        progress=Progress(step=found.step),
+    )
+
+
+def _find(store: CheckpointStore, checkpoint: str, weights: Weights) -> Found:
+    best = "best" if weights == "raw" else "best_ema"
+    if checkpoint:
+        return store.find(best if checkpoint == "best" else checkpoint)
+    return store.find(best if store.pointer(best) is not None else "last")
+
+
+def _load(model: nn.Module, found: Found, weights: Weights) -> None:
+    try:
+        model.load_state_dict(read_weights(found.path, weights=weights))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights of {found.path} do not fit the model {type(model).__name__}",
+            hint=[line.strip() for line in str(error).splitlines()[1:4]],
+        ) from error

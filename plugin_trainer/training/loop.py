@@ -1,0 +1,80 @@
+"""The loop: train, evaluate, log, keep the best, save, stop, in this order at every step."""
+
+from __future__ import annotations
+
+import time
+
+from plugin_trainer.training.evaluation import evaluate
+from plugin_trainer.training.result import BestCheckpoint, Result, Status
+from plugin_trainer.training.run import Run
+from plugin_trainer.training.snapshots import restore_streams, save
+
+
+def train(run: Run) -> Result:
+    """Train until the length is reached or someone asks to stop."""
+    hooks, plan = run.hooks, run.plan
+    started = time.perf_counter()
+    run.model.train()
+    hooks.run_start(run=run)
+    restore_streams(run)
+    run.start_clock()
+    for window in run.windows():
+        if window.first:
+            hooks.epoch_start(run=run)
+        run.sound = False
+        outcome = hooks.train_step(run=run, micro_batches=window.micro_batches)
+        run.progress.advance(window)
+        run.sound = True
+        run.meter.add(outcome)
+        hooks.step_end(run=run, outcome=outcome)
+
+        metrics = evaluate(run) if run.is_due(plan.evaluate) else {}
+        if metrics or run.is_due(plan.log):
+            run.write_log(metrics, training=run.is_due(plan.log))
+        best_of = run.note_evaluation(metrics) if metrics else []
+        if window.last:
+            hooks.epoch_end(run=run)
+        if best_of or run.is_due(plan.save):
+            save(run, best_of=best_of)
+        if run.stop_reason:
+            break
+    return _finish(run, seconds=time.perf_counter() - started)
+
+
+def _finish(run: Run, *, seconds: float) -> Result:
+    """One last evaluation and one last checkpoint, where the last step had none."""
+    done = run.progress.step >= run.plan.total_steps
+    status: Status = "finished" if done else run.stop_status
+    best_of = []
+    if status != "interrupted":
+        metrics = evaluate(run) if run.evaluated_at != run.progress.step else {}
+        if metrics or not run.meter.is_empty:
+            run.write_log(metrics, training=True)
+        best_of = run.note_evaluation(metrics) if metrics else []
+    save(run, best_of=best_of)
+    result = _result(run, status=status, seconds=seconds)
+    run.hooks.run_end(run=run, result=result)
+    return result
+
+
+def _result(run: Run, *, status: Status, seconds: float) -> Result:
+    return Result(
+        status=status,
+        reason=f"{run.settings.length} are done" if status == "finished" else run.stop_reason,
+        step=run.progress.step,
+        epoch=run.progress.epoch,
+        samples=run.progress.samples,
+        metrics=run.metrics,
+        best={
+            "ema" if pointer == "best_ema" else "raw": BestCheckpoint(
+                best.watch, best.value, best.step, run.store.path_of(best.step).name
+            )
+            for pointer, best in run.best.items()
+            if best.value is not None
+        },
+        folder=run.folder,
+        model=run.model,
+        seconds=seconds,
+        signal=run.signal if status == "interrupted" else 0,
+        reports=run.reports,
+    )

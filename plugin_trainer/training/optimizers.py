@@ -1,0 +1,179 @@
+"""The optimizer and its parameter groups, and the optimizer's state by parameter names."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plugin_trainer.errors import PtrainError
+from plugin_trainer.registry.building import import_target
+from plugin_trainer.settings import OptimizerSettings
+
+_NORMALISATION = (
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.modules.batchnorm._NormBase,
+)
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """The optimizer over the model's trainable parameters.
+
+    Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing to train.
+    """
+    decayed, exempt = split_by_decay(model, settings.no_decay)
+    if not decayed and not exempt:
+        raise PtrainError(
+            f"the model {type(model).__name__} has no parameter to train",
+            hint="every parameter is frozen, or there are none",
+        )
+    groups = [
+        {"params": [parameter for _, parameter in named], "weight_decay": weight_decay}
+        for named, weight_decay in ((decayed, settings.weight_decay), (exempt, 0.0))
+        if named
+    ]
+    cls = optimizer_class(settings.name)
+    options = dict(settings.settings)
+    if cls is torch.optim.AdamW and _all_on_fused_devices(decayed + exempt):
+        # One pass over all parameters instead of a Python loop over each of them.
+        options.setdefault("fused", True)
+    try:
+        return cls(groups, lr=settings.learning_rate, **options)
+    except (TypeError, ValueError) as error:
+        raise PtrainError(
+            f"the optimizer {cls.__name__} refuses its settings: {error}",
+            hint="see optimizer.settings in the run file",
+        ) from error
+
+
+def optimizer_class(name: str) -> Any:
+    """The class for a name of torch.optim, any case, or for package.module:Class."""
+    if ":" in name:
+        return import_target(name)
+    known = {
+        key.lower(): value
+        for key, value in vars(torch.optim).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
+    known.pop("optimizer", None)
+    if name.lower() in known:
+        return known[name.lower()]
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    raise PtrainError(
+        f"optimizer.name: torch.optim has no optimizer '{name}'",
+        hint=[
+            *([f"did you mean '{known[close[0]].__name__}'?"] if close else []),
+            f"there are: {', '.join(sorted(cls.__name__ for cls in known.values()))}",
+            "any class works too: package.module:Class",
+        ],
+    )
+
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def split_by_decay(model: nn.Module, no_decay: str | tuple[str, ...]) -> tuple[Named, Named]:
+    """The trainable parameters that decay, and those that do not, each once.
+
+    "auto" exempts biases and everything in a normalisation module, told by the module's type and not by
+    the parameter's name, which differs from one library to the next.
+    """
+    if no_decay == "auto":
+        exempt = set(_biases_and_normalisation(model))
+    elif no_decay == "none":
+        exempt = set()
+    else:
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in no_decay:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise PtrainError(
+                    f"optimizer.no_decay: the pattern '{pattern}' matches no parameter",
+                    hint=f"the model's first parameters are: {', '.join(names[:6])}",
+                )
+        exempt = {name for name in names for pattern in no_decay if fnmatchcase(name, pattern)}
+    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    return (
+        [(name, p) for name, p in trainable if name not in exempt],
+        [(name, p) for name, p in trainable if name in exempt],
+    )
+
+
+def _biases_and_normalisation(model: nn.Module) -> Iterable[str]:
+    for path, module in model.named_modules():
+        own = list(module.named_parameters(recurse=False))
+        # Libraries bring normalisation classes of their own: all of them say so in the class's name
+        # and hold nothing but vectors.
+        named_norm = "norm" in type(module).__name__.lower() and all(p.dim() <= 1 for _, p in own)
+        is_norm = isinstance(module, _NORMALISATION) or named_norm
+        for name, _ in own:
+            if is_norm or "bias" in name.split("_"):
+                yield f"{path}.{name}" if path else name
+
+
+def _all_on_fused_devices(named: Named) -> bool:
+    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for _, p in named)
+
+
+# ------------------------------------------------------------------------------------------ state
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's tensors as "parameter/key", and the rest: other values and the groups' options."""
+    names = _names_in_order(optimizer, model)
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, dict[str, Any]] = {}
+    for index, entries in state["state"].items():
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[index]}/{key}"] = value
+            else:
+                values.setdefault(names[index], {})[key] = value
+    groups = [
+        {**group, "params": [names[index] for index in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"values": values, "groups": groups}
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    rest: Mapping[str, Any],
+) -> None:
+    """Put the state back by parameter names. Raises PtrainError if the parameters are not the same."""
+    names = _names_in_order(optimizer, model)
+    saved = [name for group in rest["groups"] for name in group["params"]]
+    if sorted(saved) != sorted(names):
+        differing = sorted(set(saved) ^ set(names))[:6]
+        raise PtrainError(
+            "the checkpoint's optimizer holds other parameters than this model",
+            hint=f"these are on one side only: {', '.join(differing)}",
+        )
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {}
+    for name, entries in rest["values"].items():
+        state.setdefault(index_of[name], {}).update(entries)
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition("/")
+        state.setdefault(index_of[name], {})[key] = tensor
+    groups = [
+        {**group, "params": [index_of[name] for name in group["params"]]}
+        for group in rest["groups"]
+    ]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]

@@ -1,0 +1,42 @@
+"""How far a run is. The one clock is the count of completed optimizer steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from plugin_trainer.data.batches import count_rows
+from plugin_trainer.data.stream import Window
+
+
+@dataclass
+class Progress:
+    """What is done. All zero before the first step.
+
+    step     optimizer steps completed
+    epoch    the epoch that the last step belonged to, counted from 0
+    batch    batches consumed of that epoch
+    samples  samples trained on
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    samples: int = 0
+
+    def advance(self, window: Window) -> None:
+        """Count a window whose step is done."""
+        self.step += 1
+        self.epoch, self.batch = window.epoch, window.batch
+        self.samples += sum(count_rows(batch) for batch in window.micro_batches)
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts as JSON values."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the counts back."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, int(state[field.name]))

@@ -1,0 +1,52 @@
+"""What a run leaves in the hands of whoever started it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Status = Literal["finished", "stopped early", "interrupted"]
+
+
+@dataclass(frozen=True)
+class BestCheckpoint:
+    """The best evaluation of one weight set, and the checkpoint that holds it."""
+
+    watch: str
+    value: float
+    step: int
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended.
+
+    reason   why, in words
+    step     optimizer steps completed, over all resumes
+    metrics  the last evaluation: val/... and val_ema/...
+    best     the best evaluation of the raw and of the EMA weights, by weight set
+    folder   the run folder
+    model    the model with its last weights, or the best ones where `restore_best` asked for them
+    seconds  how long this process trained
+    signal   the number of the signal that interrupted the run, else 0
+    reports  sections that callbacks added: title -> text
+    """
+
+    status: Status
+    reason: str
+    step: int
+    epoch: int
+    samples: int
+    metrics: Mapping[str, float]
+    best: Mapping[str, BestCheckpoint]
+    folder: Path
+    model: nn.Module
+    seconds: float
+    signal: int = 0
+    reports: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,170 @@
+"""A run in memory: what the loop works on and what hooks see."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plugin_trainer.cadence import Recurrence
+from plugin_trainer.data.stream import TrainStream, Window
+from plugin_trainer.errors import PtrainError
+from plugin_trainer.settings import RunSettings
+from plugin_trainer.training.best import Best
+from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.ema import Ema
+from plugin_trainer.training.forward import Forward
+from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.meter import Meter
+from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.progress import Progress
+from plugin_trainer.training.result import Status
+from plugin_trainer.training.run_folder import RunFolder
+from plugin_trainer.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """When things fall due, in optimizer steps. None never does."""
+
+    total_steps: int
+    evaluate: Recurrence | None
+    save: Recurrence | None
+    log: Recurrence | None
+
+
+@dataclass(eq=False, kw_only=True)
+class Run:
+    """One run. What hooks may use is listed in plugin_trainer.hookspecs.
+
+    sound  whether the weights are those that `progress.step` steps made: false while an optimizer
+           moves them
+    """
+
+    settings: RunSettings
+    model: nn.Module
+    data: Any
+    device: torch.device
+    forward: Forward
+    precision: Precision
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    ema: Ema | None
+    hooks: RunHooks
+    stream: TrainStream
+    loaders: Mapping[str, Any]
+    plan: Plan
+    best: Mapping[str, Best]
+    disk: RunFolder
+    store: CheckpointStore
+    progress: Progress = field(default_factory=Progress)
+    meter: Meter = field(default_factory=Meter)
+    metrics: dict[str, float] = field(default_factory=dict)
+    reports: dict[str, str] = field(default_factory=dict)
+    grad_norm: Tensor | None = None
+    stop_reason: str = ""
+    stop_status: Status = "stopped early"
+    signal: int = 0
+    sound: bool = True
+    evaluated_at: int = -1
+    saved_at: int = -1
+    rng: Mapping[str, Any] | None = None
+    _extra: dict[str, Any] = field(default_factory=dict)
+    _logged: tuple[float, int] = (0.0, 0)
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.disk.path
+
+    def log(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Add numbers to the next log line. A tensor is read only then."""
+        self._extra.update(metrics)
+
+    def request_stop(self, reason: str) -> None:
+        """Stop after the step at hand, with a checkpoint. The first reason given is kept."""
+        self._stop(reason, "stopped early")
+
+    def interrupt(self, reason: str, *, signal: int) -> None:
+        """Stop as request_stop does, but as a run that is to be resumed."""
+        self.signal = signal
+        self._stop(reason, "interrupted")
+
+    def _stop(self, reason: str, status: Status) -> None:
+        if not self.stop_reason:
+            self.stop_reason, self.stop_status = reason, status
+
+    def report(self, title: str, text: str) -> None:
+        """Add a section to what the run prints at its end."""
+        self.reports[title] = text
+
+    # ------------------------------------------------------------------------- for the loop
+
+    def windows(self) -> Iterator[Window]:
+        """The windows still to be trained on; nothing is loaded beyond the last."""
+        windows = self.stream.windows(epoch=self.progress.epoch, batch=self.progress.batch)
+        while self.progress.step < self.plan.total_steps:
+            yield next(windows)
+
+    def is_due(self, what: Recurrence | None) -> bool:
+        """Whether something falls due at the step just made."""
+        return what is not None and what.is_due(self.progress.step)
+
+    def note_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
+        """Keep an evaluation, and say which weight sets it is the best of: "best", "best_ema"."""
+        self.metrics = dict(metrics)
+        self.evaluated_at = self.progress.step
+        return [
+            pointer
+            for pointer, best in self.best.items()
+            if best.improved_by(metrics, step=self.progress.step)
+        ]
+
+    def write_log(self, metrics: Mapping[str, float], *, training: bool) -> None:
+        """Write one line: where the run stands, the training means since the last, an evaluation."""
+        entries: dict[str, Any] = self._training_metrics() if training else {}
+        entries.update(metrics)
+        self.hooks.log(run=self, metrics=entries)
+        self.disk.write_metrics({**self._position(), **entries})
+
+    def _position(self) -> dict[str, Any]:
+        progress = self.progress
+        done = progress.epoch + progress.batch / self.stream.batches_per_epoch
+        return {
+            "step": progress.step,
+            "epoch": round(done, 6),
+            "samples": progress.samples,
+            "time": round(time.time(), 3),
+        }
+
+    def _training_metrics(self) -> dict[str, Any]:
+        entries: dict[str, Any] = {f"train/{name}": v for name, v in self.meter.means().items()}
+        if self.grad_norm is not None:
+            entries["train/grad_norm"] = float(self.grad_norm)
+        entries["samples_per_second"] = self._speed()
+        entries.update({name: _number(name, value) for name, value in self._extra.items()})
+        self.meter.reset()
+        self._extra.clear()
+        return entries
+
+    def _speed(self) -> float:
+        now, samples = time.perf_counter(), self.progress.samples
+        since, before = self._logged
+        self._logged = (now, samples)
+        return round((samples - before) / (now - since), 2) if since else 0.0
+
+    def start_clock(self) -> None:
+        """Throughput counts from here."""
+        self._logged = (time.perf_counter(), self.progress.samples)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise PtrainError(f"run.log: '{name}' is not a number but {type(value).__name__}") from None

@@ -1,0 +1,185 @@
+"""A run folder: made, locked, and the files in it that tell what the run is and how it went."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from plugin_trainer.errors import RunFolderError
+from plugin_trainer.training.files import read_json, write_json, write_text
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """One run's folder, held by this process until `release`.
+
+    The lock is the kernel's: it goes with the process, however that ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.assets = path / "assets"
+        self._about: dict[str, Any] = {}
+        self._lock: IO[str] | None = None
+        self._metrics: IO[str] | None = None
+
+    # ------------------------------------------------------------------------------- holding
+
+    def hold(self) -> None:
+        """Take the lock. Raises RunFolderError if another process has it or the disk refuses."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunFolderError(
+                f"the run folder {self.path} cannot be written: {error.strerror}",
+                hint="choose another with --out",
+            ) from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "unknown"
+            lock.close()
+            raise RunFolderError(
+                f"the run folder {self.path} is in use by process {holder}",
+                hint="wait for it, stop it, or choose another folder with --out",
+            ) from None
+        lock.seek(0)
+        lock.truncate()
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
+        self._lock = lock
+
+    def release(self) -> None:
+        """Close what is open and give the lock back."""
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                file.close()
+        self._metrics = self._lock = None
+
+    # --------------------------------------------------------------------------------- about
+
+    def write_settings(self, toml: str) -> None:
+        """Write run.toml, the settings as used."""
+        write_text(self.path / "run.toml", toml)
+
+    def write_about(self, **entries: Any) -> None:
+        """Add entries to run.json."""
+        self._about.update(entries)
+        write_json(self.path / "run.json", self._about)
+
+    def read_about(self) -> dict[str, Any]:
+        """What run.json says; empty if there is none."""
+        self._about = read_json(self.path / "run.json") or {}
+        return self._about
+
+    # ------------------------------------------------------------------------------- metrics
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        if self._metrics is None:
+            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics.write(
+            json.dumps({name: _finite(value) for name, value in metrics.items()}) + "\n"
+        )
+        self._metrics.flush()
+
+    def cut_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that a resumed run will make again, and a line cut short."""
+        path = self.path / "metrics.jsonl"
+        if not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry.get("step", 0) <= step:
+                kept.append(line + "\n")
+        write_text(path, "".join(kept))
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN; the log must show it all the same."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Every whole line of a run's metrics.jsonl."""
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            continue
+    return entries
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run folder."""
+    return (folder / "run.toml").is_file()
+
+
+def find_run(name: str) -> Path:
+    """The run folder for a path or for the name of a run under runs/.
+
+    Raises RunFolderError, naming the runs there are, if there is none.
+    """
+    for candidate in (Path(name), RUNS / name):
+        if is_run(candidate):
+            return candidate
+    if Path(name).is_dir():
+        raise RunFolderError(f"{name} is not a run folder: it has no run.toml")
+    names = [folder.name for folder in list_runs()]
+    raise RunFolderError(
+        f"there is no run '{name}'",
+        hint=f"under {RUNS}/ there are: {', '.join(names)}"
+        if names
+        else f"there is none under {RUNS}/",
+    )
+
+
+def list_runs(folder: Path = RUNS) -> list[Path]:
+    """The run folders in a folder, the oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [entry for entry in folder.iterdir() if is_run(entry)]
+    return sorted(found, key=lambda entry: ((entry / "run.toml").stat().st_mtime, entry.name))
+
+
+def new_folder(base: str) -> Path:
+    """Make the first free of runs/base-1, base-2, ...; two processes never get the same one."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("-.") or "run"
+    RUNS.mkdir(exist_ok=True)
+    taken = [
+        int(match[1])
+        for entry in RUNS.iterdir()
+        if (match := re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry.name))
+    ]
+    number = max(taken, default=0) + 1
+    while True:
+        path = RUNS / f"{stem}-{number}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def now() -> str:
+    """The time, for people, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,93 @@
+"""The learning rate over the run: a warm-up in front of any scheduler, and core's own three."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from plugin_trainer.settings.schedules import DecaySettings, NoSettings
+
+
+class Schedule:
+    """A scheduler behind a linear warm-up.
+
+    At step s of the warm-up's W (s = 0 for the first) the rate is base * (f + (1 - f) * s / W), with
+    f the start factor. From step W on it is the scheduler's, which has not moved until then.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRScheduler,
+        *,
+        warmup_steps: int,
+        start_factor: float,
+    ) -> None:
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._warmup_steps = warmup_steps
+        self._start_factor = start_factor
+        self._first_rates = [group["lr"] for group in optimizer.param_groups]
+        self.steps = 0
+        if warmup_steps:
+            self._set_rates()
+
+    def step(self) -> None:
+        """Advance by one optimizer step."""
+        self.steps += 1
+        if self.steps <= self._warmup_steps:
+            self._set_rates()
+        else:
+            self._scheduler.step()
+
+    def _set_rates(self) -> None:
+        share = self.steps / self._warmup_steps
+        factor = self._start_factor + (1 - self._start_factor) * share
+        for group, rate in zip(self._optimizer.param_groups, self._first_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count of steps, and the scheduler's own state."""
+        return {"steps": self.steps, "scheduler": self._scheduler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state back. The optimizer's own state brings the current rates."""
+        self.steps = state["steps"]
+        self._scheduler.load_state_dict(dict(state["scheduler"]))
+
+
+def linear(
+    optimizer: torch.optim.Optimizer, settings: DecaySettings, total_steps: int
+) -> LRScheduler:
+    """A straight line from the learning rate down to its final share after `total_steps`."""
+    final = settings.final_factor
+
+    def factor(step: int) -> float:
+        return 1.0 - (1.0 - final) * min(step / max(total_steps, 1), 1.0)
+
+    return LambdaLR(optimizer, factor)
+
+
+def cosine(
+    optimizer: torch.optim.Optimizer, settings: DecaySettings, total_steps: int
+) -> LRScheduler:
+    """Half a cosine from the learning rate down to its final share after `total_steps`."""
+    final = settings.final_factor
+
+    def factor(step: int) -> float:
+        share = min(step / max(total_steps, 1), 1.0)
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+    return LambdaLR(optimizer, factor)
+
+
+def constant(
+    optimizer: torch.optim.Optimizer, settings: NoSettings, total_steps: int
+) -> LRScheduler:
+    """The learning rate as it is."""
+    del settings, total_steps
+    return LambdaLR(optimizer, lambda _: 1.0)

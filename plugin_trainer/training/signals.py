@@ -1,0 +1,46 @@
+"""SIGTERM and SIGINT while training: the first stops the run after its step, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from plugin_trainer.training.run import Run
+
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+
+
+@contextmanager
+def answered(run: Run) -> Iterator[None]:
+    """Answer both signals inside, and give them back to their earlier handlers afterwards.
+
+    Only the main thread may set handlers; in another one the signals are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process = os.getpid()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a forked worker has inherited the handler
+            raise SystemExit(128 + number)
+        if run.signal:
+            before = earlier[number]
+            if callable(before):
+                before(number, frame)
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        run.interrupt(f"{_NAMES[signal.Signals(number)]} was received", signal=number)
+
+    earlier: dict[int, Any] = {}
+    for number in _NAMES:
+        earlier[number] = signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

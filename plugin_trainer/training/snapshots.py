@@ -1,0 +1,132 @@
+"""Take everything that a run is into a snapshot, and put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugin_trainer.errors import CheckpointError, NotSaved
+from plugin_trainer.training.checkpoints import Snapshot, read_weights
+from plugin_trainer.training.optimizers import load_optimizer_state, optimizer_state
+from plugin_trainer.training.run import Run
+from plugin_trainer.training.seeding import capture_rng, restore_rng
+
+
+def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
+    """Write a checkpoint of the step just made, then move the pointers, then delete old ones.
+
+    best_of  the pointers that this step's evaluation won: "best", "best_ema"
+    exact    whether a run resumed from it equals one that never stopped
+
+    Raises NotSaved if the disk refuses.
+    """
+    try:
+        if run.saved_at != run.progress.step:
+            path = run.store.save(capture(run, exact=exact), step=run.progress.step)
+        else:
+            path = run.store.path_of(run.progress.step)
+        for pointer in best_of:
+            best = run.best[pointer]
+            run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
+        run.store.prune()
+    except OSError as error:
+        raise NotSaved(
+            f"the checkpoint of step {run.progress.step} could not be written: {error.strerror}",
+            hint="the checkpoints before it are whole; make room, then go on with --resume auto",
+        ) from error
+    if run.saved_at != run.progress.step:
+        run.saved_at = run.progress.step
+        run.hooks.checkpoint_committed(run=run, path=path)
+
+
+def capture(run: Run, *, exact: bool) -> Snapshot:
+    """The run as it is between two steps."""
+    tensors, extra = _split(run.model.state_dict())
+    optimizer_tensors, optimizer_rest = optimizer_state(run.optimizer, run.model)
+    callbacks: dict[str, Any] = {}
+    run.hooks.checkpoint_save(run=run, state=callbacks)
+    return Snapshot(
+        model=tensors,
+        ema=run.ema.state_dict() if run.ema is not None else None,
+        optimizer=optimizer_tensors,
+        state={
+            "exact": exact,
+            "progress": run.progress.state_dict(),
+            "optimizer": optimizer_rest,
+            "schedule": run.schedule.state_dict(),
+            "ema": run.ema.counters() if run.ema is not None else None,
+            "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
+            "meter": run.meter.state_dict(),
+            "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
+            "model_extra": extra,
+            "callbacks": callbacks,
+            "rng": capture_rng(),
+        },
+    )
+
+
+def restore(run: Run, snapshot: Snapshot) -> None:
+    """Put a snapshot into a run built from the same settings.
+
+    The random streams are put back later, by `restore_streams`, after everything that may draw from
+    them while the run starts.
+
+    Raises CheckpointError if the snapshot does not fit the run.
+    """
+    state = snapshot.state
+    _load_model(run, snapshot)
+    load_optimizer_state(run.optimizer, run.model, snapshot.optimizer, state["optimizer"])
+    run.schedule.load_state_dict(state["schedule"])
+    if run.ema is not None:
+        if snapshot.ema is None:
+            raise CheckpointError(
+                "the checkpoint has no moving average, but the run now has [ema]",
+                hint="go on without it: --set ema=false",
+            )
+        run.ema.load_state_dict(snapshot.ema, updates=state["ema"]["updates"])
+    run.progress.load_state_dict(state["progress"])
+    for pointer, best in run.best.items():
+        if pointer in state["best"]:
+            best.load_state_dict(state["best"][pointer])
+    run.meter.load_state_dict(state["meter"], device=run.device)
+    run.metrics = dict(state["metrics"])
+    run.evaluated_at = run.progress.step if run.metrics else -1
+    run.saved_at = run.progress.step
+    run.hooks.checkpoint_load(run=run, state=state["callbacks"])
+    run.rng = state["rng"]
+
+
+def restore_streams(run: Run) -> None:
+    """Put the random streams back where the checkpoint had them; nothing in a run that was not resumed."""
+    if run.rng is not None:
+        restore_rng(run.rng)
+        run.rng = None
+
+
+def _load_model(run: Run, snapshot: Snapshot) -> None:
+    extra: Mapping[str, Any] = snapshot.state["model_extra"]
+    try:
+        run.model.load_state_dict({**snapshot.model, **extra})
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise CheckpointError(
+            f"the checkpoint's weights do not fit the model {type(run.model).__name__}", hint=lines
+        ) from error
+
+
+def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model's state as tensors and the rest, which modules add by get_extra_state."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return tensors, {name: value for name, value in state.items() if name not in tensors}
+
+
+def load_best(run: Run) -> None:
+    """Give the model in memory the raw weights of its best checkpoint.
+
+    Raises CheckpointError if there is none.
+    """
+    found = run.store.find("best")
+    run.model.load_state_dict(read_weights(found.path, weights="raw"), strict=False)

@@ -1,0 +1,105 @@
+"""The engine's own answers to the behaviour hooks: moving a batch, one forward pass, one optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from plugin_trainer.data.batches import move_batch
+from plugin_trainer.errors import NonFiniteError
+from plugin_trainer.outcome import StepOutcome
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.run import Run
+
+
+def ptrain_move_batch(batch: Any, device: torch.device) -> Any:
+    """Move every tensor of the batch."""
+    return move_batch(batch, device)
+
+
+def ptrain_forward(run: Run, batch: Any) -> StepOutcome:
+    """Call the model under the run's precision."""
+    with run.precision.autocast():
+        return run.forward(batch)
+
+
+def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
+    """Gradients of all micro-batches as of one big batch, then clip, optimizer, schedule, average."""
+    # Until the optimizer moves, an error leaves the weights as the last step left them.
+    run.sound = True
+    run.optimizer.zero_grad(set_to_none=True)
+    outcomes = [_backward(run, batch, alone=len(micro_batches) == 1) for batch in micro_batches]
+    outcome = outcomes[0] if len(outcomes) == 1 else _as_one(outcomes)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    if len(outcomes) > 1:
+        _divide(parameters, outcome.count)
+    run.grad_norm = _clip(parameters, max_norm=run.settings.optimizer.max_grad_norm)
+    _refuse_non_finite(run, outcome)
+    run.sound = False
+    run.optimizer.step()
+    run.schedule.step()
+    if run.ema is not None:
+        run.ema.update()
+    return outcome
+
+
+def _backward(run: Run, batch: Any, *, alone: bool) -> StepOutcome:
+    moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
+    outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
+    # A mean over its own items weighs as much as it has items: the sum is divided by all of them later.
+    loss = outcome.loss if alone else outcome.loss * outcome.count
+    loss.backward()
+    return outcome
+
+
+def _as_one(outcomes: Sequence[StepOutcome]) -> StepOutcome:
+    """The outcome of the big batch that the micro-batches make up; outputs are not joined."""
+    total: Any = sum(outcome.count for outcome in outcomes)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        weighted = [
+            value.detach() * outcome.count for value, outcome in zip(values, outcomes, strict=True)
+        ]
+        return torch.stack(weighted).sum() / total
+
+    def means(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        return {name: mean([table[name] for table in tables]) for name in tables[0]}
+
+    return StepOutcome(
+        loss=mean([outcome.loss for outcome in outcomes]),
+        parts=means([outcome.parts for outcome in outcomes]),
+        count=total,
+        metrics=means([outcome.metrics for outcome in outcomes]),
+    )
+
+
+@torch.no_grad()
+def _divide(parameters: Sequence[Tensor], count: int | Tensor) -> None:
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_div_(gradients, count)
+
+
+def _clip(parameters: Sequence[Tensor], *, max_norm: float) -> Tensor:
+    """Scale the gradients down to the norm, unless it is 0; the norm before, not read."""
+    if max_norm > 0:
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm)
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def _refuse_non_finite(run: Run, outcome: StepOutcome) -> None:
+    """Stop before the weights are touched. Costs the one host read of a step."""
+    if torch.isfinite(run.grad_norm + outcome.loss.detach()).item():
+        return
+    loss, norm = outcome.loss.item(), run.grad_norm.item()
+    raise NonFiniteError(
+        f"step {run.progress.step + 1}: the loss is {loss:g} and the gradient norm {norm:g}",
+        metrics={"train/loss": loss, "train/grad_norm": norm},
+        hint=[
+            "the step was not applied; the weights are those of the step before",
+            "try a lower optimizer.learning_rate, a longer schedule.warmup, or optimizer.max_grad_norm = 1.0",
+        ],
+    )

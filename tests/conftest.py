@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+
+import plugin_trainer
+from plugin_trainer.cli.main import main
 
 HOOKS = """
     from plugin_trainer.specs import ModelSpec
@@ -19,19 +25,32 @@ HOOKS = """
         return [ModelSpec(name="base", target="{package}.model:Model", default=True)]
 """
 
-
-def write(file: Path, text: str) -> Path:
-    """Write a dedented file, and the folders it needs."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
-    return file
+GROUPS = ("plugin_trainer.plugins", "plugin_trainer.commands")
 
 
 @dataclass
 class Environment:
-    """A folder like site-packages, first on sys.path."""
+    """A folder like site-packages, first on sys.path.
+
+    folder   where plugins are installed
+    shadows  hides the plugins that are really installed here: of two distributions of one name the
+             first on sys.path counts
+    """
 
     folder: Path
+    shadows: Path
+
+    @property
+    def cwd(self) -> Path:
+        """The current folder of the test."""
+        return self.folder.parent / "work"
+
+    def write(self, file: str | Path, text: str) -> Path:
+        """Write a dedented file, relative to the current folder, and the folders it needs."""
+        path = self.cwd / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
+        return path
 
     def install(
         self,
@@ -52,10 +71,8 @@ class Environment:
         command  "module:attribute" of a click command
         """
         package = package or f"ptrain_{name}"
-        write(self.folder / package / "__init__.py", "")
-        write(self.folder / package / "hooks.py", hooks.replace("{package}", package))
-        for file, text in (files or {}).items():
-            write(self.folder / package / file, text.replace("{package}", package))
+        for file, text in {"__init__.py": "", "hooks.py": hooks, **(files or {})}.items():
+            self.write(self.folder / package / file, text.replace("{package}", package))
         points = f"[plugin_trainer.plugins]\n{name} = {target or package + '.hooks'}\n"
         if command:
             points += f"\n[plugin_trainer.commands]\n{name} = {command}\n"
@@ -63,13 +80,30 @@ class Environment:
         self.write_metadata(distribution, version=version, entry_points=points)
         return package
 
-    def write_metadata(self, distribution: str, *, version: str, entry_points: str) -> Path:
+    def write_metadata(
+        self, distribution: str, *, version: str, entry_points: str, folder: Path | None = None
+    ) -> Path:
         """The dist-info folder that an installer leaves."""
-        info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        stem = f"{distribution.replace('-', '_')}-{version}"
+        info = (folder or self.folder) / f"{stem}.dist-info"
         metadata = f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n"
-        write(info / "METADATA", metadata)
-        write(info / "entry_points.txt", entry_points)
+        self.write(info / "METADATA", metadata)
+        self.write(info / "entry_points.txt", entry_points)
         return info
+
+    def run(self, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        """Run this Python in a new process that sees the same plugins."""
+        repository = Path(plugin_trainer.__file__).parents[1]
+        path = os.pathsep.join(map(str, (self.folder, self.shadows, repository)))
+        return subprocess.run(
+            [sys.executable, *args],
+            cwd=self.cwd,
+            env={**os.environ, "PYTHONPATH": path, **variables},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
 
 
 @pytest.fixture
@@ -77,9 +111,16 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Envir
     """An environment to install plugins into; what was imported is forgotten afterwards."""
     monkeypatch.delenv("PTRAIN_PLUGINS", raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.chdir(tmp_path)
-    environment = Environment(tmp_path / "site-packages")
-    environment.folder.mkdir()
+    environment = Environment(tmp_path / "site-packages", tmp_path / "shadows")
+    for folder in (environment.folder, environment.shadows, environment.cwd):
+        folder.mkdir()
+    monkeypatch.chdir(environment.cwd)
+    for entry in (entry for group in GROUPS for entry in entry_points(group=group)):
+        if entry.dist is not None:
+            environment.write_metadata(
+                entry.dist.name, version="0", entry_points="", folder=environment.shadows
+            )
+    monkeypatch.syspath_prepend(str(environment.shadows))
     monkeypatch.syspath_prepend(str(environment.folder))
     before = set(sys.modules)
     yield environment
@@ -87,3 +128,25 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Envir
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(str(tmp_path)):
             del sys.modules[name]
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def ptrain(capsys: pytest.CaptureFixture[str]) -> Callable[..., Typed]:
+    """Type a `ptrain` command, in this process."""
+
+    def type_(*args: str) -> Typed:
+        capsys.readouterr()
+        code = main(args)
+        out, err = capsys.readouterr()
+        return Typed(code, out, err)
+
+    return type_

@@ -23,6 +23,8 @@ _CONTRACTS: dict[type[Spec], tuple[str, ...]] = {
     SchedulerSpec: ("optimizer", "settings", "total_steps"),
 }
 
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
 # Where a run file has a kind's settings, and what it calls the kind.
 _WORDS: dict[type[Spec], tuple[str, str]] = {
     ModelSpec: ("model", "model_settings"),
@@ -49,8 +51,9 @@ def import_target(target: str, *, plugin: str = "") -> Any:
             found = getattr(found, part)
         except AttributeError as error:
             near = closest(part, vars(found)) if hasattr(found, "__dict__") else None
+            said = f"plugin '{plugin}' names {target}" if plugin else f"there is no {target}"
             raise PluginBroken(
-                f"{_who(target, plugin)}, but {module_name} has no '{path}'",
+                f"{said}: {module_name} has no '{path}'",
                 plugin=plugin,
                 hint=f"did you mean '{near}'?" if near else (),
             ) from error
@@ -97,7 +100,7 @@ def build(offer: Offer[Any], settings: Any, **context: Any) -> Any:
 
 def _takes_whole_settings(offer: Offer[Any], target: Any) -> bool:
     """A class named by its path that follows the contract, its settings being a plain mapping."""
-    return offer.plugin is None and "settings" in _parameters(target)
+    return offer.plugin is None and _settings_parameter(target) is not None
 
 
 def _keywords(
@@ -169,8 +172,14 @@ def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _annotated_settings(target: Any) -> type | None:
+def _settings_parameter(target: Any) -> inspect.Parameter | None:
+    """The parameter `settings`, unless it is `**settings`."""
     parameter = _parameters(target).get("settings")
+    return None if parameter is None or parameter.kind in _VARIADIC else parameter
+
+
+def _annotated_settings(target: Any) -> type | None:
+    parameter = _settings_parameter(target)
     found: Any = parameter.annotation if parameter else None
     if isinstance(found, str):
         # Looked up name by name: an annotation may also name what only a type checker imports.
@@ -182,14 +191,11 @@ def _annotated_settings(target: Any) -> type | None:
     return found if isinstance(found, type) and dataclasses.is_dataclass(found) else None
 
 
-def _who(target: str, plugin: str) -> str:
-    return f"plugin '{plugin}' names {target}" if plugin else f"'{target}' was asked for"
-
-
 def _cannot_import(target: str, error: BaseException, *, plugin: str) -> PluginBroken:
     place = raised_at(error, target=target)
+    whose = f" of plugin '{plugin}'" if plugin else ""
     return PluginBroken(
-        f"{_who(target, plugin)}, which could not be imported",
+        f"{target}{whose} could not be imported",
         plugin=plugin,
         hint=[
             in_words(error),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import import_target, settings_class
@@ -93,6 +94,8 @@ def _torch_problems(source: PluginSource) -> Iterator[str]:
 def _offer_problems(plugin: LoadedPlugin) -> Iterator[str]:
     specs = (*plugin.models, *plugin.data, *plugin.callbacks, *plugin.schedulers)
     for spec in specs:
+        if not all(map(find_spec, getattr(spec, "requires", ()))):
+            continue  # it says itself that it cannot be had here
         try:
             target = import_target(spec.target, plugin=plugin.name)
             settings_class(Offer(plugin, spec))

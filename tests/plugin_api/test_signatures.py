@@ -1,4 +1,4 @@
-"""The hooks of one plugin API version never change: hooks.json is what plugins were written against.
+"""The hooks of one plugin API version never change: plugins were written against hooks.json.
 
 Adding a hook, or an argument to one, breaks no plugin: update the file. Taking one away, renaming
 it or changing `firstresult` does: raise API_VERSION, keep the version before loading, then update

@@ -1,6 +1,7 @@
 """plugin_trainer: train PyTorch models whose parts are plugins.
 
-The public names. Importing this package imports no torch; what needs it is imported when first used.
+The public names. Importing this package imports no torch; what needs it is imported when first
+used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A number with its unit: "500 steps", "0.5 epoch", "10 %"; lengths, cadences and warm-ups are made of it."""
+"""A number with its unit, such as "500 steps": lengths, cadences and warm-ups are made of it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Recurrence:
-    """Falls due every `period` steps; a fractional period falls due on the step that completes it."""
+    """Falls due every `period` steps; a fractional period, on the step that completes it."""
 
     period: Fraction
 
@@ -119,7 +119,7 @@ def parse_warmup(text: object) -> Span:
 
 
 def recurrence(cadence: Span | None, *, steps_per_epoch: int | None) -> Recurrence | None:
-    """The cadence as a period in steps; None stays None. Raises ValueError as Span.in_steps does."""
+    """The cadence as a period in steps; None stays None. Raises ValueError as in_steps does."""
     if cadence is None:
         return None
     period = cadence.in_steps(steps_per_epoch=steps_per_epoch)

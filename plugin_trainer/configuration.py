@@ -1,4 +1,4 @@
-"""From what was typed to a run whose every part is named and whose every setting is checked; no torch yet."""
+"""From what was typed to a run whose parts are all named and settings all checked; no torch yet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plugin_trainer.settings.validation import validate
 
 @dataclass(frozen=True)
 class Choice:
-    """One part of a run: which offer, and its settings as an instance of its dataclass (or a table)."""
+    """One part of a run: which offer, and its settings as its dataclass, or as a table."""
 
     offer: Offer[Any]
     settings: Any
@@ -75,9 +75,11 @@ def configure(
     plugins    plugins named beside it, as typed
     overrides  what goes over everything: --set
     folder     the folder that relative plugin paths start from
-    parts      whether the run has a model and a data module of its own; the library's `fit` brings them
+    parts      whether the run has a model and a data module of its own; the library's `fit` brings
+               them
 
-    Raises SettingsError with every mistake, or what the registry raises for a plugin that cannot be used.
+    Raises SettingsError with every mistake, or what the registry raises for a plugin that cannot be
+    used.
     """
     given = [layer for layer in (run_file, overrides) if layer is not None]
     catalog = open_catalog(_plugins_of(merge(given).values, plugins), folder=folder)
@@ -119,15 +121,15 @@ def _recipe(catalog: Catalog, typed: Sequence[str], values: Mapping[str, Any]) -
 
 def read_recipe(offer: Offer[Any]) -> Layer:
     """A plugin's recipe as a layer. Raises PluginBroken if the file is not there."""
-    plugin = offer.plugin
-    path = Path(getattr(plugin.module, "__file__", None) or ".").parent / offer.spec.file
+    module = offer.plugin.module if offer.plugin is not None else None
+    path = Path(getattr(module, "__file__", None) or ".").parent / offer.spec.file
     if not path.is_file():
         raise PluginBroken(
-            f"plugin '{plugin.name}' offers the recipe '{offer.spec.name}', but there is no file {path}",
-            plugin=plugin.name,
+            f"plugin '{offer.owner}' offers the recipe '{offer.spec.name}', but not {path}",
+            plugin=offer.owner,
             hint="the file is named relative to the package of the plugin's hook module",
         )
-    return read_toml(path, where=f"{plugin.name}'s recipe")
+    return read_toml(path, where=f"{offer.owner}'s recipe")
 
 
 class _Checker:

@@ -1,4 +1,4 @@
-"""What can go wrong for a user, each with a message that says what happened, where, and what to do."""
+"""What can go wrong for a user; each error says what happened, where, and what to do."""
 
 from __future__ import annotations
 

@@ -10,18 +10,18 @@
     due           evaluate: ptrain_move_batch, ptrain_forward, ptrain_evaluation_batch_end for each
                             batch and weight set; then ptrain_evaluation_end
     due           ptrain_log
-    epoch       ptrain_epoch_end                  after the last step of the epoch and its evaluation
+    epoch       ptrain_epoch_end                  after the epoch's last step and its evaluation
     due           save: ptrain_checkpoint_save, then ptrain_checkpoint_committed
     run       ptrain_run_end   or   ptrain_run_failed
 
-A plugin is a module (or object) whose functions are named after these hooks; a callback is an object
-whose methods are. The prefix is enough; `hookimpl` is needed only to give an option, such as
+A plugin is a module (or object) whose functions are named after these hooks; a callback is an
+object whose methods are. The prefix is enough; `hookimpl` is needed only to give an option, such as
 `@hookimpl(wrapper=True)`. An implementation may leave out arguments it does not use.
 
-What a hook may use of `run`: `settings`, `model`, `data`, `device`, `optimizer`, `ema`, `folder` (the
-run folder, a Path), `progress` (`step`, `epoch`, `samples`), `log(metrics)` to add numbers to the next
-log line, `request_stop(reason)`, and `report(title, text)` to add a section to what the run prints at
-its end. Callbacks are called in the order in which the run lists them.
+What a hook may use of `run`: `settings`, `model`, `data`, `device`, `optimizer`, `ema`, `folder`
+(the run folder, a Path), `progress` (`step`, `epoch`, `samples`), `log(metrics)` to add numbers to
+the next log line, `request_stop(reason)`, and `report(title, text)` to add a section to what the
+run prints at its end. Callbacks are called in the order in which the run lists them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def ptrain_callbacks() -> Iterable[CallbackSpec]:  # type: ignore[empty-body]
 
 @hookspec
 def ptrain_schedulers() -> Iterable[SchedulerSpec]:  # type: ignore[empty-body]
-    """Offer learning-rate schedules. Called once when the plugin is loaded; must not import torch."""
+    """Offer learning-rate schedules. Called once at load; must not import torch."""
 
 
 @hookspec
@@ -97,8 +97,8 @@ def ptrain_move_batch(run: Run, batch: Any, device: torch.device) -> Any:
 def ptrain_forward(run: Run, batch: Any) -> StepOutcome | None:
     """Compute the loss of one micro-batch, on the device. Every batch, training and evaluation.
 
-    Replacing it keeps accumulation, clipping, EMA and the guards. The default calls the model with the
-    batch and normalises what it returns. Return None to leave the batch to the next in line.
+    Replacing it keeps accumulation, clipping, EMA and the guards. The default calls the model with
+    the batch and normalises what it returns. Return None to leave the batch to the next in line.
     """
 
 
@@ -122,7 +122,7 @@ def ptrain_run_start(run: Run) -> None:
 
 @hookspec
 def ptrain_epoch_start(run: Run) -> None:
-    """The first step of an epoch is about to be made. Not called again for an epoch resumed midway."""
+    """The first step of an epoch is about to be made. Not again for an epoch resumed midway."""
 
 
 @hookspec
@@ -135,7 +135,10 @@ def ptrain_step_end(run: Run, outcome: StepOutcome) -> None:
 
 @hookspec
 def ptrain_log(run: Run, metrics: MutableMapping[str, float]) -> None:
-    """Metrics are about to be written to metrics.jsonl. May add entries. Every log interval and evaluation."""
+    """Metrics are about to be written to metrics.jsonl. May add entries.
+
+    Every log interval and evaluation.
+    """
 
 
 @hookspec
@@ -147,17 +150,23 @@ def ptrain_evaluation_batch_end(
 
 @hookspec
 def ptrain_evaluation_end(run: Run, metrics: MutableMapping[str, float]) -> None:
-    """An evaluation is done; `metrics` holds val/... and val_ema/.... May add entries, may request a stop."""
+    """An evaluation is done; `metrics` holds val/... and val_ema/....
+
+    May add entries, may request a stop.
+    """
 
 
 @hookspec
 def ptrain_epoch_end(run: Run) -> None:
-    """The last step of an epoch is done, and the evaluation that fell on it. Once per epoch, resumed or not."""
+    """The last step of an epoch is done, and the evaluation that fell on it.
+
+    Once per epoch, resumed or not.
+    """
 
 
 @hookspec
 def ptrain_checkpoint_save(run: Run, state: MutableMapping[str, Any]) -> None:
-    """A checkpoint is being written. Add your state under a key of your own: JSON values and tensors."""
+    """A checkpoint is being written. Add your state under your own key: JSON values, tensors."""
 
 
 @hookspec

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 API_VERSION = 1
-"""The plugin API this package speaks. A hook module says which one it was written for: PTRAIN_API = 1."""
+"""The plugin API this package speaks. A hook module says which one it was written for: PTRAIN_API
+= 1.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +58,8 @@ class CallbackSpec(Spec):
 
     requires  modules the callback cannot do without; a default callback is left out where one of
               them is not installed
-    last      a default callback that is called after those that a run lists: it shows or writes what
-              they log
+    last      a default callback that is called after those that a run lists: it shows or writes
+              what they log
     """
 
     requires: tuple[str, ...] = ()

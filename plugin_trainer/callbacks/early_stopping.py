@@ -40,9 +40,8 @@ class EarlyStopping:
         self.without_improvement += 1
         if self.without_improvement >= settings.patience:
             best = "no finite value yet" if self.best is None else f"best {self.best:.6g}"
-            run.request_stop(
-                f"{settings.watch} has not improved for {self.without_improvement} evaluations ({best})"
-            )
+            count = self.without_improvement
+            run.request_stop(f"{settings.watch} has not improved for {count} evaluations ({best})")
 
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Give the model its best weights back, if that was asked for."""

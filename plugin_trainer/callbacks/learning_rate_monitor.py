@@ -9,7 +9,7 @@ from plugin_trainer.training.run import Run
 
 
 class LearningRateMonitor:
-    """Logs the rate the next step will use: `learning_rate`, or one per group where groups differ."""
+    """Logs the rate of the next step: `learning_rate`, or one per group where groups differ."""
 
     def __init__(self, settings: LearningRateMonitorSettings) -> None:
         del settings

@@ -14,7 +14,8 @@ class EarlyStoppingSettings:
 
     watch         the metric, "val/loss" or any other of an evaluation, "val_ema/..." included
     mode          whether lower ("min") or higher ("max") is better
-    patience      how many evaluations in a row may pass without improvement; the run stops at the last
+    patience      how many evaluations in a row may pass without improvement; the run stops at the
+                  last
     min_delta     how much better an evaluation must be to count as an improvement
     restore_best  leave the model in memory with the weights of the best checkpoint
     """

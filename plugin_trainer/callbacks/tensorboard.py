@@ -16,8 +16,8 @@ from plugin_trainer.training.run import Run
 class TensorBoard:
     """One scalar for each number of each log line, at its optimizer step.
 
-    A resumed run goes on in the same folder; what an earlier process wrote after the step resumed from
-    is marked as void. Raises MissingExtra if tensorboard is not installed.
+    A resumed run goes on in the same folder; what an earlier process wrote after the step resumed
+    from is marked as void. Raises MissingExtra if tensorboard is not installed.
     """
 
     def __init__(self, settings: TensorBoardSettings) -> None:

@@ -39,9 +39,7 @@ def show(
 
 @config.command()
 @what_to_run
-def check(
-    run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str, ...]
-) -> None:
+def check(run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str, ...]) -> None:
     """Check every setting of a run without building it; all mistakes are named at once."""
     configuration = configured(run_file, plugins, assignments)
     settings = configuration.settings

@@ -47,8 +47,8 @@ def run(
 ) -> int:
     """Train a model.
 
-    What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both, with
-    --set over them.
+    What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both,
+    with --set over them.
     """
     if resume not in ("never", "auto"):
         out, resume = _run_to_resume(resume, out), "auto"
@@ -116,7 +116,7 @@ def _counted(number: int) -> str:
 
 
 def _conclude(result: Result) -> None:
-    """How it ended: the last evaluation with each weight set, what callbacks report, what to do next."""
+    """How it ended: the last evaluation, what callbacks report, what to do next."""
     click.echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
     if result.metrics:
         click.echo("\n" + metrics_table(result.metrics))

@@ -66,7 +66,9 @@ def _print_list(folder: Path, *, json_: bool) -> None:
     if not found:
         click.echo(f"there is no run in {folder}/; start one: ptrain run --plugin NAME")
         return
-    rows = [(run["name"], run["status"], run["steps"], run["best"], run["started"]) for run in found]
+    rows = [
+        (run["name"], run["status"], run["steps"], run["best"], run["started"]) for run in found
+    ]
     click.echo(table(rows, ("run", "status", "steps", "best", "started")))
 
 

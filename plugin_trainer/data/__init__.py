@@ -1,4 +1,4 @@
-"""Data: the contract of a data module, the order of samples, and batches on their way to the model."""
+"""Data: the contract of a data module, the order of samples, batches on their way to a model."""
 
 from plugin_trainer.data.module import DataModule, Fed
 

@@ -1,4 +1,4 @@
-"""What the engine must know of a batch without knowing its shape: its labels, its rows, its device."""
+"""What the engine must know of a batch of any shape: its labels, its rows, its device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IGNORED_LABEL = -100
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:
-    """The batch with every tensor in it on the device; dicts, lists, tuples and named tuples are kept.
+    """The batch with every tensor in it on the device, in dicts, lists, tuples and named tuples.
 
     Copies from pinned memory do not wait. Anything with a `.to` of its own is asked to move itself.
     """
@@ -41,8 +41,8 @@ def _rebuilt(batch: Mapping[str, Any], moved: dict[str, Any]) -> Any:
 def find_labels(batch: Any, *, key: str = "") -> tuple[str, Any] | None:
     """The labels of a batch and the key they stand under, or None if there are none.
 
-    In a mapping: the configured key, else `labels`, else `label`, else all `labels_<head>` as a dict
-    by head. In a tuple or list of two or more: the last entry, under the key "".
+    In a mapping: the configured key, else `labels`, else `label`, else all `labels_<head>` as a
+    dict by head. In a tuple or list of two or more: the last entry, under the key "".
 
     Raises DataError, naming the keys seen, if a configured key is not there.
     """
@@ -50,7 +50,7 @@ def find_labels(batch: Any, *, key: str = "") -> tuple[str, Any] | None:
         if key:
             if key not in batch:
                 raise DataError(
-                    f"the batch has no key '{key}' for its labels; it has: {', '.join(map(str, batch))}",
+                    f"the batch has no labels under '{key}'; it has: {', '.join(map(str, batch))}",
                     hint="set `label` to one of these",
                 )
             return key, batch[key]

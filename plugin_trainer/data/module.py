@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torchmetrics import Metric
 
 Loader = Any
-"""A DataLoader, a Dataset or an iterable of batches (a dict of them by task when there are several)."""
+"""A DataLoader, a Dataset or an iterable of batches; several tasks have a dict of them."""
 
 
 @runtime_checkable
@@ -22,12 +22,14 @@ class DataModule(Protocol):
     validation()            evaluated as `val/...`
     test()                  scored once at the end with the best weights, as `test/...`
     metrics()               torchmetrics by name, or by head: {"accuracy": Metric} or
-                            {"sentiment": {"accuracy": Metric}}; fed as `feed` says
+                            {"sentiment": {"accuracy": Metric}}; see Fed
     predict(lines)          batches for `ptrain predict`, in the order of the lines
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
-    save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run folder
-    from_assets(settings, folder)   a class method: the same data module from those assets, so that a
-                            run outlives the files it came from
+    save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run's
+                            assets
+    from_assets(settings, folder)
+                            a class method: the same data module from those assets, so that a run
+                            outlives the files it came from
     """
 
     def train(self) -> Loader:
@@ -37,7 +39,7 @@ class DataModule(Protocol):
 
 @dataclass(frozen=True)
 class Fed:
-    """A metric with its own way of being fed: `feed(outputs, batch)` gives the arguments of update."""
+    """A metric with its own way of being fed: `feed(outputs, batch)` gives what update takes."""
 
     metric: Metric
     feed: Callable[[Mapping[str, Any], Any], Sequence[Any]]

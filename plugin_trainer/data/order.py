@@ -1,4 +1,4 @@
-"""The order of samples: a pure function of seed, task, epoch and position, so that resuming is a cursor."""
+"""The order of samples: a pure function of seed, task, epoch and position."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The training data as one endless stream of windows, each the micro-batches of one optimizer step.
 
-Any loader becomes one of two sources. A map-style DataLoader with a plain random or sequential sampler
-is taken over: its order becomes a pure function and resuming in it is exact and loads nothing. Anything
-else is iterated as it is; resuming in it skips batches, and `exactness` says that this is not exact.
+Any loader becomes one of two sources. A map-style DataLoader with a plain random or sequential
+sampler is taken over: its order becomes a pure function, and resuming in it is exact and loads
+nothing. Anything else is iterated as it is: resuming in it skips batches, and is not exact.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class TakenOver:
     def __init__(self, loader: DataLoader, *, seed: int, task: str) -> None:
         in_workers = loader.num_workers > 0
         self._batches = EpochBatches(
-            size=len(loader.dataset),  # type: ignore[arg-type]
+            size=len(loader.dataset),
             batch_size=loader.batch_size or 1,
             shuffle=isinstance(loader.sampler, RandomSampler),
             drop_last=loader.drop_last,
@@ -127,8 +127,9 @@ class WorkerStart:
         self._then = then
 
     def __call__(self, worker: int) -> None:
-        # Ctrl-C goes to the whole process group: a worker that died of it would make the main process
-        # fail before it could save. SIGTERM is how the main process ends a worker.
+        """Run in the worker, before it loads anything."""
+        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
+        # process fail before it could save. SIGTERM is how the main process ends a worker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._then is not None:
@@ -144,7 +145,7 @@ class AsItIs:
         self.inexact_because = because
 
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of a fresh iteration; the first `start` of them are loaded and thrown away."""
+        """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
         del epoch
         iterator = iter(self._loader)
         for _ in range(start):
@@ -158,14 +159,15 @@ Source = TakenOver | AsItIs
 class SeededDataset(Dataset):
     """A data set whose batches are loaded under a seed of their own, wherever they are loaded.
 
-    Used in workers only: what a worker draws then depends on the batch alone, not on what the worker
-    loaded before, so that a resumed run's fresh workers draw the same.
+    Used in workers only: what a worker draws then depends on the batch alone, not on what the
+    worker loaded before, so that a resumed run's fresh workers draw the same.
     """
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
 
     def __getitems__(self, batch: SeededBatch) -> list[Any]:
+        """The samples of one batch."""
         random.seed(batch.seed)
         np.random.seed(batch.seed % 2**32)
         torch.manual_seed(batch.seed)
@@ -179,11 +181,11 @@ def training_stream(
 ) -> TrainStream:
     """The stream over whatever a data module's `train()` gave.
 
-    A map-style Dataset is loaded in shuffled batches of `batch_size`. Raises DataError for data that
-    is empty or has no length.
+    A map-style Dataset is loaded in shuffled batches of `batch_size`. Raises DataError for data
+    that is empty or has no length.
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        loader = DataLoader(loader, batch_size=batch_size, shuffle=len(loader) > 0)  # type: ignore[arg-type]
+        loader = DataLoader(loader, batch_size=batch_size, shuffle=len(loader) > 0)
     source: Source
     because = _why_not_taken_over(loader)
     try:

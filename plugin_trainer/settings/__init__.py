@@ -1,4 +1,4 @@
-"""Settings: what may be said (schema), where it was said (layers), and whether it is right (validation)."""
+"""Settings: what may be said (schema), where it was said (layers), is it right (validation)."""
 
 from plugin_trainer.settings.schema import (
     BestSettings,

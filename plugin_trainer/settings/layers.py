@@ -23,7 +23,7 @@ _BELONGS_TO: dict[Key, Key] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place. `where` names the place; `lines` says on which line each key stands."""
+    """Settings from one place: `where` names it, `lines` says on which line each key stands."""
 
     where: str
     values: Mapping[str, Any]

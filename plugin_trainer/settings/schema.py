@@ -51,7 +51,8 @@ class OptimizerSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSettings:
-    """The learning rate over the run. What a schedule takes of its own stands in [schedule_settings].
+    """The learning rate over the run. What a schedule takes of its own stands in
+    [schedule_settings].
 
     name          "linear", "cosine", "constant", or another schedule that a plugin offers
     warmup        the climb before the schedule proper: "100 steps", "1 epoch" or "10 %"

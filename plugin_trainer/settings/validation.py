@@ -1,4 +1,4 @@
-"""Check a table against a dataclass and report every mistake at once, with its place and a suggestion."""
+"""Check a table against a dataclass and report every mistake at once, with its place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def validate(
     at        the dotted key under which `values` stands
     """
     known, problems = _without_unknown_keys(cls, values, place_of=place_of, at=at)
-    instance = None
+    instance: Any = None
     try:
         instance = TypeAdapter(cls).validate_python(known)
     except ValidationError as error:

@@ -54,9 +54,11 @@ def fit(
     notify: Callable[[str], None] = print,
     **settings: Any,
 ) -> Result:
-    """Train a model, with everything that a run file gives: checkpoints, exact resume, EMA, schedules.
+    """Train a model, with everything that a run file gives: checkpoints, exact resume, EMA,
+    schedules.
 
-    model       called with each batch: a mapping's entries as keyword arguments, a tuple's as positional
+    model       called with each batch: a mapping's entries as keyword arguments, a tuple's as
+                positional
                 ones without the last, which is the labels. Returns a loss, logits, or both
     train       a DataLoader or a Dataset, or any iterable with a length; a DataLoader's random or
                 sequential sampler is replaced by a seeded one that can be resumed
@@ -68,9 +70,11 @@ def fit(
     resume      "auto" goes on with the run in `out`; "never" refuses a folder that holds one
     allow       settings that may differ from those the run was started with
     notify      is given lines about a resume
-    settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3}, ema={"decay": 0.99}
+    settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3},
+                ema={"decay": 0.99}
 
-    Raises PtrainError for settings, data or a folder that cannot be used, and for a run that failed.
+    Raises PtrainError for settings, data or a folder that cannot be used, and for a run that
+    failed.
     """
     named = [callback for callback in callbacks if isinstance(callback, str)]
     objects = [callback for callback in callbacks if not isinstance(callback, str)]

@@ -1,4 +1,6 @@
-"""From a checked configuration to a run that can be trained: the one place that knows every part."""
+"""From a checked configuration to a run that can be trained: the one place that knows every
+part.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def assemble(
     resume     "auto" goes on with what the folder holds; "never" refuses a folder that holds a run
     allow      settings that may differ from those the run was started with
     notify     is given lines for the user: what was restored, what differs
-    model, data, criterion, callbacks   objects made elsewhere, in place of or beside the configured ones
+    model, data, criterion, callbacks   objects made elsewhere, in place of or beside the configured
+                                        ones
 
     The run folder is held when this returns. Raises PtrainError, or AlreadyDone.
     """
@@ -252,7 +255,9 @@ def _bests(settings: RunSettings) -> dict[str, Best]:
 def make_hooks(
     configuration: Configuration, *, callbacks: Sequence[object] = (), configured: bool = True
 ) -> RunHooks:
-    """The hooks of the active plugins and of the callbacks: the configured ones, then these objects."""
+    """The hooks of the active plugins and of the callbacks: the configured ones, then these
+    objects.
+    """
     built = [
         (choice.address, build(choice.offer, choice.settings))
         for choice in (configuration.callbacks if configured else ())

@@ -12,7 +12,10 @@ from plugin_trainer.errors import PtrainError
 
 @dataclass
 class Best:
-    """The best value of a metric and the step it was seen at. A non-finite value is never a best."""
+    """The best value of a metric and the step it was seen at.
+
+    A non-finite value is never a best.
+    """
 
     watch: str
     mode: str
@@ -48,7 +51,9 @@ def is_better(value: float, than: float, mode: str, *, min_delta: float = 0.0) -
 
 
 def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
-    """The metric that a setting names. Raises PtrainError listing the known ones if there is none."""
+    """The metric that a setting names. Raises PtrainError listing the known ones if there is
+    none.
+    """
     if name in metrics:
         return metrics[name]
     raise PtrainError(

@@ -4,8 +4,9 @@
                                  extra.safetensors  state.json  manifest.json
     checkpoints/latest.json  best.json  best_ema.json      {"checkpoint": "step-00000500", ...}
 
-A checkpoint is written into a hidden folder beside its place, every file fsynced, the sizes and hashes
-put into manifest.json last, and then renamed. A folder without a manifest that fits is no checkpoint.
+A checkpoint is written into a hidden folder beside its place, every file fsynced, the sizes and
+hashes put into manifest.json last, and then renamed. A folder without a manifest that fits is no
+checkpoint.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class CheckpointStore:
     # -------------------------------------------------------------------------------- writing
 
     def save(self, snapshot: Snapshot, *, step: int) -> Path:
-        """Write a checkpoint and commit it. Raises OSError if the disk refuses; then nothing is left."""
+        """Write a checkpoint and commit it. Raises OSError if the disk refuses; then nothing is
+        left.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         place = self.path_of(step)
         beside = self.folder / f".{place.name}.tmp-{os.getpid()}"
@@ -98,7 +101,9 @@ class CheckpointStore:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def prune(self) -> None:
-        """Delete all but the newest `keep` checkpoints; the latest and the best are never deleted."""
+        """Delete all but the newest `keep` checkpoints; the latest and the best are never
+        deleted.
+        """
         if self._keep == "all":
             return
         safe = {pointer["checkpoint"] for pointer in map(self.pointer, POINTERS) if pointer}
@@ -206,7 +211,8 @@ def _write_files(folder: Path, snapshot: Snapshot, *, step: int) -> None:
 def _write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str] = {}
 ) -> None:
-    # A copy of its own for each: safetensors refuses tensors that share memory or are not contiguous.
+    # A copy of its own for each: safetensors refuses tensors that share memory or are not
+    # contiguous.
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     seen: set[int] = set()
     for name, tensor in whole.items():
@@ -253,7 +259,9 @@ def _put_in_place(beside: Path, place: Path) -> None:
 
 
 def verify(checkpoint: Path) -> None:
-    """Check every file against the manifest. Raises CheckpointError naming the first that does not fit."""
+    """Check every file against the manifest. Raises CheckpointError naming the first that does not
+    fit.
+    """
     manifest = read_json(checkpoint / "manifest.json")
     if not isinstance(manifest, dict) or "files" not in manifest:
         raise CheckpointError(f"{checkpoint} has no manifest: it was never completed")

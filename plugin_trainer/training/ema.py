@@ -15,8 +15,8 @@ from plugin_trainer.ops import ema_decay, ema_update_
 class Ema:
     """An exponential moving average of a model's trainable parameters and its buffers.
 
-    The average is kept in float32 (float64 for float64 weights) on the model's device; integer buffers
-    are copied. Frozen parameters are not kept twice.
+    The average is kept in float32 (float64 for float64 weights) on the model's device; integer
+    buffers are copied. Frozen parameters are not kept twice.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
@@ -26,7 +26,8 @@ class Ema:
         averaged = {
             name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad
         }
-        # What is not part of the model's saved state (a cached mask, say) is not part of the average.
+        # What is not part of the model's saved state (a cached mask, say) is not part of the
+        # average.
         persistent = model.state_dict().keys()
         averaged.update(
             (name, tensor) for name, tensor in model.named_buffers() if name in persistent
@@ -43,7 +44,9 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model holds the average inside, and its raw weights again afterwards, whatever happens."""
+        """The model holds the average inside, and its raw weights again afterwards, whatever
+        happens.
+        """
         raw = [weight.data for weight in self._weights]
         try:
             for weight, shadow in zip(self._weights, self.shadow.values(), strict=True):

@@ -30,8 +30,16 @@ class Scored(Protocol):
     data: Any
     device: torch.device
     hooks: RunHooks
-    loaders: Mapping[str, Any]
-    ema: Ema | None
+
+    @property
+    def loaders(self) -> Mapping[str, Any]:
+        """The loader of each split."""
+        ...
+
+    @property
+    def ema(self) -> Ema | None:
+        """The moving average of the weights, if there is one beside them."""
+        ...
 
 
 def evaluate(run: Scored, *, split: str = "val") -> dict[str, float]:
@@ -59,9 +67,10 @@ def score(run: Scored, *, split: str, weights: str) -> dict[str, float]:
     meter = Meter()
     metrics = build_metrics(run.data, run.device, label=run.settings.label)
     batches = evaluation_batches(run.loaders[split], batch_size=run.settings.batch_size)
-    count = 0
+    empty = True
     with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
-        for count, batch in enumerate(batches, start=1):
+        for batch in batches:
+            empty = False
             moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
             outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
             meter.add(outcome)
@@ -70,7 +79,7 @@ def score(run: Scored, *, split: str, weights: str) -> dict[str, float]:
             run.hooks.evaluation_batch_end(
                 run=run, split=split, weights=weights, batch=moved, outcome=outcome
             )
-    if not count:
+    if empty:
         raise DataError(
             f"the data of the split '{split}' is empty", hint="check its file or loader"
         )
@@ -91,7 +100,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def build_metrics(data: Any, device: torch.device, *, label: str = "") -> dict[str, Fed]:
-    """The data module's metrics, fresh, on the device, by flat name: "accuracy" or "<head>/accuracy"."""
+    """The data module's metrics, fresh, on the device, by flat name: "accuracy" or
+    "<head>/accuracy".
+    """
     offered: Mapping[str, Any] = data.metrics() if hasattr(data, "metrics") else {}
     flat: dict[str, Fed] = {}
     for name, value in offered.items():

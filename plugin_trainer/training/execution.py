@@ -75,12 +75,15 @@ def _explain(run: Run, error: BaseException) -> BaseException:
 
 
 def _save_what_is_sound(run: Run, error: BaseException) -> str:
-    """A checkpoint of the last completed step, unless it is there or cannot be; what to tell the user."""
+    """A checkpoint of the last completed step, unless it is there or cannot be; what to tell the
+    user.
+    """
     if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
         return ""
     if run.saved_at != run.progress.step:
         try:
-            # A step was begun and has drawn random numbers, so that what follows will not be the same.
+            # A step was begun and has drawn random numbers, so that what follows will not be the
+            # same.
             save(run, best_of=[], exact=False)
         except Exception as second:
             return f"its state could not be saved: {in_words(second)}"

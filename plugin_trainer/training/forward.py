@@ -19,8 +19,8 @@ Criterion = Callable[[Any, Any], Tensor]
 class Forward:
     """Calls one model with batches of any common shape.
 
-    A mapping is passed as keyword arguments, as far as the model's forward takes them; a tuple or list
-    as positional ones, its last entry being the labels; anything else as the one argument.
+    A mapping is passed as keyword arguments, as far as the model's forward takes them; a tuple or
+    list as positional ones, its last entry being the labels; anything else as the one argument.
 
     criterion  the loss for a model that returns logits: criterion(logits, labels)
     label      the batch's key that holds the labels; empty to look for it
@@ -83,7 +83,7 @@ class Forward:
             raise PtrainError(
                 f"the model returned no loss, only: {', '.join(fields) or 'nothing'}",
                 hint=[
-                    "return a mapping with a 'loss', or give the run a loss to apply to the logits:",
+                    "return a mapping with a 'loss', or give the run a loss for the logits:",
                     'loss = "CrossEntropyLoss", or fit(..., loss=torch.nn.CrossEntropyLoss())',
                 ],
             )
@@ -93,7 +93,7 @@ class Forward:
             )
             raise DataError(
                 f"the batch has no labels; it has: {seen}",
-                hint="call them labels, label or labels_<head>, or set `label` to the key they have",
+                hint="call them labels, label or labels_<head>, or set `label` to their key",
             )
         return self._criterion(logits, found[1])
 
@@ -154,7 +154,7 @@ def build_criterion(name: str) -> Criterion | None:
         return None
     if ":" in name:
         found = import_target(name)
-        return found() if isinstance(found, type) else found  # type: ignore[no-any-return]
+        return found() if isinstance(found, type) else found
     cls = getattr(nn, name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         losses = sorted(key for key in vars(nn) if key.endswith("Loss"))

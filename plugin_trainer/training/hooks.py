@@ -59,7 +59,9 @@ class RunHooks:
         return caller if caller.get_hookimpls() else _nothing
 
     def blame(self, error: BaseException) -> tuple[str, str] | None:
-        """The plugin or callback, and its hook, out of which an error came; None if it is the engine's."""
+        """The plugin or callback, and its hook, out of which an error came; None if it is the
+        engine's.
+        """
         for name in self.__class__.__annotations__:
             caller = getattr(self._manager.hook, f"ptrain_{name}")
             plugin = culprit(error, caller.get_hookimpls())

@@ -67,7 +67,7 @@ class LoadedRun:
             offered = [name for name in ("validation", "test") if hasattr(self.data, name)]
             raise DataError(
                 f"the run has no data for the split '{split}'",
-                hint=f"its data module can give: {', '.join(offered) or 'none'}; name the file with --set",
+                hint=f"its data has: {', '.join(offered) or 'none'}; name a file with --set",
             )
         return loader
 

@@ -26,7 +26,8 @@ _NORMALISATION = (
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer over the model's trainable parameters.
 
-    Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing to train.
+    Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing
+    to train.
     """
     decayed, exempt = split_by_decay(model, settings.no_decay)
     if not decayed and not exempt:
@@ -82,8 +83,8 @@ Named = list[tuple[str, nn.Parameter]]
 def split_by_decay(model: nn.Module, no_decay: str | tuple[str, ...]) -> tuple[Named, Named]:
     """The trainable parameters that decay, and those that do not, each once.
 
-    "auto" exempts biases and everything in a normalisation module, told by the module's type and not by
-    the parameter's name, which differs from one library to the next.
+    "auto" exempts biases and everything in a normalisation module, told by the module's type and
+    not by the parameter's name, which differs from one library to the next.
     """
     if no_decay == "auto":
         exempt = set(_biases_and_normalisation(model))
@@ -127,7 +128,9 @@ def _all_on_fused_devices(named: Named) -> bool:
 def optimizer_state(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's tensors as "parameter/key", and the rest: other values and the groups' options."""
+    """The optimizer's tensors as "parameter/key", and the rest: other values and the groups'
+    options.
+    """
     names = _names_in_order(optimizer, model)
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
@@ -151,7 +154,9 @@ def load_optimizer_state(
     tensors: Mapping[str, Tensor],
     rest: Mapping[str, Any],
 ) -> None:
-    """Put the state back by parameter names. Raises PtrainError if the parameters are not the same."""
+    """Put the state back by parameter names. Raises PtrainError if the parameters are not the
+    same.
+    """
     names = _names_in_order(optimizer, model)
     saved = [name for group in rest["groups"] for name in group["params"]]
     if sorted(saved) != sorted(names):

@@ -84,7 +84,9 @@ def _allowed(key: str, allow: Sequence[str]) -> bool:
 
 
 def open_folder(path: Path, *, resume: bool) -> RunFolder:
-    """The run folder, held. Raises RunFolderError if it is in use, or occupied and not to be resumed."""
+    """The run folder, held. Raises RunFolderError if it is in use, or occupied and not to be
+    resumed.
+    """
     if is_run(path) and not resume:
         raise RunFolderError(
             f"the run folder {path} is occupied",

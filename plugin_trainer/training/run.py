@@ -126,7 +126,9 @@ class Run:
         ]
 
     def write_log(self, metrics: Mapping[str, float], *, training: bool) -> None:
-        """Write one line: where the run stands, the training means since the last, an evaluation."""
+        """Write one line: where the run stands, the training means since the last, an
+        evaluation.
+        """
         entries: dict[str, Any] = self._training_metrics() if training else {}
         entries.update(metrics)
         self.hooks.log(run=self, metrics=entries)

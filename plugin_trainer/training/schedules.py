@@ -15,7 +15,7 @@ from plugin_trainer.settings.schedules import DecaySettings, NoSettings
 class Schedule:
     """A scheduler behind a linear warm-up.
 
-    At step s of the warm-up's W (s = 0 for the first) the rate is base * (f + (1 - f) * s / W), with
+    At step s of the warm-up's W (s = 0 for the first) the rate is base * (f + (1 - f) * s / W) with
     f the start factor. From step W on it is the scheduler's, which has not moved until then.
     """
 

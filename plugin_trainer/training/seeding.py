@@ -1,4 +1,6 @@
-"""Every random stream of the process: seeded once, saved in a checkpoint, kept still by an evaluation."""
+"""Every random stream of the process: seeded once, saved in a checkpoint, kept still by an
+evaluation.
+"""
 
 from __future__ import annotations
 

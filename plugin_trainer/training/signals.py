@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT while training: the first stops the run after its step, the second leaves at once."""
+"""SIGTERM and SIGINT while training: the first stops the run after its step, the second leaves at
+once.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ def answered(run: Run) -> Iterator[None]:
         run.interrupt(f"{_NAMES[signal.Signals(number)]} was received", signal=number)
 
     earlier: dict[int, Any] = {}
-    for number in _NAMES:
+    for number in map(int, _NAMES):
         earlier[number] = signal.signal(number, handle)
     try:
         yield

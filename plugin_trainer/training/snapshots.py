@@ -100,7 +100,9 @@ def restore(run: Run, snapshot: Snapshot) -> None:
 
 
 def restore_streams(run: Run) -> None:
-    """Put the random streams back where the checkpoint had them; nothing in a run that was not resumed."""
+    """Put the random streams back where the checkpoint had them; nothing in a run that was not
+    resumed.
+    """
     if run.rng is not None:
         restore_rng(run.rng)
         run.rng = None

@@ -1,6 +1,7 @@
 """Nested Python values as JSON and a flat set of tensors, and back exactly; nothing is pickled.
 
-JSON has no tuples, no keys but strings, no infinities and no tensors. Each of these becomes an object
+JSON has no tuples, no keys but strings, no infinities and no tensors. Each of these becomes an
+object
 with one key that starts with "$"; a tensor's value goes beside the JSON under the path it stood at.
 """
 
@@ -41,8 +42,8 @@ def encode(value: Any, tensors: dict[str, Tensor], *, at: str = "") -> Any:
             return items
         return {"$tuple" if isinstance(value, tuple) else "$set": items}
     raise TypeError(
-        f"the state at '{at}' is a {type(value).__name__}: only numbers, text, lists, tuples, sets, "
-        "mappings, arrays and tensors can be written"
+        f"the state at '{at}' is a {type(value).__name__}: only numbers, text, lists, tuples, "
+        "sets, mappings, arrays and tensors can be written"
     )
 
 

@@ -1,4 +1,4 @@
-"""The engine's own answers to the behaviour hooks: moving a batch, one forward pass, one optimizer step."""
+"""The engine's own answers to the behaviour hooks: move a batch, forward, one optimizer step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def ptrain_forward(run: Run, batch: Any) -> StepOutcome:
 
 
 def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
-    """Gradients of all micro-batches as of one big batch, then clip, optimizer, schedule, average."""
+    """Gradients of all micro-batches as of one big batch, then clip, optimizer, schedule,
+    average.
+    """
     # Until the optimizer moves, an error leaves the weights as the last step left them.
     run.sound = True
     run.optimizer.zero_grad(set_to_none=True)
@@ -38,7 +40,7 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     if len(outcomes) > 1:
         _divide(parameters, outcome.count)
     run.grad_norm = _clip(parameters, max_norm=run.settings.optimizer.max_grad_norm)
-    _refuse_non_finite(run, outcome)
+    _refuse_non_finite(outcome, run.grad_norm, step=run.progress.step + 1)
     run.sound = False
     run.optimizer.step()
     run.schedule.step()
@@ -50,7 +52,8 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
 def _backward(run: Run, batch: Any, *, alone: bool) -> StepOutcome:
     moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
     outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
-    # A mean over its own items weighs as much as it has items: the sum is divided by all of them later.
+    # A mean over its own items weighs as much as it has items: the sum is divided by all of them
+    # later.
     loss = outcome.loss if alone else outcome.loss * outcome.count
     loss.backward()
     return outcome
@@ -90,16 +93,17 @@ def _clip(parameters: Sequence[Tensor], *, max_norm: float) -> Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _refuse_non_finite(run: Run, outcome: StepOutcome) -> None:
+def _refuse_non_finite(outcome: StepOutcome, grad_norm: Tensor, *, step: int) -> None:
     """Stop before the weights are touched. Costs the one host read of a step."""
-    if torch.isfinite(run.grad_norm + outcome.loss.detach()).item():
+    if torch.isfinite(grad_norm + outcome.loss.detach()).item():
         return
-    loss, norm = outcome.loss.item(), run.grad_norm.item()
+    loss, norm = outcome.loss.item(), grad_norm.item()
     raise NonFiniteError(
-        f"step {run.progress.step + 1}: the loss is {loss:g} and the gradient norm {norm:g}",
+        f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}",
         metrics={"train/loss": loss, "train/grad_norm": norm},
         hint=[
             "the step was not applied; the weights are those of the step before",
-            "try a lower optimizer.learning_rate, a longer schedule.warmup, or optimizer.max_grad_norm = 1.0",
+            "try a lower optimizer.learning_rate, a longer schedule.warmup, or "
+            "optimizer.max_grad_norm = 1.0",
         ],
     )

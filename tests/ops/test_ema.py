@@ -66,12 +66,22 @@ def test_integer_and_bool_tensors_are_copied(dtype):
 
 
 def test_a_large_model_in_bfloat16_is_converted_in_groups(monkeypatch):
-    monkeypatch.setattr(reference, "GROUP_ELEMENTS", 100)
-    weights = make([(64,), (64,), (200,), (1,), (99,)], torch.bfloat16)
+    converted, copy = [], torch._foreach_copy_
+
+    def spy(targets, sources):
+        converted.append(sum(target.numel() for target in targets))
+        return copy(targets, sources)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", spy)
+    monkeypatch.setattr(reference, "CPU_GROUP_ELEMENTS", 100)
+    weights = make([(64,), (64,), (5, 50), (1,), (99,)], torch.bfloat16)
+    weights.append(torch.randn(30, 20).bfloat16().T)  # cannot be cut: one group of 600
     shadows = [torch.zeros(weight.shape) for weight in weights]
     ema_update_(shadows, weights, decay=0.75)
     for shadow, weight in zip(shadows, weights, strict=True):
         torch.testing.assert_close(shadow, 0.25 * weight.float())
+    assert sorted(converted)[-1] == 600 and sorted(converted)[-2] <= 100
+    assert sum(converted) == sum(weight.numel() for weight in weights)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -117,6 +117,18 @@ def test_a_row_is_the_same_to_the_last_bit_in_any_batch(dtype, classes):
             assert torch.equal(mine, theirs[rows]), (start, size)
 
 
+def test_a_row_is_the_same_to_the_last_bit_however_many_threads_share_the_batch():
+    logits, halting = random_batch(blocks=3, rows=20_011, classes=5)
+    alone = halting_exit(logits, halting)
+    torch.set_num_threads(2)
+    try:
+        shared = halting_exit(logits, halting)
+    finally:
+        torch.set_num_threads(1)
+    for mine, theirs in zip(shared, alone, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_a_sentence_stops_when_its_last_valid_token_may():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(12, 20, 7, 3, generator=generator) * 4

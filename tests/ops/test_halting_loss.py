@@ -176,6 +176,28 @@ def test_tau_zero_reports_the_regulariser_and_adds_nothing():
     assert torch.all(off_grads[1][-1] == 0)
 
 
+def test_tau_zero_is_off_even_where_the_regulariser_is_a_mean_over_nothing():
+    logits, halting, labels = make_inputs(SHAPES["six blocks"])
+    nobody = torch.zeros(5, dtype=torch.bool)
+    out, grads = value_and_gradients(
+        halting_loss, logits, halting, labels, tau=0.0, reg_mask=nobody
+    )
+    assert HaltingLoss(*out).regulariser.isnan() and torch.isfinite(out[0])
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+@pytest.mark.parametrize("going_on", [5.0, 20.0, 60.0])
+def test_an_early_answer_of_tiny_weight_outweighs_a_late_one_that_is_surely_wrong(going_on):
+    logits = torch.tensor([[[0.0, 300.0]], [[300.0, 0.0]]])
+    halting = torch.tensor([[going_on], [0.0]])
+    out, (_, grad_u) = value_and_gradients(
+        halting_loss, logits, halting, torch.tensor([1]), tau=0.0, reduction="none"
+    )
+    assert out[0].item() == pytest.approx(going_on, rel=1e-2 if going_on < 6 else 1e-6)
+    weight = torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
+    assert grad_u[0].item() == pytest.approx(weight, rel=1e-2)
+
+
 def test_halting_probabilities_of_exactly_zero_and_one_have_their_limits():
     blocks, classes = 12, 3
     logits, halting, _ = make_inputs((blocks, (6,), (6,), classes), dtype=torch.float32)

@@ -86,22 +86,21 @@ def _checked_pairs(
     shadows: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> list[tuple[Tensor, Tensor]]:
     """The pairs to update, each once."""
-    pairs: dict[object, tuple[Tensor, Tensor]] = {}
+    pairs: dict[int, tuple[Tensor, Tensor]] = {}
     for index, (shadow, weight) in enumerate(zip(shadows, weights, strict=True)):
         if shadow.shape != weight.shape or shadow.device != weight.device:
             raise ValueError(_mismatch(index, shadow, weight))
         if shadow.dtype != _SHADOW_DTYPES.get(weight.dtype, weight.dtype):
             raise ValueError(_wrong_dtype(index, shadow, weight))
-        if weight.numel() == 0:
+        address = shadow.data_ptr()
+        if address == 0:  # empty
             continue
-        if shadow.data_ptr() == weight.data_ptr():
+        if address == weight.data_ptr():
             raise ValueError(
                 f"shadow {index} shares its memory with its weight; make it a copy: weight.clone()"
             )
-        # Shape and strides too: a slice begins where its whole tensor does.
-        key = (shadow.data_ptr(), shadow.shape, shadow.stride())
-        first = pairs.setdefault(key, (shadow, weight))
-        if first[1] is not weight and first[1].data_ptr() != weight.data_ptr():
+        _, first = pairs.setdefault(address, (shadow, weight))
+        if first is not weight and first.data_ptr() != weight.data_ptr():
             raise ValueError(f"shadow {index} was already given, for another weight")
     return list(pairs.values())
 

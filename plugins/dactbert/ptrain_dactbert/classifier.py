@@ -59,6 +59,7 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 num_labels=data.num_labels,
                 dropout=settings.dropout,
                 halting_bias=bias,
+                halting_gain=settings.halting_gain,
             )
             for _ in range(self.num_blocks)
         )

@@ -1,15 +1,15 @@
 """A generated task whose texts have a known difficulty: how many negations are nested in them.
 
 "the film is hardly not good": the film is good at first, and the words before the adjective act on
-that, the nearest first. Each of them swaps two verdicts and leaves the third:
+that, the nearest first:
 
-    not       good <-> bad
-    hardly    good <-> plain
-    scarcely  plain <-> bad
+    not      turns good and bad round, and leaves plain as it is
+    hardly   takes one step down: good, plain, bad, and from bad round to good
+    barely   takes one step up: bad, plain, good, and from good round to bad
 
-So the film is bad ("not"), and stays bad ("hardly"): negative. The order of the words matters, so
-that counting them will not do; and a text with n of them takes n steps. There is no noise: who
-follows the rules is always right.
+So the film is bad ("not"), then good ("hardly"): positive. The order of the words matters, so that
+counting them will not do; and each of them matters, so that a text with n of them takes n steps.
+There is no noise: who follows the rules is always right.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ VERDICTS = {
     "neutral": ("plain", "ordinary", "average", "usual", "middling", "common", "fair", "passable"),
     "positive": ("good", "great", "clever", "charming", "funny", "warm", "honest", "moving"),
 }
-SWAPS = {
-    "not": {"positive": "negative", "negative": "positive"},
-    "hardly": {"positive": "neutral", "neutral": "positive"},
-    "scarcely": {"neutral": "negative", "negative": "neutral"},
+NEGATIONS = {
+    "not": {"positive": "negative", "neutral": "neutral", "negative": "positive"},
+    "hardly": {"positive": "neutral", "neutral": "negative", "negative": "positive"},
+    "barely": {"positive": "negative", "neutral": "positive", "negative": "neutral"},
 }
 HELD_OUT_SHARE = 8
 """One distinct text in so many belongs to each held-out part, and is never trained on."""
@@ -62,9 +62,9 @@ def compose(generator: random.Random, *, difficulty: int) -> tuple[str, str]:
     verdict = generator.choice(LABELS)
     words = [generator.choice(VERDICTS[verdict])]
     for _ in range(difficulty):
-        negation = generator.choice(tuple(SWAPS))
+        negation = generator.choice(tuple(NEGATIONS))
         words.insert(0, negation)
-        verdict = SWAPS[negation].get(verdict, verdict)
+        verdict = NEGATIONS[negation][verdict]
     return " ".join(("the", generator.choice(SUBJECTS), "is", *words)), verdict
 
 

@@ -34,6 +34,8 @@ class ClassifierSettings:
                        proportion to the block's number; 0 switches it off
     initial_depth      mean depth, in blocks, with which training begins, from 1 to the number of
                        blocks; left out: a halting bias of 4, nearly full depth
+    halting_gain       factor on the halting logits: more lets exits move faster than the rest of
+                       the model learns, at the same learning rate
     label_smoothing    share of each label given to all classes alike
     class_weights      weight of each label in the loss, in the order of the labels; empty: 1 each
     delta              run-time knob of the exit: 0 never changes an answer, more leaves earlier
@@ -53,6 +55,7 @@ class ClassifierSettings:
     block_costs: tuple[NotNegative, ...] = ()
     deep_supervision: NotNegative = 1.0
     initial_depth: Annotated[float, Field(ge=1)] | None = None
+    halting_gain: Annotated[float, Field(gt=0)] = 1.0
     label_smoothing: Fraction = 0.0
     class_weights: tuple[NotNegative, ...] = ()
     delta: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -99,7 +102,7 @@ class TextClassificationSettings:
     max_tokens: Annotated[int, Field(ge=3)] = 128
     num_workers: Annotated[int, Field(ge=0)] = 0
     tokenizer: str = ""
-    vocabulary_size: Annotated[int, Field(ge=100)] = 8000
+    vocabulary_size: Annotated[int, Field(ge=300)] = 8000
     examples: Positive = 20_000
     validation_examples: Positive = 1_000
     seed: int = 0

@@ -48,23 +48,30 @@ def pretrained_tokenizer(name: str) -> Any:
 
 
 def trained_tokenizer(texts: Sequence[str], *, vocabulary_size: int) -> Any:
-    """A lower-casing WordPiece tokenizer that knows the pieces of these texts."""
-    pieces = Tokenizer(models.WordPiece(unk_token=SPECIAL["unk"]))
+    """A lower-casing byte-level BPE tokenizer that knows the pieces of these texts."""
+    # Not WordPiece: its trainer breaks ties by hash order, another vocabulary in every process.
+    pieces = Tokenizer(models.BPE())
     pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    pieces.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary_size, special_tokens=list(SPECIAL.values()), show_progress=False
+    words = pre_tokenizers.BertPreTokenizer()
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False)
+    pieces.pre_tokenizer = pre_tokenizers.Sequence([words, to_bytes])
+    pieces.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL.values()),
+        show_progress=False,
     )
     pieces.train_from_iterator(texts, trainer=trainer)
     pieces.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         special_tokens=[(name, pieces.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
-    names = {f"{role}_token": token for role, token in SPECIAL.items()}
     wrapped_in: Any = PreTrainedTokenizerFast
     return wrapped_in(
-        tokenizer_object=pieces, model_input_names=["input_ids", "attention_mask"], **names
+        tokenizer_object=pieces,
+        model_input_names=["input_ids", "attention_mask"],
+        **{f"{role}_token": token for role, token in SPECIAL.items()},
     )
 
 

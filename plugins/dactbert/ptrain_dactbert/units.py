@@ -20,7 +20,14 @@ class HaltingUnit(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, width: int, *, unit_size: int, num_labels: int, dropout: float, halting_bias: float
+        self,
+        width: int,
+        *,
+        unit_size: int,
+        num_labels: int,
+        dropout: float,
+        halting_bias: float,
+        halting_gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.trunk = nn.Linear(width, unit_size)
@@ -29,12 +36,13 @@ class HaltingUnit(nn.Module):  # type: ignore[misc]
         self.halting = nn.Linear(unit_size, 1)
         # With no weights yet, every input begins at the depth that the bias alone decides.
         nn.init.zeros_(self.halting.weight)
-        nn.init.constant_(self.halting.bias, halting_bias)
+        nn.init.constant_(self.halting.bias, halting_bias / halting_gain)
+        self.halting_gain = halting_gain
 
     def forward(self, pooled_BH: Tensor) -> tuple[Tensor, Tensor]:
         """The class logits [B, C] and the halting logits [B]."""
         trunk_BU = self.dropout(torch.tanh(self.trunk(self.dropout(pooled_BH))))
-        return self.answer(trunk_BU), self.halting(trunk_BU).squeeze(-1)
+        return self.answer(trunk_BU), self.halting_gain * self.halting(trunk_BU).squeeze(-1)
 
 
 def pool_tokens(states_BTH: Tensor, *, mask_BT: Tensor, pooling: str) -> Tensor:

@@ -1,0 +1,153 @@
+"""The callback: what it gathers, where it writes it, and the table it shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ptrain_dactbert.exit_statistics import ExitStatistics
+from ptrain_dactbert.settings import ExitStatisticsSettings
+
+from plugin_trainer import StepOutcome
+
+
+class Run(SimpleNamespace):
+    """What the callback uses of a run."""
+
+    def __init__(self, folder: Path | None, num_blocks: int = 4) -> None:
+        super().__init__(folder=folder, model=SimpleNamespace(num_blocks=num_blocks), reports={})
+
+    def report(self, title: str, text: str) -> None:
+        self.reports[title] = text
+
+
+def outcome(blocks: list[int], *, answers: list[int], full: list[int]) -> StepOutcome:
+    one_hot = torch.eye(2)
+    outputs = {
+        "exit_block": torch.tensor(blocks),
+        "logits": one_hot[answers],
+        "full_logits": one_hot[full],
+    }
+    return StepOutcome(loss=torch.tensor(0.0), outputs=outputs)
+
+
+def batch(**columns: list[int]) -> dict[str, Any]:
+    return {name: torch.tensor(values) for name, values in columns.items()}
+
+
+def evaluate(callback: ExitStatistics, run: Run, *, weights: str = "raw") -> None:
+    """Two batches, the later rows first."""
+    callback.ptrain_evaluation_batch_end(
+        run,
+        "val",
+        weights,
+        batch(labels=[1, 1], row=[2, 3], difficulty=[1, 1]),
+        outcome([4, 3], answers=[1, 0], full=[1, 1]),
+    )
+    callback.ptrain_evaluation_batch_end(
+        run,
+        "val",
+        weights,
+        batch(labels=[0, 1], row=[0, 1], difficulty=[0, 0]),
+        outcome([1, 2], answers=[0, 1], full=[0, 1]),
+    )
+    callback.ptrain_evaluation_end(run, {})
+
+
+@pytest.fixture
+def callback() -> ExitStatistics:
+    return ExitStatistics(ExitStatisticsSettings())
+
+
+def test_the_file_holds_histograms_by_difficulty_and_every_row(
+    callback: ExitStatistics, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    evaluate(callback, run)
+    evaluate(callback, run, weights="ema")
+    document = json.loads((tmp_path / "exit_statistics.json").read_text())
+    assert set(document) == {"val/raw", "val/ema"}
+    found = document["val/raw"]
+    assert found["rows"] == [1, 2, 4, 3]
+    assert found["histogram"] == [1, 1, 1, 1]
+    assert found["mean_exit_block"] == 2.5
+    assert found["accuracy"] == found["exit_agreement"] == 0.75
+    assert found["by_difficulty"]["0"] == {
+        "count": 2,
+        "accuracy": 1.0,
+        "mean_exit_block": 1.5,
+        "exit_agreement": 1.0,
+        "histogram": [1, 1, 0, 0],
+    }
+    assert found["by_difficulty"]["1"]["mean_exit_block"] == 3.5
+
+
+def test_a_later_evaluation_replaces_the_one_before(
+    callback: ExitStatistics, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    evaluate(callback, run)
+    evaluate(callback, run)
+    document = json.loads((tmp_path / "exit_statistics.json").read_text())
+    assert document["val/raw"]["count"] == 4
+    assert list(tmp_path.iterdir()) == [tmp_path / "exit_statistics.json"]
+
+
+def test_the_table_has_a_line_per_difficulty_and_fits_the_terminal(
+    callback: ExitStatistics,
+) -> None:
+    run = Run(None)
+    evaluate(callback, run)
+    callback.ptrain_run_end(run, None)
+    lines = run.reports["exits by difficulty"].splitlines()
+    assert lines == [
+        "difficulty   count accuracy mean exit     1     2     3     4",
+        "         0       2    1.000      1.50   50%   50%     .     .",
+        "         1       2    0.500      3.50     .     .   50%   50%",
+        "       all       4    0.750      2.50   25%   25%   25%   25%",
+    ]
+
+
+@pytest.mark.parametrize("num_blocks", [1, 6, 12, 24, 48])
+def test_any_number_of_blocks_fits_80_columns(callback: ExitStatistics, num_blocks: int) -> None:
+    run = Run(None, num_blocks=num_blocks)
+    blocks = [1, num_blocks]
+    callback.ptrain_evaluation_batch_end(
+        run, "val", "raw", batch(labels=[0, 1]), outcome(blocks, answers=[0, 1], full=[0, 1])
+    )
+    callback.ptrain_evaluation_end(run, {})
+    callback.ptrain_run_end(run, None)
+    lines = run.reports["exits by difficulty"].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert len({len(line) for line in lines}) == 1
+    assert lines[-1].split()[0] == "all"
+
+
+def test_without_an_evaluation_there_is_no_table(callback: ExitStatistics, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    callback.ptrain_evaluation_end(run, {})
+    callback.ptrain_run_end(run, None)
+    assert run.reports == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_exits_is_let_alone(callback: ExitStatistics, tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    plain = StepOutcome(loss=torch.tensor(0.0), outputs={"logits": torch.eye(2)})
+    callback.ptrain_evaluation_batch_end(run, "val", "raw", batch(labels=[0, 1]), plain)
+    callback.ptrain_evaluation_end(run, {})
+    callback.ptrain_run_end(run, None)
+    assert run.reports == {}
+
+
+def test_no_hook_of_a_training_step_is_implemented(callback: ExitStatistics) -> None:
+    hooks = {name for name in dir(callback) if name.startswith("ptrain_")}
+    assert hooks == {
+        "ptrain_evaluation_batch_end",
+        "ptrain_evaluation_end",
+        "ptrain_run_end",
+    }

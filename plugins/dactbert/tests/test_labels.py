@@ -1,0 +1,66 @@
+"""Labels: names and numbers, and what is neither."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ptrain_dactbert.labels import Labels, label_names
+from ptrain_dactbert.reading import Row
+
+from plugin_trainer.errors import DataError
+
+PATH = Path("dev.tsv")
+
+
+def rows(*labels: str) -> list[Row]:
+    return [Row("text", label, line=number) for number, label in enumerate(labels, start=1)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "names"),
+    [
+        (("1", "0", "1"), ("0", "1")),
+        (("10", "9", "0"), ("0", "9", "10")),
+        (("1", "-1"), ("-1", "1")),
+        (("pos", "neg", "pos"), ("neg", "pos")),
+        (("2", "no"), ("2", "no")),
+    ],
+)
+def test_names_are_in_order_and_numbers_stay_themselves(
+    seen: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    assert label_names(rows(*seen), path=PATH) == names
+
+
+def test_a_single_label_is_nothing_to_learn() -> None:
+    with pytest.raises(DataError, match="every row has the label 'pos'"):
+        label_names(rows("pos", "pos"), path=PATH)
+
+
+def test_named_labels_are_also_given_by_number() -> None:
+    labels = Labels(("neg", "pos"))
+    assert labels.numbers(rows("pos", "neg", "1", "0"), path=PATH) == [1, 0, 1, 0]
+
+
+def test_a_number_that_is_a_name_is_that_name() -> None:
+    assert Labels(("1", "2")).numbers(rows("1", "2"), path=PATH) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("names", "label", "message"),
+    [
+        (("0", "1"), "2", r"dev\.tsv:2: label 2 is outside of the range 0 to 1"),
+        (("neg", "pos"), "2", r"dev\.tsv:2: label 2 is outside of the range 0 to 1"),
+        (("neg", "pos"), "-1", r"dev\.tsv:2: label -1 is outside of the range 0 to 1"),
+        (("neg", "pos"), "poss", r"dev\.tsv:2: unknown label 'poss'; did you mean pos\?"),
+        (("1", "2"), "0", r"dev\.tsv:2: unknown label '0'"),
+        (("0", "1"), "pos", r"dev\.tsv:2: unknown label 'pos'"),
+    ],
+)
+def test_any_other_label_is_named_with_its_line(
+    names: tuple[str, ...], label: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        Labels(names).numbers(rows(names[0], label), path=PATH)
+    assert caught.value.hint[0] == f"labels: {', '.join(names)}"

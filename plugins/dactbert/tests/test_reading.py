@@ -1,0 +1,163 @@
+"""Reading files: what is accepted, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ptrain_dactbert.reading import Columns, Row, read_rows
+
+from plugin_trainer.errors import DataError
+
+Write = Callable[..., Path]
+
+
+def read(path: Path, *, header: Any = "auto", **columns: Any) -> list[Row]:
+    return read_rows(path, key="data_settings.train", columns=Columns(**columns), header=header)
+
+
+def pairs(rows: list[Row]) -> list[tuple[str, str]]:
+    return [(row.text, row.label) for row in rows]
+
+
+# ----------------------------------------------------------------------------------- accepted
+
+
+def test_tsv_without_a_header(write: Write) -> None:
+    path = write("a.tsv", "good film\t1\ndull\t0\n")
+    assert read(path) == [Row("good film", "1", line=1), Row("dull", "0", line=2)]
+
+
+def test_a_header_with_the_usual_names_is_recognised_in_any_order(write: Write) -> None:
+    path = write("a.tsv", "Label\tid\tSentence\n1\t7\tgood film\n")
+    assert read(path) == [Row("good film", "1", line=2)]
+
+
+def test_columns_by_name_and_by_position(write: Write) -> None:
+    path = write("a.csv", "id,stars,body\n7,5,good film\n")
+    assert pairs(read(path, text="body", label="stars")) == [("good film", "5")]
+    assert pairs(read(path, text=2, label=1, header=True)) == [("good film", "5")]
+    assert pairs(read(path, text=2, label=1))[0] == ("body", "stars")
+
+
+def test_header_says_whether_the_first_line_is_data(write: Write) -> None:
+    path = write("a.tsv", "text\tlabel\n")
+    assert pairs(read(path, header=False)) == [("text", "label")]
+
+
+def test_tsv_knows_no_quotes(write: Write) -> None:
+    path = write("a.tsv", '"so-called" film\t1\n"an open quote\t0\n')
+    assert pairs(read(path)) == [('"so-called" film', "1"), ('"an open quote', "0")]
+
+
+def test_csv_quotes_commas_and_lines(write: Write) -> None:
+    path = write("a.csv", '"good, really\nit ""is""",1\ndull,0\n')
+    rows = read(path)
+    assert pairs(rows) == [('good, really\nit "is"', "1"), ("dull", "0")]
+    assert [row.line for row in rows] == [1, 3]
+
+
+def test_jsonl_with_numbers_names_and_booleans_for_labels(jsonl: Write) -> None:
+    path = jsonl(
+        "a.jsonl",
+        {"text": "a", "label": 1},
+        {"text": "b", "label": "no"},
+        {"text": "c", "label": True},
+    )
+    assert pairs(read(path)) == [("a", "1"), ("b", "no"), ("c", "true")]
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_do_no_harm(write: Write) -> None:
+    path = write("a.tsv", b"\xef\xbb\xbftext\tlabel\r\ngood\t1\r\n\r\ndull\t0")
+    assert read(path) == [Row("good", "1", line=2), Row("dull", "0", line=4)]
+
+
+def test_a_unicode_line_separator_does_not_end_a_line(write: Write) -> None:
+    path = write("a.tsv", "good\u2028film\t1\ndull\x85\t0\n")
+    assert [row.line for row in read(path)] == [1, 2]
+
+
+def test_a_text_may_be_empty(write: Write) -> None:
+    assert pairs(read(write("a.tsv", "\t1\ndull\t0\n"))) == [("", "1"), ("dull", "0")]
+
+
+def test_a_difficulty_column_is_read(write: Write) -> None:
+    path = write("a.csv", "text,label,hops\ngood,1,3\n")
+    assert read(path, difficulty="hops") == [Row("good", "1", line=2, difficulty=3)]
+
+
+# ------------------------------------------------------------------------------------- refused
+
+WRONG: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
+    "an empty file": ("a.tsv", "", {}, r"a\.tsv is empty"),
+    "a header and nothing else": ("a.tsv", "text\tlabel\n", {}, "holds no row of data"),
+    "blank lines only": ("a.jsonl", "\n\n", {}, "holds no row of data"),
+    "an ending that says nothing": ("a.txt", "x\t1\n", {}, r"ends in \.txt"),
+    "too few fields": ("a.tsv", "good\t1\ndull\n", {}, r"a\.tsv:2: 1 fields, where .* has 2"),
+    "too many fields": ("a.csv", "good,1\nso, so,0\n", {}, r"a\.csv:2: 3 fields"),
+    "an open quote": ("a.csv", 'x,1\n"good,1\ndull,0\n', {}, r"a\.csv:2: broken CSV"),
+    "invalid UTF-8": ("a.tsv", b"good\t1\nd\xfcll\t0\n", {}, r"a\.tsv:2: byte 2 .* not UTF-8"),
+    "invalid UTF-8 in CSV": ("a.csv", b"good,1\nd\xfcll,0\n", {}, r"a\.csv:2: byte 2"),
+    "invalid JSON": (
+        "a.jsonl",
+        '{"text": "a", "label": 0}\n{"text"\n',
+        {},
+        r"a\.jsonl:2: not valid",
+    ),
+    "JSON that is no object": ("a.jsonl", '["a", 0]\n', {}, r"a\.jsonl:1: a JSON list"),
+    "a text that is no string": ("a.jsonl", '{"text": 5, "label": 0}\n', {}, "the text is 5"),
+    "no label": ("a.tsv", "good\t1\ndull\t\n", {}, r"a\.tsv:2: no label"),
+    "a null label": ("a.jsonl", '{"text": "a", "label": null}\n', {}, r"a\.jsonl:1: no label"),
+    "a missing key": (
+        "a.jsonl",
+        '{"text": "a", "label": 0}\n{"txt": "a", "label": 0}\n',
+        {},
+        r"a\.jsonl:2: no column 'text' for the text; did you mean txt\?",
+    ),
+    "an unknown column": (
+        "a.csv",
+        "sentence,label\ngood,1\n",
+        {"text": "sentense"},
+        r"a\.csv:1: no column 'sentense' for the text; did you mean sentence\?",
+    ),
+    "a name without a header": (
+        "a.csv",
+        "good,1\n",
+        {"text": "body", "header": False},
+        "the file has no header",
+    ),
+    "a position beyond the line": ("a.csv", "good,1\n", {"label": 2}, "no column 2 for the label"),
+    "one column only": ("a.tsv", "good 1\ndull 0\n", {}, "no column 1 for the label"),
+    "a position in JSON": ("a.jsonl", '{"text": "a"}\n', {"text": 0}, "is the position 0"),
+    "a difficulty that is no number": (
+        "a.csv",
+        "text,label,hops\ngood,1,many\n",
+        {"difficulty": "hops"},
+        r"a\.csv:2: the difficulty is 'many'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_bad_file_is_named_with_its_line(case: str, write: Write) -> None:
+    name, content, options, message = WRONG[case]
+    with pytest.raises(DataError, match=message) as caught:
+        read(write(name, content), **options)
+    assert name in caught.value.message
+    assert caught.value.exit_code == 2
+
+
+def test_an_unknown_column_lists_those_seen(write: Write) -> None:
+    with pytest.raises(DataError) as caught:
+        read(write("a.csv", "id,body,stars\n7,good,1\n"), text="text")
+    assert "columns: id, body, stars" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["missing.tsv", "folder.tsv"])
+def test_a_missing_file_is_named_with_its_setting(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.tsv").mkdir()
+    with pytest.raises(DataError, match=r"data_settings\.train: .*" + name) as caught:
+        read(tmp_path / name)
+    assert str(tmp_path) in caught.value.hint[0]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
@@ -48,19 +48,23 @@ class InstalledCommand:
 
 def installed_plugins() -> tuple[InstalledPlugin, ...]:
     """Every plugin entry point of this environment that may be seen, duplicates included."""
-    return _sorted(_plugin(entry) for entry in _entries(PLUGIN_GROUP) if _allowed(entry.name))
+    return _sorted(
+        _plugin(entry) for entry in entry_points(group=PLUGIN_GROUP) if _allowed(entry.name)
+    )
 
 
 def hidden_plugins() -> tuple[InstalledPlugin, ...]:
     """The installed plugins that PTRAIN_PLUGINS leaves out."""
-    return _sorted(_plugin(entry) for entry in _entries(PLUGIN_GROUP) if not _allowed(entry.name))
+    return _sorted(
+        _plugin(entry) for entry in entry_points(group=PLUGIN_GROUP) if not _allowed(entry.name)
+    )
 
 
 def installed_commands() -> tuple[InstalledCommand, ...]:
     """Every plugin command of this environment that may be seen, duplicates included."""
     found = (
         InstalledCommand(entry.name, entry.value, *_distribution(entry.dist))
-        for entry in _entries(COMMAND_GROUP)
+        for entry in entry_points(group=COMMAND_GROUP)
         if _allowed(entry.name)
     )
     return tuple(sorted(found, key=lambda command: (command.name, command.distribution)))
@@ -68,16 +72,6 @@ def installed_commands() -> tuple[InstalledCommand, ...]:
 
 def _sorted(plugins: Iterable[InstalledPlugin]) -> tuple[InstalledPlugin, ...]:
     return tuple(sorted(plugins, key=lambda plugin: (plugin.name, plugin.distribution)))
-
-
-def _entries(group: str) -> Iterator[EntryPoint]:
-    """The group's entry points, each once even if its folder is on sys.path twice."""
-    seen: set[tuple[str, str, str]] = set()
-    for entry in entry_points(group=group):
-        key = (entry.name, entry.value, _distribution(entry.dist)[0])
-        if key not in seen:
-            seen.add(key)
-            yield entry
 
 
 def _allowed(name: str) -> bool:

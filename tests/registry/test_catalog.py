@@ -3,7 +3,9 @@
 import pytest
 
 from plugin_trainer.errors import PluginDuplicate, UnknownOffer
-from plugin_trainer.registry.catalog import open_catalog, plugins_named_in
+from plugin_trainer.registry.catalog import Catalog, open_catalog, plugins_named_in
+from plugin_trainer.registry.loading import LoadedPlugin
+from plugin_trainer.registry.resolution import core_source
 from plugin_trainer.specs import CallbackSpec, ModelSpec
 
 HOOKS = """
@@ -105,8 +107,11 @@ def test_of_two_plugins_with_a_default_neither_wins(installed):
 
 
 def test_core_has_no_default(installed):
-    for kind in ("model", "data", "callback", "scheduler", "recipe"):
-        assert open_catalog([]).default(kind) is None
+    only = ModelSpec(name="a", target="a:b", default=True)
+    core = LoadedPlugin(core_source(), module=None, models=(only,))
+    catalog = Catalog((core,))
+    assert catalog.find("model", "a").address == "core/a"
+    assert catalog.default("model") is None
 
 
 def test_a_plugin_named_twice_is_loaded_once(installed):

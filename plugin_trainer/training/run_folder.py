@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -16,6 +17,26 @@ from plugin_trainer.errors import RunFolderError
 from plugin_trainer.training.files import read_json, write_json, write_text
 
 RUNS = Path("runs")
+
+
+_LOCKS: set[IO[str]] = set()
+
+
+def _close_in_forked_processes(lock: IO[str]) -> None:
+    """Keep a lock to this process: a loader's worker that outlives it would hold the folder on."""
+    _watch_forks()
+    _LOCKS.add(lock)
+
+
+@functools.cache
+def _watch_forks() -> None:
+    os.register_at_fork(after_in_child=_close_all)
+
+
+def _close_all() -> None:
+    for lock in _LOCKS:
+        lock.close()
+    _LOCKS.clear()
 
 
 class RunFolder:
@@ -58,11 +79,13 @@ class RunFolder:
         lock.write(f"{os.getpid()}\n")
         lock.flush()
         self._lock = lock
+        _close_in_forked_processes(lock)
 
     def release(self) -> None:
         """Close what is open and give the lock back."""
         for file in (self._metrics, self._lock):
             if file is not None:
+                _LOCKS.discard(file)
                 file.close()
         self._metrics = self._lock = None
 

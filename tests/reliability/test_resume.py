@@ -1,0 +1,233 @@
+"""Resuming is exact: R01, R02, R03, R05, R06, R07, R08, R11 and R13 of the reliability bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.files import sha256_of
+
+STEPS_PER_EPOCH = 6
+TOTAL = 24
+
+
+@pytest.fixture(scope="module")
+def whole(toy, tmp_path_factory):
+    """The run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    toy.train(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_with_workers(toy, tmp_path_factory):
+    """The same with two worker processes, which draw from random streams of their own."""
+    folder = tmp_path_factory.mktemp("workers") / "run"
+    toy.train(folder, workers=2)
+    return folder
+
+
+def cut_back(run: Path, to: Path, *, step: int) -> Path:
+    """A copy of a run as it was on disk when its process died right after saving a step."""
+    shutil.copytree(run, to)
+    for checkpoint in (to / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    about = json.loads((to / "run.json").read_text())
+    (to / "run.json").write_text(json.dumps({**about, "status": "running"}))
+    return to
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(1, id="after-the-first-step"),
+        pytest.param(3, id="mid-epoch-right-after-an-evaluation"),
+        pytest.param(5, id="before-the-last-batch-of-an-epoch"),
+        pytest.param(6, id="exactly-at-an-epochs-end"),
+        pytest.param(7, id="after-the-first-batch-of-the-next-epoch"),
+        pytest.param(23, id="before-the-very-last-step"),
+    ],
+)
+def test_R01_R02_a_run_resumed_anywhere_equals_one_that_never_stopped(
+    toy, whole, differences, tmp_path, step
+):
+    resumed = cut_back(whole, tmp_path / "run", step=step)
+    toy.train(resumed)
+    assert differences(whole, resumed) == []
+
+
+def test_R02_a_run_killed_after_its_last_evaluation_has_nothing_left_to_do_but_end(
+    toy, whole, differences, tmp_path
+):
+    resumed = cut_back(whole, tmp_path / "run", step=TOTAL)
+    assert toy.train(resumed).step == TOTAL
+    assert differences(whole, resumed) == []
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_R02_a_run_resumed_on_an_accumulation_boundary_is_exact(
+    toy, differences, tmp_path, accumulate, step
+):
+    # Four batches a window leave a short window of two at each epoch's end.
+    toy.train(tmp_path / "whole", accumulate=accumulate)
+    resumed = cut_back(tmp_path / "whole", tmp_path / "run", step=step)
+    toy.train(resumed, accumulate=accumulate)
+    assert differences(tmp_path / "whole", resumed) == []
+
+
+def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_never_stopped(
+    toy_process, whole_with_workers, differences, tmp_path
+):
+    run = tmp_path / "run"
+    moments = ["step_end:2", "saving:3", "committed:5", "evaluating_ema:6", "committed:13"]
+    for moment in moments:
+        assert toy_process(run, "--workers", "2", "--kill", moment) == -signal.SIGKILL
+    assert toy_process(run, "--workers", "2") == 0
+    assert differences(whole_with_workers, run) == []
+    resumed_at = json.loads((run / "run.json").read_text())["resumed"]
+    assert resumed_at == [1, 2, 5, 5, 13]
+
+
+def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_never_stopped(
+    differences, tmp_path
+):
+    toy = Path(__file__).with_name("toy.py")
+    settings = [
+        *("length='12 epochs'", "evaluate='3 steps'", "save='1 steps'", "log='2 steps'"),
+        *("keep=all", "ema.decay=0.9", "callbacks=['-tensorboard']"),
+    ]
+    command = [sys.executable, "-m", "plugin_trainer", "run", "--plugin", str(toy)]
+    command += [part for setting in settings for part in ("--set", setting)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    subprocess.run([*command, "--out", str(whole)], env=environment, check=True, timeout=120)
+    for steps_more in (4, 9, 16):
+        process = subprocess.Popen(
+            [*command, "--out", str(run), "--resume", "auto"],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+        )
+        _wait_for_step(run, _step(run) + steps_more)
+        process.kill()
+        assert process.wait(timeout=30) == -signal.SIGKILL
+    subprocess.run(
+        [*command, "--out", str(run), "--resume", "auto"], env=environment, check=True, timeout=120
+    )
+    assert len(json.loads((run / "run.json").read_text())["resumed"]) == 3
+    assert differences(whole, run) == []
+
+
+def _step(run: Path) -> int:
+    pointer = run / "checkpoints" / "latest.json"
+    return json.loads(pointer.read_text())["step"] if pointer.is_file() else 0
+
+
+def _wait_for_step(run: Path, step: int) -> None:
+    for _ in range(6000):
+        if _step(run) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"step {step} was never reached")
+
+
+def test_R03_R07_every_sample_is_seen_once_an_epoch_in_a_new_order_whatever_was_interrupted(
+    toy, whole, tmp_path
+):
+    resumed = cut_back(whole, tmp_path / "run", step=STEPS_PER_EPOCH)
+    toy.train(resumed)
+    for run in (whole, resumed):
+        model = read_snapshot(run / "checkpoints" / f"step-{TOTAL:08d}").model
+        seen = model["seen"][: int(model["count"])].view(4, toy.SAMPLES)
+        orders = [tuple(epoch.tolist()) for epoch in seen]
+        assert all(sorted(order) == list(range(toy.SAMPLES)) for order in orders)
+        assert len(set(orders)) == 4
+
+
+def test_R08_evaluating_more_often_does_not_change_the_training(toy, tmp_path):
+    toy.train(tmp_path / "often", evaluate="1 steps")
+    toy.train(tmp_path / "never", evaluate="never")
+    often, never = (
+        read_snapshot(tmp_path / run / "checkpoints" / f"step-{TOTAL:08d}")
+        for run in ("often", "never")
+    )
+    assert all(torch.equal(often.model[name], never.model[name]) for name in often.model)
+    assert often.state["rng"] == never.state["rng"]
+
+
+def edit_state(run: Path, change) -> None:
+    """Change the newest checkpoint's state and make its manifest fit again."""
+    pointer = max((run / "checkpoints").glob("step-*"))
+    path = pointer / "state.json"
+    content = json.loads(path.read_text())
+    change(content["state"])
+    path.write_text(json.dumps(content))
+    manifest = json.loads((pointer / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    (pointer / "manifest.json").write_text(json.dumps(manifest))
+
+
+def _other_torch_stream(state):
+    generator = torch.Generator().manual_seed(99)
+    from plugin_trainer.training.seeding import _text
+
+    state["rng"]["torch"] = _text(generator.get_state())
+
+
+def _other_python_stream(state):
+    state["rng"]["python"][1][:5] = [1, 2, 3, 4, 5]
+
+
+def _other_numpy_stream(state):
+    state["rng"]["numpy"][1][:5] = [1, 2, 3, 4, 5]
+
+
+def _no_cursor(state):
+    state["progress"]["batch"] = 0
+
+
+def _no_average_counter(state):
+    state["ema"]["updates"] = 0
+
+
+def _no_schedule(state):
+    state["schedule"]["steps"] = 0
+
+
+@pytest.mark.parametrize(
+    "drop",
+    [
+        _other_torch_stream,
+        _other_python_stream,
+        _other_numpy_stream,
+        _no_cursor,
+        _no_average_counter,
+        _no_schedule,
+    ],
+)
+def test_R11_a_checkpoint_that_lost_a_stream_or_a_counter_does_not_resume_exactly(
+    toy, whole, differences, tmp_path, drop
+):
+    resumed = cut_back(whole, tmp_path / "run", step=4)
+    edit_state(resumed, drop)
+    toy.train(resumed)
+    assert differences(whole, resumed) != []
+
+
+def test_R13_resuming_loads_no_sample_that_was_seen(toy, whole, tmp_path):
+    resumed = cut_back(whole, tmp_path / "run", step=9)
+    dataset = toy.Noisy()
+    toy.train(resumed, dataset=dataset)
+    samples_after_step_9 = 4 * toy.SAMPLES - toy.SAMPLES - 3 * toy.BATCH
+    assert len(dataset.loaded) == samples_after_step_9

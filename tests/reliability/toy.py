@@ -1,0 +1,177 @@
+"""A small run with everything that makes resuming hard; also a script, so that it can be killed.
+
+Shuffled data of an uneven length, dropout, augmentation from three random streams in the data set and
+in the collate function, an average with warm-up, evaluations that draw random numbers, and a model
+that writes down the number of every sample it was trained on.
+
+    python toy.py FOLDER --workers 2 --kill committed:5
+    ptrain run --plugin ./toy.py --out FOLDER --resume auto
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import plugin_trainer
+from plugin_trainer import DataSpec, ModelSpec
+
+PTRAIN_API = 1
+SAMPLES = 23
+BATCH = 4
+
+
+class Noisy(Dataset):
+    """Numbered samples; each load of one draws from Python's, NumPy's and torch's random streams."""
+
+    def __init__(self, size: int = SAMPLES) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.features = torch.randn(size, 6, generator=generator)
+        self.labels = (self.features[:, 0] * self.features[:, 1] > 0).long()
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.loaded.append(index)
+        noise = random.gauss(0, 0.1) + np.random.normal(0, 0.1) + 0.1 * torch.randn(())
+        return {
+            "features": self.features[index] + noise,
+            "labels": self.labels[index],
+            "number": torch.tensor(index),
+        }
+
+
+def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack, scaled by a factor drawn for the batch."""
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    batch["features"] = batch["features"] * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
+    return batch
+
+
+class Diary(nn.Module):
+    """A classifier with dropout whose buffer holds the numbers of all samples it has trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(6, 16)
+        self.norm = nn.LayerNorm(16)
+        self.dropout = nn.Dropout(0.2)
+        self.output = nn.Linear(16, 2)
+        self.register_buffer("seen", torch.full((400,), -1, dtype=torch.int64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, features, labels=None, number=None):
+        if self.training:
+            start = int(self.count)
+            self.seen[start : start + len(number)] = number
+            self.count += len(number)
+        logits = self.output(self.dropout(self.norm(self.hidden(features)).relu()))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Killer:
+    """Sends this process a SIGKILL at a moment: "step_end:3", "saving:3", "committed:3", ..."""
+
+    def __init__(self, when: str) -> None:
+        self.moment, _, step = when.partition(":")
+        self.step = int(step or -1)
+
+    def _at(self, moment: str, run) -> None:
+        if moment == self.moment and run.progress.step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def ptrain_step_end(self, run, outcome):
+        self._at("step_end", run)
+
+    def ptrain_evaluation_batch_end(self, run, weights):
+        self._at(f"evaluating_{weights}", run)
+
+    def ptrain_checkpoint_save(self, run, state):
+        self._at("saving", run)
+
+    def ptrain_checkpoint_committed(self, run, path):
+        self._at("committed", run)
+
+
+def train(out: Path, *, workers: int = 0, callbacks=(), dataset=None, **settings):
+    """Train the diary for four epochs, saving at every step; goes on with what the folder holds."""
+    torch.set_num_threads(1)
+    loader = DataLoader(
+        dataset or Noisy(),
+        batch_size=BATCH,
+        shuffle=True,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
+    torch.manual_seed(0)
+    return plugin_trainer.fit(
+        Diary(),
+        loader,
+        DataLoader(Noisy(9), batch_size=4, shuffle=True, collate_fn=collate),
+        out=out,
+        resume="auto",
+        notify=lambda line: None,
+        callbacks=["-progress_bar", "-tensorboard", "early_stopping", *callbacks],
+        **{
+            "length": "4 epochs",
+            "evaluate": "3 steps",
+            "save": "1 steps",
+            "log": "2 steps",
+            "keep": "all",
+            "ema": {"decay": 0.9},
+            "optimizer": {"learning_rate": 1e-2, "max_grad_norm": 1.0},
+            "schedule": {"name": "cosine", "warmup": "20 %"},
+            "callback_settings": {"early_stopping": {"patience": 1000}},
+            **settings,
+        },
+    )
+
+
+def ptrain_models():
+    """The diary, for the command line."""
+    return [ModelSpec(name="diary", target="ptrain_local_toy:Diary")]
+
+
+def ptrain_data():
+    """The noisy samples, for the command line."""
+    return [DataSpec(name="noisy", target="ptrain_local_toy:NoisyData")]
+
+
+class NoisyData:
+    """The noisy samples as a data module, loaded by two workers."""
+
+    def train(self):
+        return DataLoader(Noisy(), batch_size=BATCH, shuffle=True, collate_fn=collate, num_workers=2)
+
+    def validation(self):
+        return DataLoader(Noisy(9), batch_size=4, collate_fn=collate)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--accumulate", type=int, default=1)
+    parser.add_argument("--kill", default="")
+    given = parser.parse_args()
+    train(
+        given.out,
+        workers=given.workers,
+        accumulate=given.accumulate,
+        callbacks=[Killer(given.kill)],
+    )
+
+
+if __name__ == "__main__":
+    main()

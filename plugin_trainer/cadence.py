@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
@@ -29,11 +30,8 @@ class Span:
     unit: Unit
 
     def __str__(self) -> str:
-        amount = (
-            f"{self.amount.numerator}"
-            if self.amount.denominator == 1
-            else f"{float(self.amount):g}"
-        )
+        # All its digits, so that what is written into run.toml reads back as the same span.
+        amount = f"{Decimal(self.amount.numerator) / Decimal(self.amount.denominator):f}"
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
         return f"{amount} {unit}"
 

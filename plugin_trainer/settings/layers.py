@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +96,12 @@ def from_assignments(assignments: Sequence[str]) -> Layer:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
-        return tomllib.loads(f"value = {json.dumps(text)}")["value"]
+        return text
+    # No setting is a date, but a name may look like one; a second key is text with a line break.
+    is_plain = len(table) == 1 and not isinstance(table["value"], (date, time))
+    return table["value"] if is_plain else text
 
 
 def _insert(table: dict[str, Any], key: Key, value: Any) -> bool:

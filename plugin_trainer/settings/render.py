@@ -45,7 +45,7 @@ def to_toml(values: Mapping[str, Any], *, origins: Mapping[Key, str] | None = No
     text = tomli_w.dumps(values, multiline_strings=False)
     if origins is None:
         return text
-    rows = text.splitlines()
+    rows = text.removesuffix("\n").split("\n")
     notes = {number: key for key, number in key_lines(text).items()}
     width = min(44, max((len(row) for row in rows), default=0))
     for number, key in notes.items():

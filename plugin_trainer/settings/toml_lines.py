@@ -19,7 +19,7 @@ def key_lines(text: str) -> dict[Key, int]:
     """
     lines: dict[Key, int] = {}
     table: Key = ()
-    rows = text.splitlines()
+    rows = text.split("\n")  # not splitlines: TOML's lines end at nothing else
     number = 0
     while number < len(rows):
         row = rows[number]

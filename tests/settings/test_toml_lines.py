@@ -1,0 +1,61 @@
+"""Every key of a TOML text is found on the line it stands on."""
+
+from __future__ import annotations
+
+from plugin_trainer.settings.toml_lines import join_key, key_lines, split_key
+
+TEXT = '''# a comment with [brackets] and a = sign
+length = "3 epochs"   # 2
+optimizer.learning_rate = 1e-3
+
+[schedule]            # 5
+name = "linear"
+"quoted key" = 1
+'single' = 2
+
+betas = [             # 10
+  0.9,
+  # not = "a key"
+  0.98,
+]
+inline = {a = 1, b = {c = 2}}   # 15
+text = """
+looks = "like a key"
+[like.a.table]
+"""
+after = true          # 20
+
+  [callback_settings."dactbert/exit_statistics"]   # 22
+  file = "x"
+
+[a.b . c]
+d.e = 1
+'''
+
+
+def test_each_key_is_found_on_its_line():
+    assert key_lines(TEXT) == {
+        ("length",): 2,
+        ("optimizer", "learning_rate"): 3,
+        ("schedule",): 5,
+        ("schedule", "name"): 6,
+        ("schedule", "quoted key"): 7,
+        ("schedule", "single"): 8,
+        ("schedule", "betas"): 10,
+        ("schedule", "inline"): 15,
+        ("schedule", "text"): 16,
+        ("schedule", "after"): 20,
+        ("callback_settings", "dactbert/exit_statistics"): 22,
+        ("callback_settings", "dactbert/exit_statistics", "file"): 23,
+        ("a", "b", "c"): 25,
+        ("a", "b", "c", "d", "e"): 26,
+    }
+
+
+def test_a_line_separator_inside_a_text_does_not_shift_the_lines():
+    assert key_lines('a = "one\u2028two\x85three"\nb = 1\n') == {("a",): 1, ("b",): 2}
+
+
+def test_a_key_is_split_at_its_dots_and_joined_with_the_quotes_it_needs():
+    assert split_key('a."b/c".d') == ("a", "b/c", "d")
+    assert join_key(("a", "b/c", "d")) == 'a."b/c".d'

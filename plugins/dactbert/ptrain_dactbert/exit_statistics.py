@@ -94,6 +94,8 @@ class Gathered:
         """All batches as one, in the order of the rows."""
         merged = {key: torch.cat([part[key].cpu() for part in self.parts]) for key in self.parts[0]}
         order_R = merged["row_R"].argsort(stable=True)
+        # Another model may report exits and not say how many blocks it has.
+        num_blocks = max(num_blocks, int(merged["block_R"].max()))
         ordered = {key: values_R[order_R] for key, values_R in merged.items()}
         return Exits(num_blocks=num_blocks, **ordered)
 
@@ -118,7 +120,7 @@ class ExitStatistics:
         """Close the evaluation: its statistics replace those of the one before."""
         del metrics  # the mean exit block and the agreement are there already, from the model
         for key, gathered in self._open.items():
-            self.latest[key] = gathered.exits(num_blocks=run.model.num_blocks)
+            self.latest[key] = gathered.exits(num_blocks=getattr(run.model, "num_blocks", 1))
         self._open.clear()
         if run.folder is not None and self.settings.file and self.latest:
             write_json(self.document(), to=Path(run.folder) / self.settings.file)

@@ -21,7 +21,7 @@ from ptrain_dactbert.reading import Row
 
 NAME = "negation"
 LABELS = ("negative", "neutral", "positive")
-HARDEST = 4
+HARDEST = 3
 
 SUBJECTS = (
     *("film", "story", "acting", "music", "script", "ending", "camera", "dialogue"),
@@ -42,7 +42,7 @@ HELD_OUT_SHARE = 8
 
 
 def rows(count: int, *, split: str, seed: int) -> list[Row]:
-    """`count` rows of a split, the difficulties 0 to 4 in turn, so that each has equally many.
+    """`count` rows of a split, the difficulties in turn, so that each has equally many.
 
     Which split a text belongs to is a function of the text alone: no text is in two of them,
     whatever the seeds.

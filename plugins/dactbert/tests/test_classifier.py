@@ -313,6 +313,8 @@ def test_under_bf16_autocast_units_and_loss_stay_in_float32(
     exact = model(**batch)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         result = model(**batch)
+        y_NBC, h_NB = unit_outputs(model, batch)
+    assert y_NBC.dtype == h_NB.dtype == torch.float32
     assert result["loss"].dtype == torch.float32
     assert result["logits"].dtype == torch.float32
     torch.testing.assert_close(result["loss"], exact, atol=0.05, rtol=0.05)

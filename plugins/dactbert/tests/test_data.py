@@ -244,7 +244,7 @@ def test_the_generated_task_has_its_own_validation_part(
     assert negation_data.label_names == ("negative", "neutral", "positive")
     assert len(negation_data.train().dataset) == 100
     assert len(negation_data.validation().dataset) == 75
-    assert set(batch["difficulty"].tolist()) == {0, 1, 2, 3, 4}
+    assert set(batch["difficulty"].tolist()) == {0, 1, 2, 3}
     assert negation_data.test() is None
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import tomli_w
 
 from plugin_trainer.cadence import Span
+from plugin_trainer.settings.schema import RunSettings
 from plugin_trainer.settings.toml_lines import Key, join_key, key_lines
 
 # A cadence that is off must be written down: leaving it out would mean the default.
@@ -18,13 +19,14 @@ _NEVER = ("evaluate", "save", "log")
 
 def to_values(settings: Any) -> dict[str, Any]:
     """A settings dataclass as a table of TOML values; what is None is left out."""
+    never = _NEVER if isinstance(settings, RunSettings) else ()
     values = {
         field.name: _plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)
     }
     return {
         name: "never" if value is None else value
         for name, value in values.items()
-        if value is not None or name in _NEVER
+        if value is not None or name in never
     }
 
 

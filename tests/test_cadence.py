@@ -47,7 +47,7 @@ def test_a_span_is_read_exactly(text, amount, unit):
     [
         (500, '500 has no unit: write "500 steps" or "1 epoch" or "10 %"'),
         (True, 'True has no unit: write "500 steps" or "1 epoch" or "10 %"'),
-        ("500", "'500' has no unit: write \"500 steps\" or \"1 epoch\" or \"10 %\""),
+        ("500", '\'500\' has no unit: write "500 steps" or "1 epoch" or "10 %"'),
         ("5 hours", "'hours' in '5 hours' is not a unit: write \"500 steps\" or"),
         ("soon", "'soon' is not a number with a unit: write"),
         ("", "'' is not a number with a unit: write"),
@@ -87,7 +87,15 @@ def test_never_is_no_cadence(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["500 steps", "1 step", "1 epoch", "0.5 epochs", "0.1234567 epochs", "1234567.5 epochs", "10 %"],
+    [
+        "500 steps",
+        "1 step",
+        "1 epoch",
+        "0.5 epochs",
+        "0.1234567 epochs",
+        "1234567.5 epochs",
+        "10 %",
+    ],
 )
 def test_a_span_written_down_reads_back_as_itself(text):
     span = parse_span(text, units=EVERY_UNIT)

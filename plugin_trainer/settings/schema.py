@@ -28,6 +28,13 @@ def _keep(value: Any) -> Any:
     raise ValueError(f'{value!r} is not "all" or a number of checkpoints, 1 or more')
 
 
+def _no_decay(value: Any) -> Any:
+    patterns = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    if patterns or value in ("auto", "none"):
+        return value
+    raise ValueError(f'{value!r} is not "auto", "none" or a list of name patterns')
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """The optimizer.
@@ -42,10 +49,12 @@ class OptimizerSettings:
     """
 
     name: str = "adamw"
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    no_decay: Literal["auto", "none"] | tuple[str, ...] = "auto"
-    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
+    no_decay: Annotated[Literal["auto", "none"] | tuple[str, ...], BeforeValidator(_no_decay)] = (
+        "auto"
+    )
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 

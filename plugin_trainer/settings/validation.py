@@ -93,8 +93,8 @@ def _location(loc: tuple[int | str, ...], values: Any) -> Key:
             values = values.get(part)
         elif isinstance(values, (list, tuple)) and isinstance(part, int) and part < len(values):
             values = values[part]
-        elif isinstance(values, Mapping):
-            # A missing required key is named though it is not there.
+        elif isinstance(values, Mapping) or (isinstance(values, list) and isinstance(part, int)):
+            # A missing required key or item is named though it is not there.
             key.append(str(part))
             break
         else:

@@ -68,7 +68,9 @@ def test_another_choice_drops_the_settings_of_the_earlier_one(choice, table):
 def test_another_optimizer_drops_the_arguments_of_the_earlier_one_but_keeps_the_rest():
     merged = merge(
         [
-            layer("one", optimizer={"name": "sgd", "settings": {"momentum": 0.9}, "weight_decay": 0}),
+            layer(
+                "one", optimizer={"name": "sgd", "settings": {"momentum": 0.9}, "weight_decay": 0}
+            ),
             layer("two", optimizer={"name": "adamw"}),
         ]
     )

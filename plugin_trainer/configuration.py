@@ -12,6 +12,7 @@ from typing import Any
 from plugin_trainer.errors import PluginBroken, Problem, PtrainError, SettingsError, UnknownOffer
 from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import Catalog, Kind, Offer, open_catalog, plugins_named_in
+from plugin_trainer.registry.loading import recipe_path
 from plugin_trainer.settings.layers import Layer, Merged, look_up, merge, read_toml
 from plugin_trainer.settings.render import to_values
 from plugin_trainer.settings.schema import RunSettings
@@ -85,11 +86,13 @@ def configure(
     catalog = open_catalog(_plugins_of(merge(given).values, plugins), folder=folder)
     recipe = _recipe(catalog, plugins, merge(given).values)
     merged = merge([recipe, *given] if recipe else given)
-    names = _plugins_of(merged.values, plugins)
-    if names:
-        merged.values["plugins"] = names
+    catalog = open_catalog(_plugins_of(merged.values, plugins), folder=folder)
+    # Spelt out, so that the settings of a run can be read again from any folder.
+    spelt_out = [p.source.spelling for p in catalog.plugins if p.source.origin != "core"]
+    if spelt_out:
+        merged.values["plugins"] = spelt_out
         merged.origins.setdefault(("plugins",), "--plugin" if plugins else "default")
-    return _Checker(merged, open_catalog(names, folder=folder)).run(parts=parts)
+    return _Checker(merged, catalog).run(parts=parts)
 
 
 def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
@@ -121,13 +124,13 @@ def _recipe(catalog: Catalog, typed: Sequence[str], values: Mapping[str, Any]) -
 
 def read_recipe(offer: Offer[Any]) -> Layer:
     """A plugin's recipe as a layer. Raises PluginBroken if the file is not there."""
-    module = offer.plugin.module if offer.plugin is not None else None
-    path = Path(getattr(module, "__file__", None) or ".").parent / offer.spec.file
+    assert offer.plugin is not None
+    path = recipe_path(offer.plugin, offer.spec)
     if not path.is_file():
         raise PluginBroken(
             f"plugin '{offer.owner}' offers the recipe '{offer.spec.name}', but not {path}",
             plugin=offer.owner,
-            hint="the file is named relative to the package of the plugin's hook module",
+            hint="the file is named relative to the folder of the plugin's hook module",
         )
     return read_toml(path, where=f"{offer.owner}'s recipe")
 
@@ -149,7 +152,9 @@ class _Checker:
             model = self._choose("model", "model", "model_settings")
             self._fill_in_data_defaults()
             data = self._choose("data", "data", "data_settings")
-        schedule = self._choose("scheduler", "schedule.name", "schedule_settings", default="linear")
+        schedule = self._choose(
+            "scheduler", "schedule.name", "schedule_settings", default="core/linear"
+        )
         callbacks = self._choose_callbacks()
         if self.problems or schedule is None:
             raise SettingsError(self.problems)
@@ -159,6 +164,7 @@ class _Checker:
                 **values,
                 "model": model.address if model else "",
                 "data": data.address if data else "",
+                "schedule": {**values.get("schedule", {}), "name": schedule.address},
                 "model_settings": model.values() if model else {},
                 "data_settings": data.values() if data else {},
                 "schedule_settings": schedule.values(),

@@ -80,7 +80,7 @@ class RecipeSpec:
     """A run file that a plugin ships, so that `ptrain run --plugin NAME` needs nothing else.
 
     name      unique within its plugin
-    file      the TOML file, relative to the package of the plugin's hook module
+    file      the TOML file, relative to the folder of the hook module
     """
 
     name: str

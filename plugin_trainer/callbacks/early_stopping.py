@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.callbacks.settings import EarlyStoppingSettings
-from plugin_trainer.training.best import is_better, watched
-from plugin_trainer.training.result import Result
-from plugin_trainer.training.run import Run
-from plugin_trainer.training.snapshots import load_best
+from plugin_trainer.watching import is_better, watched
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.result import Result
+    from plugin_trainer.training.run import Run
 
 _STATE = "early_stopping"
 
@@ -46,7 +47,7 @@ class EarlyStopping:
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Give the model its best weights back, if that was asked for."""
         if self.settings.restore_best and result.status != "interrupted":
-            load_best(run)
+            run.load_best()
 
     def ptrain_checkpoint_save(self, state: MutableMapping[str, Any]) -> None:
         """Keep the count and the best."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
 
 from plugin_trainer.callbacks.settings import LearningRateMonitorSettings
-from plugin_trainer.training.run import Run
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.run import Run
 
 
 class LearningRateMonitor:

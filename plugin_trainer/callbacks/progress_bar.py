@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from plugin_trainer.callbacks.settings import ProgressBarSettings
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.result import Result
-from plugin_trainer.training.run import Run
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.result import Result
+    from plugin_trainer.training.run import Run
 
 _BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 

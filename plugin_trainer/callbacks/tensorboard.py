@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import MutableMapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.callbacks.settings import TensorBoardSettings
 from plugin_trainer.errors import MissingExtra
-from plugin_trainer.training.result import Result
-from plugin_trainer.training.run import Run
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.result import Result
+    from plugin_trainer.training.run import Run
 
 
 class TensorBoard:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin_trainer.errors import PtrainError
+from plugin_trainer.watching import is_better, watched
 
 
 @dataclass
@@ -43,20 +43,3 @@ class Best:
         """Take the best so far back, unless it was measured by something else."""
         if (state["watch"], state["mode"]) == (self.watch, self.mode):
             self.value, self.step = state["value"], state["step"]
-
-
-def is_better(value: float, than: float, mode: str, *, min_delta: float = 0.0) -> bool:
-    """Whether a value improves on another by more than `min_delta`; mode is "min" or "max"."""
-    return value < than - min_delta if mode == "min" else value > than + min_delta
-
-
-def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
-    """The metric that a setting names. Raises PtrainError listing the known ones if there is
-    none.
-    """
-    if name in metrics:
-        return metrics[name]
-    raise PtrainError(
-        f"{setting}: the evaluation gave no metric '{name}'",
-        hint=f"it gave: {', '.join(sorted(metrics))}",
-    )

@@ -16,7 +16,7 @@ from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.best import Best
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
@@ -102,6 +102,11 @@ class Run:
     def report(self, title: str, text: str) -> None:
         """Add a section to what the run prints at its end."""
         self.reports[title] = text
+
+    def load_best(self) -> None:
+        """Give the model the raw weights of its best checkpoint. Raises CheckpointError if none."""
+        found = self.store.find("best")
+        self.model.load_state_dict(read_weights(found.path, weights="raw"), strict=False)
 
     # ------------------------------------------------------------------------- for the loop
 

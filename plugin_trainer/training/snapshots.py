@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.errors import CheckpointError, NotSaved
-from plugin_trainer.training.checkpoints import Snapshot, read_weights
+from plugin_trainer.training.checkpoints import Snapshot
 from plugin_trainer.training.optimizers import load_optimizer_state, optimizer_state
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import capture_rng, restore_rng
@@ -123,12 +123,3 @@ def _split(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]
     """A model's state as tensors and the rest, which modules add by get_extra_state."""
     tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return tensors, {name: value for name, value in state.items() if name not in tensors}
-
-
-def load_best(run: Run) -> None:
-    """Give the model in memory the raw weights of its best checkpoint.
-
-    Raises CheckpointError if there is none.
-    """
-    found = run.store.find("best")
-    run.model.load_state_dict(read_weights(found.path, weights="raw"), strict=False)

@@ -1,0 +1,24 @@
+"""Looking at one metric of an evaluation: which it is, and whether it is better than before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from plugin_trainer.errors import PtrainError
+
+
+def is_better(value: float, than: float, mode: str, *, min_delta: float = 0.0) -> bool:
+    """Whether a value improves on another by more than `min_delta`; mode is "min" or "max"."""
+    return value < than - min_delta if mode == "min" else value > than + min_delta
+
+
+def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
+    """The metric that a setting names. Raises PtrainError listing the known ones if there is
+    none.
+    """
+    if name in metrics:
+        return metrics[name]
+    raise PtrainError(
+        f"{setting}: the evaluation gave no metric '{name}'",
+        hint=f"it gave: {', '.join(sorted(metrics))}",
+    )

@@ -21,7 +21,7 @@ from ptrain_dactbert.reading import Row
 
 NAME = "negation"
 LABELS = ("negative", "neutral", "positive")
-HARDEST = 3
+HARDEST = 4
 
 SUBJECTS = (
     *("film", "story", "acting", "music", "script", "ending", "camera", "dialogue"),

@@ -32,7 +32,7 @@ SPECIAL = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask
 
 def pretrained_tokenizer(name: str) -> Any:
     """The tokenizer in a folder or on the Hub."""
-    key = "data_settings.tokenizer"
+    key = "data_settings.tokenizer (left out, it is model_settings.encoder)"
     source = encoders.locate(name, key=key)
     try:
         with encoders.quiet_transformers():

@@ -45,7 +45,7 @@ def test_the_difficulty_is_the_number_of_negations() -> None:
 
 
 def test_each_difficulty_has_equally_many_rows() -> None:
-    counts = Counter(row.difficulty for row in negation.rows(400, split="train", seed=0))
+    counts = Counter(row.difficulty for row in negation.rows(500, split="train", seed=0))
     assert counts == dict.fromkeys(range(negation.HARDEST + 1), 100)
 
 

@@ -2,7 +2,7 @@
 
     python docs/make.py
 
-A page holds the place of such a part between two comments: <!-- begin NAME --> and <!-- end NAME -->.
+A page has such a part between two comments: <!-- begin NAME --> and <!-- end NAME -->.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from plugin_trainer import hookspecs
 from plugin_trainer.callbacks import settings as callback_settings
-from plugin_trainer.settings import schema, schedules
+from plugin_trainer.settings import schedules, schema
 from plugin_trainer.settings.describe import describe
 
 DOCS = Path(__file__).parent

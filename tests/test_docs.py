@@ -1,4 +1,4 @@
-"""The documentation cannot lie: what comes from the code is as the code has it, and examples run."""
+"""The documentation cannot lie: what comes from the code is as the code has it; examples run."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def modules() -> list[Path]:
 
 
 def imports_of(path: Path) -> list[str]:
-    """Every module a file imports at run time; what only a type checker imports is no dependency."""
+    """Every module a file imports at run time, not what only a type checker does."""
     found = []
 
     def visit(node: ast.AST) -> None:

@@ -12,7 +12,7 @@ from plugin_trainer.cli.new import new
 from plugin_trainer.cli.printing import as_json, emit_json, table
 from plugin_trainer.errors import PluginIncompatible, PtrainError
 from plugin_trainer.registry.blame import in_words
-from plugin_trainer.registry.catalog import KINDS, Catalog
+from plugin_trainer.registry.catalog import KINDS, Catalog, Offer
 from plugin_trainer.registry.discovery import (
     ALLOW_LIST,
     InstalledPlugin,
@@ -66,12 +66,29 @@ def show(name: str, json_: bool) -> None:
     source = plugin.source
     click.echo(f"{plugin.name} {source.version}".rstrip())
     click.echo(f"  from {source.distribution or source.target}, {source.path}")
+    offers = [(kind, offer) for kind in KINDS for offer in Catalog((plugin,)).offers(kind)]
     rows = [
-        (KINDS[offer_kind].noun, offer.address, offer.spec.summary, _default(offer.spec))
-        for offer_kind in KINDS
-        for offer in Catalog((plugin,)).offers(offer_kind)
+        (KINDS[kind].noun, offer.address, offer.spec.summary, _default(offer.spec))
+        for kind, offer in offers
     ]
     click.echo(table(rows, ("kind", "name", "what it is", "default")))
+    for kind, offer in offers:
+        if kind != "recipe":
+            _show_settings(offer)
+
+
+def _show_settings(offer: Offer[Any]) -> None:
+    """Every key of an offer's settings, with its default and meaning."""
+    from plugin_trainer.registry.building import settings_class
+    from plugin_trainer.settings.describe import describe
+
+    cls = settings_class(offer)
+    keys = describe(cls) if cls is not None else []
+    if not keys:
+        return
+    click.echo(f"\n{offer.address} takes")
+    rows = [(key.key, "required" if key.required else key.default, key.meaning) for key in keys]
+    click.echo(table(rows, ("key", "default", "meaning")))
 
 
 @plugins.command()

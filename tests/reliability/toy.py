@@ -1,8 +1,8 @@
 """A small run with everything that makes resuming hard; also a script, so that it can be killed.
 
-Shuffled data of an uneven length, dropout, augmentation from three random streams in the data set and
-in the collate function, an average with warm-up, evaluations that draw random numbers, and a model
-that writes down the number of every sample it was trained on.
+Shuffled data of an uneven length, dropout, augmentation from three random streams in the data set
+and in the collate function, an average with warm-up, evaluations that draw random numbers, and a
+model that writes down the number of every sample it was trained on.
 
     python toy.py FOLDER --workers 2 --kill committed:5
     ptrain run --plugin ./toy.py --out FOLDER --resume auto
@@ -30,7 +30,7 @@ BATCH = 4
 
 
 class Noisy(Dataset):
-    """Numbered samples; each load of one draws from Python's, NumPy's and torch's random streams."""
+    """Numbered samples; loading one draws from Python's, NumPy's and torch's random streams."""
 
     def __init__(self, size: int = SAMPLES) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -152,7 +152,9 @@ class NoisyData:
     """The noisy samples as a data module, loaded by two workers."""
 
     def train(self):
-        return DataLoader(Noisy(), batch_size=BATCH, shuffle=True, collate_fn=collate, num_workers=2)
+        return DataLoader(
+            Noisy(), batch_size=BATCH, shuffle=True, collate_fn=collate, num_workers=2
+        )
 
     def validation(self):
         return DataLoader(Noisy(9), batch_size=4, collate_fn=collate)

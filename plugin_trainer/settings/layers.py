@@ -45,12 +45,15 @@ class Merged:
     origins: dict[Key, str]
 
     def place_of(self, key: Key) -> str:
-        """Where a key was given, or the nearest given key around or below it."""
+        """Where a key was given; for one that was not, where the table around it was."""
         for length in range(len(key), 0, -1):
-            if key[:length] in self.origins:
-                return self.origins[key[:length]]
-        below = [place for known, place in self.origins.items() if known[: len(key)] == key]
-        return below[0] if below else "default"
+            around = key[:length]
+            if around in self.origins:
+                return self.origins[around]
+            for known, place in self.origins.items():
+                if known[:length] == around:
+                    return place
+        return "default"
 
 
 def read_toml(path: Path, *, where: str = "") -> Layer:

@@ -89,7 +89,7 @@ def configure(
     catalog = open_catalog(_plugins_of(merged.values, plugins), folder=folder)
     # Spelt out, so that the settings of a run can be read again from any folder.
     spelt_out = [p.source.spelling for p in catalog.plugins if p.source.origin != "core"]
-    if spelt_out:
+    if spelt_out and _is_list_of_names(merged.values.get("plugins", [])):
         merged.values["plugins"] = spelt_out
         merged.origins.setdefault(("plugins",), "--plugin" if plugins else "default")
     return _Checker(merged, catalog).run(parts=parts)
@@ -112,6 +112,10 @@ def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
     known = dict.fromkeys([*typed, *names])
     known.update(dict.fromkeys(name for name in implied if name not in known))
     return [*known]
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _recipe(catalog: Catalog, typed: Sequence[str], values: Mapping[str, Any]) -> Layer | None:
@@ -255,28 +259,30 @@ class _Checker:
                 )
         offers = dict(sorted(offers.items(), key=lambda item: item[1].spec.last))
         tables = self._callback_tables(offers)
-        choices = [
-            self._with_settings(offer, tables.get(address, {}), ("callback_settings", address))
-            for address, offer in offers.items()
-        ]
+        choices = []
+        for address, offer in offers.items():
+            spelling, table = tables.get(address, (address, {}))
+            choices.append(self._with_settings(offer, table, ("callback_settings", spelling)))
         return [choice for choice in choices if choice is not None]
 
-    def _callback_tables(self, offers: Mapping[str, Offer[Any]]) -> dict[str, Any]:
-        """The settings tables under the addresses of their callbacks, however those were spelt."""
-        tables: dict[str, Any] = {}
+    def _callback_tables(self, offers: Mapping[str, Offer[Any]]) -> dict[str, tuple[str, Any]]:
+        """By the address of each callback: how its settings table is spelt, and the table."""
+        tables: dict[str, tuple[str, Any]] = {}
         given = self.merged.values.get("callback_settings", {})
         for name, table in given.items() if isinstance(given, Mapping) else ():
             key = ("callback_settings", name)
             offer = self._find("callback", name, key)
             if offer is None:
                 continue
+            if offer.address not in offers and not _is_installed(offer):
+                continue  # the run was written down where a default callback had its packages
             if offer.address not in offers:
                 self._problem(
                     key,
                     f"this run has no callback '{name}': add it to callbacks, or remove the table",
                 )
                 continue
-            tables[offer.address] = table
+            tables[offer.address] = (name, table)
             for known in [known for known in self.merged.origins if known[:2] == key]:
                 spelt_out = ("callback_settings", offer.address, *known[2:])
                 self.merged.origins[spelt_out] = self.merged.origins[known]
@@ -284,9 +290,10 @@ class _Checker:
 
 
 def _default_callbacks(catalog: Catalog) -> list[Offer[Any]]:
-    return [
-        offer
-        for offer in catalog.offers("callback")
-        if offer.spec.default
-        and all(find_spec(module) is not None for module in offer.spec.requires)
-    ]
+    offers = catalog.offers("callback")
+    return [offer for offer in offers if offer.spec.default and _is_installed(offer)]
+
+
+def _is_installed(offer: Offer[Any]) -> bool:
+    """Whether the packages are there that the callback cannot do without."""
+    return all(find_spec(module) is not None for module in offer.spec.requires)

@@ -1,0 +1,265 @@
+"""Training data as one stream of windows that can be entered anywhere."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+
+from plugin_trainer.data.stream import evaluation_batches, training_stream
+from plugin_trainer.errors import DataError
+
+
+class Counting(Dataset):
+    """Numbers, and a record of which of them were loaded."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.loaded: list[int] = []
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> int:
+        self.loaded.append(index)
+        return index
+
+
+class Drawing(Dataset):
+    """Each sample is what is drawn from every random stream while it is loaded."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int):
+        return torch.tensor([index, random.random(), np.random.rand(), float(torch.rand(()))])
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(range(10))
+
+
+class Sized(Endless):
+    def __len__(self) -> int:
+        return 10
+
+
+class Loader(DataLoader):
+    """A loader of a class of its own."""
+
+
+class Liar:
+    """Promises more than it has."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        return iter([torch.zeros(2)])
+
+
+def take(stream, count, *, epoch=0, batch=0):
+    return list(islice(stream.windows(epoch=epoch, batch=batch), count))
+
+
+def numbers(windows):
+    return [[batch.tolist() for batch in window.micro_batches] for window in windows]
+
+
+def loader(size=10, **options):
+    return DataLoader(Counting(size), **{"batch_size": 3, "shuffle": True, **options})
+
+
+# -------------------------------------------------------------------------------------------- order
+
+
+def test_every_epoch_has_all_samples_in_an_order_of_its_own():
+    stream = training_stream(loader(), seed=0)
+    windows = take(stream, 12)
+    epochs = [sum(sum(numbers(windows[at : at + 4]), []), []) for at in (0, 4, 8)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert [window.epoch for window in windows] == [0] * 4 + [1] * 4 + [2] * 4
+    assert [window.batch for window in windows] == [1, 2, 3, 4] * 3
+    assert [window.first for window in windows] == [True, False, False, False] * 3
+    assert [window.last for window in windows] == [False, False, False, True] * 3
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_cursor_gives_the_tail_and_loads_nothing_before_it(epoch, batch):
+    whole = numbers(take(training_stream(loader(), seed=5), 16))[4 * epoch + batch :]
+    data = loader()
+    tail = numbers(take(training_stream(data, seed=5), len(whole), epoch=epoch, batch=batch))
+    assert tail == whole
+    assert data.dataset.loaded == sum(sum(whole, []), [])
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_do_not_change_the_order(persistent):
+    alone = numbers(take(training_stream(loader(), seed=1), 8))
+    workers = loader(num_workers=2, persistent_workers=persistent)
+    assert numbers(take(training_stream(workers, seed=1), 8)) == alone
+
+
+def test_what_workers_draw_depends_on_the_batch_alone():
+    def drawn(workers, batch):
+        data = DataLoader(Drawing(), batch_size=2, shuffle=True, num_workers=workers)
+        windows = take(training_stream(data, seed=0), 6 - batch, batch=batch)
+        return torch.stack([window.micro_batches[0] for window in windows])
+
+    whole = drawn(2, 0)
+    assert torch.equal(drawn(1, 0), whole)
+    assert torch.equal(drawn(2, 3), whole[3:])
+    assert len(whole[..., 1:].flatten().unique()) == 12 * 3
+
+
+def test_the_global_random_streams_do_not_move():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    take(training_stream(loader(), seed=0), 8)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_drop_last_and_the_order_of_the_data_are_kept():
+    plain = training_stream(loader(shuffle=False, drop_last=True), seed=0)
+    assert numbers(take(plain, 3)) == [[[0, 1, 2]], [[3, 4, 5]], [[6, 7, 8]]]
+    assert plain.batches_per_epoch == 3
+
+
+def test_what_else_a_loader_has_is_kept():
+    def doubled(samples):
+        return torch.tensor(samples) * 2
+
+    stream = training_stream(loader(shuffle=False, collate_fn=doubled), seed=0)
+    assert numbers(take(stream, 1)) == [[[0, 2, 4]]]
+
+
+def test_a_data_set_alone_is_shuffled_in_batches_of_the_runs_size():
+    stream = training_stream(Counting(10), seed=0, batch_size=4)
+    (first, *_) = take(stream, 3)
+    assert len(first.micro_batches[0]) == 4
+    assert stream.batches_per_epoch == 3
+    assert stream.inexact_because == ""
+
+
+# ------------------------------------------------------------------------------------- accumulation
+
+
+def test_a_window_holds_the_micro_batches_of_a_step_and_the_last_may_be_short():
+    stream = training_stream(loader(13, shuffle=False), seed=0, accumulate=2)
+    windows = take(stream, 4)
+    assert [len(window.micro_batches) for window in windows] == [2, 2, 1, 2]
+    assert [window.batch for window in windows] == [2, 4, 5, 2]
+    assert [window.last for window in windows] == [False, False, True, False]
+    assert stream.steps_per_epoch == 3 and stream.batches_per_epoch == 5
+
+
+def test_more_micro_batches_than_an_epoch_has_make_one_window():
+    stream = training_stream(loader(), seed=0, accumulate=99)
+    assert stream.steps_per_epoch == 1
+    assert len(take(stream, 1)[0].micro_batches) == 4
+
+
+# --------------------------------------------------------------------------------------- any source
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (
+            lambda: loader(shuffle=None, sampler=WeightedRandomSampler([1.0] * 10, 10)),
+            "the training loader has a sampler of its own (WeightedRandomSampler)",
+        ),
+        (
+            lambda: loader(shuffle=None, sampler=RandomSampler(range(10), replacement=True)),
+            "the training loader has a sampler of its own (RandomSampler)",
+        ),
+        (
+            lambda: loader(shuffle=None, sampler=RandomSampler(range(10), num_samples=4)),
+            "the training loader has a sampler of its own (RandomSampler)",
+        ),
+        (
+            lambda: DataLoader(
+                Counting(10), batch_sampler=BatchSampler(SequentialSampler(range(10)), 2, False)
+            ),
+            "the training loader has a batch sampler of its own, or none",
+        ),
+        (
+            lambda: DataLoader(Sized(), batch_size=2),
+            "the training data set is iterable, so its order is its own",
+        ),
+        (lambda: Loader(Counting(10)), "the training data is a Loader, not a DataLoader"),
+        (lambda: [torch.zeros(2)] * 3, "the training data is a list, not a DataLoader"),
+    ],
+)
+def test_what_has_an_order_of_its_own_is_taken_as_it_is_and_says_so(source, reason):
+    stream = training_stream(source(), seed=0)
+    assert stream.inexact_because == reason
+    assert len(take(stream, 2 * stream.batches_per_epoch)) == 2 * stream.batches_per_epoch
+
+
+@pytest.mark.parametrize("data", [lambda: loader(), lambda: loader(shuffle=False)])
+def test_a_plain_loader_resumes_exactly(data):
+    assert training_stream(data(), seed=0).inexact_because == ""
+
+
+def test_a_cursor_in_any_other_iterable_skips_what_was_consumed():
+    batches = [torch.tensor([number]) for number in range(4)]
+    stream = training_stream(batches, seed=0)
+    assert numbers(take(stream, 3, batch=2)) == [[[2]], [[3]], [[0]]]
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        lambda: loader(0, shuffle=False),
+        lambda: [],
+        lambda: Counting(0),
+        lambda: loader(2, drop_last=True),
+    ],
+)
+def test_empty_data_is_refused(source):
+    with pytest.raises(DataError, match="the training data holds no batch") as caught:
+        training_stream(source(), seed=0)
+    assert caught.value.hint == ("it is empty, or smaller than one batch and drop_last is on",)
+
+
+@pytest.mark.parametrize(
+    "source", [lambda: DataLoader(Endless(), batch_size=2), lambda: iter([1, 2]), lambda: None]
+)
+def test_data_without_a_length_is_refused(source):
+    with pytest.raises(DataError, match="the training data has no length: ") as caught:
+        training_stream(source(), seed=0)
+    assert caught.value.hint == ("give its loader a __len__",)
+
+
+def test_data_that_ends_early_is_named():
+    with pytest.raises(DataError, match="ended before the length it gave"):
+        take(training_stream(Liar(), seed=0), 2)
+
+
+def test_an_evaluation_takes_a_data_set_in_order_and_a_loader_as_it_is():
+    rows = TensorDataset(torch.arange(5))
+    assert [batch[0].tolist() for batch in evaluation_batches(rows, batch_size=2)] == [
+        *([0, 1], [2, 3], [4]),
+    ]
+    given = loader()
+    assert evaluation_batches(given, batch_size=2) is given

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from plugin_trainer.ops import ema_decay, ema_update_
+from plugin_trainer.ops.ema import shadow_dtype
 
 
 class Ema:
@@ -33,13 +34,17 @@ class Ema:
             (name, tensor) for name, tensor in model.named_buffers() if name in persistent
         )
         self._weights: list[Tensor] = list(averaged.values())
-        self.shadow = {name: _shadow_of(tensor) for name, tensor in averaged.items()}
+        self.shadow = {
+            name: tensor.detach().to(shadow_dtype(tensor.dtype), copy=True)
+            for name, tensor in averaged.items()
+        }
+        self._shadows = list(self.shadow.values())
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights; once after each optimizer step."""
         decay = ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
-        ema_update_(list(self.shadow.values()), self._weights, decay=decay)
+        ema_update_(self._shadows, self._weights, decay=decay)
         self.updates += 1
 
     @contextmanager
@@ -70,8 +75,3 @@ class Ema:
     def counters(self) -> dict[str, Any]:
         """What the average needs beside its tensors."""
         return {"updates": self.updates}
-
-
-def _shadow_of(tensor: Tensor) -> Tensor:
-    wide = tensor.detach().clone()
-    return wide.float() if tensor.dtype in (torch.bfloat16, torch.float16) else wide

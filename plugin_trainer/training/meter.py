@@ -27,12 +27,12 @@ class Meter:
             self._add(name, value, outcome.count)
 
     def _add(self, name: str, value: Tensor, count: int | Tensor) -> None:
-        weighted = value.detach().float() * count
+        total = weighted(value.detach().float(), count)
         if name in self._sums:
-            self._sums[name] += weighted
+            self._sums[name] += total
             self._counts[name] = self._counts[name] + count
         else:
-            self._sums[name] = weighted
+            self._sums[name] = total
             # Not the outcome's own tensor: it is about to be added to.
             self._counts[name] = count.clone() if isinstance(count, Tensor) else count
 
@@ -64,3 +64,10 @@ class Meter:
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in state["counts"].items()
         }
+
+
+def weighted(mean: Tensor, count: int | Tensor) -> Tensor:
+    """The sum that a mean over `count` items stands for; the mean of none is NaN, its sum is 0."""
+    if isinstance(count, Tensor):
+        return torch.where(count == 0, 0, mean * count)
+    return mean * count if count else torch.zeros_like(mean)

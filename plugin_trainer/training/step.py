@@ -11,6 +11,7 @@ from torch import Tensor
 from plugin_trainer.data.batches import move_batch
 from plugin_trainer.errors import NonFiniteError
 from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.training.meter import weighted
 
 if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
@@ -61,23 +62,27 @@ def _backward(run: Run, batch: Any, *, alone: bool) -> StepOutcome:
 
 def _as_one(outcomes: Sequence[StepOutcome]) -> StepOutcome:
     """The outcome of the big batch that the micro-batches make up; outputs are not joined."""
-    total: Any = sum(outcome.count for outcome in outcomes)
-
-    def mean(values: Sequence[Tensor]) -> Tensor:
-        weighted = [
-            value.detach() * outcome.count for value, outcome in zip(values, outcomes, strict=True)
-        ]
-        return torch.stack(weighted).sum() / total
+    counts = [outcome.count for outcome in outcomes]
 
     def means(tables: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        return {name: mean([table[name] for table in tables]) for name in tables[0]}
+        """The mean of each name, over the micro-batches that have it."""
+        return {
+            name: _mean([(t[name], n) for t, n in zip(tables, counts, strict=True) if name in t])
+            for name in dict.fromkeys(name for table in tables for name in table)
+        }
 
     return StepOutcome(
-        loss=mean([outcome.loss for outcome in outcomes]),
+        loss=_mean([(outcome.loss, outcome.count) for outcome in outcomes]),
         parts=means([outcome.parts for outcome in outcomes]),
-        count=total,
+        count=sum(counts),
         metrics=means([outcome.metrics for outcome in outcomes]),
     )
+
+
+def _mean(counted: Sequence[tuple[Tensor, Any]]) -> Tensor:
+    """The mean over all items of means over some."""
+    sums = [weighted(mean.detach(), count) for mean, count in counted]
+    return torch.stack(sums).sum() / sum(count for _, count in counted)
 
 
 @torch.no_grad()

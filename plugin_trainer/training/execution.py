@@ -80,6 +80,8 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
     """
     if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
         return ""
+    if run.saved_at != run.progress.step and _has_nan(run):
+        return "its state was not saved: a buffer of the model holds NaN"
     if run.saved_at != run.progress.step:
         try:
             # A step was begun and has drawn random numbers, so that what follows will not be the
@@ -88,3 +90,9 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
         except Exception as second:
             return f"its state could not be saved: {in_words(second)}"
     return f"the run was saved to {run.store.path_of(run.progress.step)} before stopping"
+
+
+def _has_nan(run: Run) -> bool:
+    """Whether a bad batch has spoilt what a forward pass moves, such as a batch normalisation."""
+    buffers = [buffer for buffer in run.model.buffers() if buffer.is_floating_point()]
+    return any(bool(buffer.isnan().any()) for buffer in buffers)

@@ -55,7 +55,8 @@ class Ema:
         raw = [weight.data for weight in self._weights]
         try:
             for weight, shadow in zip(self._weights, self.shadow.values(), strict=True):
-                weight.data = shadow.to(weight.dtype)
+                # A buffer may be changed by a forward pass; the average must not be.
+                weight.data = shadow.to(weight.dtype, copy=not isinstance(weight, nn.Parameter))
             yield
         finally:
             for weight, tensor in zip(self._weights, raw, strict=True):

@@ -176,7 +176,13 @@ def load_optimizer_state(
         {**group, "params": [index_of[name] for name in group["params"]]}
         for group in rest["groups"]
     ]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    try:
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except ValueError as error:
+        raise PtrainError(
+            "the checkpoint's optimizer has other parameter groups than this one",
+            hint=[str(error), "optimizer.no_decay must be what the run was started with"],
+        ) from error
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

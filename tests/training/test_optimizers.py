@@ -1,0 +1,208 @@
+"""Which parameters decay, which optimizer it is, and its state by the names of parameters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from plugin_trainer.errors import PtrainError
+from plugin_trainer.settings import OptimizerSettings
+from plugin_trainer.training.optimizers import (
+    build_optimizer,
+    load_optimizer_state,
+    optimizer_class,
+    optimizer_state,
+    split_by_decay,
+)
+
+
+class T5LayerNorm(nn.Module):
+    """A normalisation of a library of its own, known by its class's name."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+
+class NormalisedHead(nn.Module):
+    """Has "norm" in its name and holds a matrix: no normalisation."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4, 4))
+
+
+class Block(nn.Module):
+    """What the blocks of BERT, DistilBERT, GPT-2 and T5 call their parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.LayerNorm = nn.LayerNorm(4)
+        self.sa_layer_norm = nn.LayerNorm(4)
+        self.ln_1 = nn.LayerNorm(4)
+        self.layer_norm = T5LayerNorm()
+        self.rms = nn.RMSNorm(4)
+        self.batch = nn.BatchNorm1d(4)
+        self.group = nn.GroupNorm(2, 4)
+        self.q_lin = nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.relative_attention_bias = nn.Embedding(8, 2)
+        self.bias_free = nn.Linear(4, 4, bias=False)
+        self.lstm = nn.LSTM(4, 4)
+        self.head = NormalisedHead()
+
+
+DECAYED = {
+    "q_lin.weight",
+    "attention.in_proj_weight",
+    "attention.out_proj.weight",
+    "relative_attention_bias.weight",
+    "bias_free.weight",
+    "lstm.weight_ih_l0",
+    "lstm.weight_hh_l0",
+    "head.weight",
+}
+
+
+def names(pairs):
+    return {name for name, _ in pairs}
+
+
+def test_biases_and_normalisations_do_not_decay_whatever_they_are_called():
+    decayed, exempt = split_by_decay(Block(), "auto")
+    assert names(decayed) == DECAYED
+    assert names(exempt) == {name for name, _ in Block().named_parameters()} - DECAYED
+    assert {"attention.in_proj_bias", "lstm.bias_ih_l0", "attention.bias_k"} <= names(exempt)
+
+
+def test_none_lets_everything_decay():
+    decayed, exempt = split_by_decay(Block(), "none")
+    assert exempt == [] and len(decayed) == len(list(Block().parameters()))
+
+
+def test_patterns_choose_what_does_not_decay():
+    _, exempt = split_by_decay(Block(), ("*.bias", "head.*"))
+    assert "head.weight" in names(exempt) and "q_lin.bias" in names(exempt)
+    assert "LayerNorm.weight" not in names(exempt)
+
+
+def test_a_pattern_that_matches_nothing_is_refused():
+    with pytest.raises(PtrainError, match=r"the pattern 'LayerNorm\.wieght' matches no parameter"):
+        split_by_decay(Block(), ("LayerNorm.wieght",))
+
+
+def test_frozen_and_tied_parameters_are_trained_not_at_all_and_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[0].requires_grad_(False)
+    model[2].weight = model[1].weight
+    decayed, exempt = split_by_decay(model, "auto")
+    assert names(decayed) == {"1.weight"} and names(exempt) == {"1.bias", "2.bias"}
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    with pytest.raises(PtrainError, match="the model Linear has no parameter to train"):
+        build_optimizer(model, OptimizerSettings())
+
+
+def test_the_groups_have_the_weight_decay_they_should():
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSettings(weight_decay=0.3))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+
+
+def test_weight_decay_leaves_biases_alone():
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone(), model.bias.detach().clone()
+    optimizer = build_optimizer(model, OptimizerSettings(learning_rate=0.1, weight_decay=0.5))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.allclose(model.weight, before[0] * 0.95)
+    assert torch.equal(model.bias, before[1])
+
+
+# ------------------------------------------------------------------------------------------ classes
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("adamw", "AdamW", "SGD", "sgd", "Adam", "Adagrad", "Adadelta", "Adafactor", "Adamax"),
+        *("ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "torch.optim:SGD"),
+    ],
+)
+def test_an_optimizer_of_torch_trains_and_its_state_comes_back(name):
+    def trained(steps, state=None):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        optimizer = build_optimizer(model, OptimizerSettings(name=name, learning_rate=0.01))
+        if state is not None:
+            model.load_state_dict(state[0])
+            load_optimizer_state(optimizer, model, *state[1])
+        for step in steps:
+            optimizer.zero_grad()
+            (model(torch.ones(4, 3) * step) ** 2).mean().backward()
+            optimizer.step()
+        weights = {key: value.clone() for key, value in model.state_dict().items()}
+        tensors, rest = optimizer_state(optimizer, model)
+        return weights, ({key: value.clone() for key, value in tensors.items()}, rest)
+
+    whole = trained([1, 2, 3, 4])[0]
+    resumed = trained([3, 4], state=trained([1, 2]))[0]
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert not torch.equal(whole["weight"], trained([])[0]["weight"])
+
+
+def test_an_unknown_optimizer_is_named_with_the_nearest():
+    with pytest.raises(PtrainError, match=r"torch\.optim has no optimizer 'adamaxx'") as caught:
+        optimizer_class("adamaxx")
+    assert caught.value.hint[0] == "did you mean 'Adamax'?"
+    assert "SGD" in caught.value.hint[1]
+
+
+@pytest.mark.parametrize("settings", [{"momentun": 0.9}, {"momentum": -1}])
+def test_settings_that_the_optimizer_refuses_are_the_users_to_change(settings):
+    with pytest.raises(PtrainError, match="the optimizer SGD refuses its settings: "):
+        build_optimizer(nn.Linear(2, 2), OptimizerSettings(name="sgd", settings=settings))
+
+
+def test_further_settings_reach_the_optimizer():
+    settings = OptimizerSettings(settings={"betas": [0.5, 0.6], "eps": 1e-4})
+    optimizer = build_optimizer(nn.Linear(2, 2), settings)
+    assert list(optimizer.param_groups[0]["betas"]) == [0.5, 0.6]
+    assert optimizer.param_groups[0]["eps"] == 1e-4
+
+
+# -------------------------------------------------------------------------------------------- state
+
+
+def test_the_state_is_kept_by_the_names_of_parameters():
+    model = nn.Linear(2, 2)
+    optimizer = build_optimizer(model, OptimizerSettings())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    tensors, rest = optimizer_state(optimizer, model)
+    assert set(tensors) == {
+        f"{name}/{key}" for name in ("weight", "bias") for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    assert [group["params"] for group in rest["groups"]] == [["weight"], ["bias"]]
+
+
+def test_the_state_of_another_model_is_refused():
+    model, other = nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2))
+    tensors, rest = optimizer_state(build_optimizer(model, OptimizerSettings()), model)
+    with pytest.raises(PtrainError, match="holds other parameters than this model") as caught:
+        load_optimizer_state(
+            build_optimizer(other, OptimizerSettings()), other, tensors, rest
+        )  # fmt: skip
+    assert caught.value.hint == ("these are on one side only: 0.bias, 0.weight, bias, weight",)
+
+
+def test_the_state_split_into_other_groups_is_refused_in_words():
+    model = nn.Linear(2, 2)
+    tensors, rest = optimizer_state(build_optimizer(model, OptimizerSettings()), model)
+    together = build_optimizer(model, OptimizerSettings(no_decay="none"))
+    with pytest.raises(PtrainError, match="parameter groups"):
+        load_optimizer_state(together, model, tensors, rest)

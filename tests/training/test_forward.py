@@ -118,7 +118,7 @@ def test_without_labels_the_rows_are_counted():
     assert outcome_of(LOSS, {"x": X}).count == 3
 
 
-# ------------------------------------------------------------------------------ how models are called
+# ---------------------------------------------------------------------------- how models are called
 
 
 def test_a_mapping_is_passed_by_name_as_far_as_the_model_takes_it():

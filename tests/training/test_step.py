@@ -1,4 +1,4 @@
-"""One optimizer step: accumulation equals the big batch, clipping, and what is refused (N01, N02)."""
+"""One optimizer step: N02 accumulation equals the big batch, clipping, and N01 what is refused."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_the_logged_gradient_norm_is_that_before_clipping(fit, toy, tmp_path, me
     assert clipped["train/grad_norm"] > 1e-3
 
 
-# ------------------------------------------------------------------------------------- N01: not finite
+# ---------------------------------------------------------------------------------- N01: not finite
 
 
 class Fails(nn.Module):

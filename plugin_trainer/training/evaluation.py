@@ -90,13 +90,15 @@ def score(run: Scored, *, split: str, weights: str) -> dict[str, float]:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
+    # Of each module on its own: a user may keep some of them in evaluation mode while training.
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module, was_training in modes:
+            module.training = was_training
 
 
 def build_metrics(data: Any, device: torch.device, *, label: str = "") -> dict[str, Fed]:

@@ -46,7 +46,7 @@ class EarlyStopping:
 
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Give the model its best weights back, if that was asked for."""
-        if self.settings.restore_best and result.status != "interrupted":
+        if self.settings.restore_best and "raw" in result.best and result.status != "interrupted":
             run.load_best()
 
     def ptrain_checkpoint_save(self, state: MutableMapping[str, Any]) -> None:

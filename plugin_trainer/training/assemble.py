@@ -256,18 +256,18 @@ def make_hooks(
     configuration: Configuration, *, callbacks: Sequence[object] = (), configured: bool = True
 ) -> RunHooks:
     """The hooks of the active plugins and of the callbacks: the configured ones, then these
-    objects.
+    objects, then those that show or write what the others log.
     """
-    built = [
-        (choice.address, build(choice.offer, choice.settings))
-        for choice in (configuration.callbacks if configured else ())
-    ]
+    first, last = [], []
+    for choice in configuration.callbacks if configured else ():
+        built = (choice.address, build(choice.offer, choice.settings))
+        (last if choice.offer.spec.last else first).append(built)
     names = [
         f"{type(callback).__name__} ({number})" for number, callback in enumerate(callbacks, 1)
     ]
     return RunHooks(
         plugins=[(plugin.name, plugin.module) for plugin in configuration.catalog.plugins],
-        callbacks=[*built, *zip(names, callbacks, strict=True)],
+        callbacks=[*first, *zip(names, callbacks, strict=True), *last],
         core=engine,
     )
 

@@ -30,10 +30,13 @@ def encode(value: Any, tensors: dict[str, Tensor], *, at: str = "") -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else {"$float": repr(value)}
     if isinstance(value, Tensor):
+        while at in tensors:  # "a/b" may be one key or two, and 1 and "1" are two keys
+            at += "'"
         tensors[at] = value.detach()
         return {"$tensor": at}
     if isinstance(value, np.ndarray):
-        return {"$array": [value.dtype.str, encode(value.tolist(), tensors, at=at)]}
+        items = encode(value.reshape(-1).tolist(), tensors, at=at)
+        return {"$array": [value.dtype.str, list(value.shape), items]}
     if isinstance(value, Mapping):
         return _encode_mapping(value, tensors, at=at)
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -77,8 +80,8 @@ def _decode_tagged(tag: str, content: Any, tensors: Mapping[str, Tensor]) -> Any
     if tag == "$float":
         return float(content)
     if tag == "$array":
-        dtype, items = content
-        return np.array(decode(items, tensors), dtype=dtype)
+        dtype, shape, items = content
+        return np.array(decode(items, tensors), dtype=dtype).reshape(shape)
     if tag in ("$pairs", "$counter"):
         pairs = {decode(key, tensors): decode(item, tensors) for key, item in content}
         return Counter(pairs) if tag == "$counter" else pairs

@@ -49,7 +49,8 @@ def _finish(run: Run, *, seconds: float) -> Result:
     if status != "interrupted":
         metrics = evaluate(run) if run.evaluated_at != run.progress.step else {}
         if metrics or not run.meter.is_empty:
-            run.write_log(metrics, training=True)
+            run.write_log(metrics, training=not run.meter.is_empty)
+            run.saved_at = -1  # a checkpoint of this step knows nothing of it: write it again
         best_of = run.note_evaluation(metrics) if metrics else []
     save(run, best_of=best_of)
     result = _result(run, status=status, seconds=seconds)

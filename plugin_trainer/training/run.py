@@ -84,7 +84,9 @@ class Run:
 
     def log(self, metrics: Mapping[str, float | Tensor]) -> None:
         """Add numbers to the next log line. A tensor is read only then."""
-        self._extra.update(metrics)
+        for name, value in metrics.items():
+            # Detached, or it would keep the whole graph of its step until it is read.
+            self._extra[name] = value.detach() if isinstance(value, Tensor) else value
 
     def request_stop(self, reason: str) -> None:
         """Stop after the step at hand, with a checkpoint. The first reason given is kept."""

@@ -103,7 +103,8 @@ def _introduce(run: Run) -> None:
     _say(f"folder   {run.folder}")
     _say(f"device   {run.device}, {settings.precision}")
     _say(f"model    {_counted(trainable)} trainable parameters")
-    _say(f"length   {settings.length}: {run.plan.total_steps} steps")
+    in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"
+    _say(f"length   {settings.length}{in_steps}")
     if run.forward.not_passed:
         _say(f"not passed to the model: {', '.join(sorted(run.forward.not_passed))}")
 

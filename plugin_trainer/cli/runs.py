@@ -46,7 +46,9 @@ def show(run: str, json_: bool) -> None:
     click.echo(f"{folder}\n")
     for name in ("status", "reason", "model", "data", "steps", "started", "ended"):
         click.echo(f"  {name:<8} {summary[name]}")
-    plugins = [f"{plugin['name']} {plugin['version']}" for plugin in about.get("plugins", [])]
+    plugins = [
+        f"{plugin['name']} {plugin['version']}".rstrip() for plugin in about.get("plugins", [])
+    ]
     click.echo(f"  plugins  {', '.join(plugins)}")
     click.echo(f"  saved    {', '.join(_checkpoints(folder)) or 'nothing'}")
     if about.get("metrics"):

@@ -4,6 +4,7 @@ part.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +97,8 @@ def assemble(
         return run
     except BaseException:
         disk.release()
+        if out is None and not settings.name and not is_run(folder):
+            shutil.rmtree(folder, ignore_errors=True)  # made here, and nothing was begun in it
         raise
 
 
@@ -258,7 +261,8 @@ def make_hooks(
     """The hooks of the active plugins and of the callbacks: the configured ones, then these
     objects, then those that show or write what the others log.
     """
-    first, last = [], []
+    first: list[tuple[str, object]] = []
+    last: list[tuple[str, object]] = []
     for choice in configuration.callbacks if configured else ():
         built = (choice.address, build(choice.offer, choice.settings))
         (last if choice.offer.spec.last else first).append(built)
@@ -298,7 +302,9 @@ def _write_down(run: Run, configuration: Configuration, resumption: Resumption |
     """Put the settings, the surroundings and the assets into the run folder."""
     about = run.disk.read_about()
     resumed = [*about.get("resumed", []), run.progress.step] if resumption else []
-    if not run.disk.assets.is_dir():
+    if not is_run(run.folder) or not run.disk.assets.is_dir():
+        # A run that was killed before this point may have left a part of them.
+        shutil.rmtree(run.disk.assets, ignore_errors=True)
         run.disk.assets.mkdir()
         for part in (run.data, run.model):
             if hasattr(part, "save_assets"):

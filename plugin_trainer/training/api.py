@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import Layer
-from plugin_trainer.training.assemble import Resume, assemble
+from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
+from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.inference import LoadedRun, load_run
-from plugin_trainer.training.result import Result
+from plugin_trainer.training.result import BestCheckpoint, Result
 
 __all__ = ["LoadedRun", "Result", "fit", "load_run"]
 
@@ -45,7 +46,7 @@ def fit(
     train: Any,
     validation: Any = None,
     *,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Callable[[Any, Any], Tensor] | str | None = None,
     metrics: Mapping[str, Any] | None = None,
     callbacks: Sequence[str | object] = (),
     out: str | Path | None = None,
@@ -58,16 +59,18 @@ def fit(
     schedules.
 
     model       called with each batch: a mapping's entries as keyword arguments, a tuple's as
-                positional
-                ones without the last, which is the labels. Returns a loss, logits, or both
+                positional ones, without the last, the labels, where there is a `loss` to take
+                them. Returns a loss, logits, or both
     train       a DataLoader or a Dataset, or any iterable with a length; a DataLoader's random or
                 sequential sampler is replaced by a seeded one that can be resumed
     validation  the same, evaluated as val/...
-    loss        loss(logits, labels), for a model that returns logits only
+    loss        loss(logits, labels), for a model that returns logits only; or its name, as in a
+                run file
     metrics     torchmetrics by name, fed with logits and labels
     callbacks   names as in a run file, or objects with ptrain_... methods
     out         the run folder; left out, a new one is made under runs/
-    resume      "auto" goes on with the run in `out`; "never" refuses a folder that holds one
+    resume      "auto" goes on with the run in `out`, and only gives the result of one that has
+                ended; "never" refuses a folder that holds one
     allow       settings that may differ from those the run was started with
     notify      is given lines about a resume
     settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3},
@@ -76,18 +79,43 @@ def fit(
     Raises PtrainError for settings, data or a folder that cannot be used, and for a run that
     failed.
     """
+    if isinstance(loss, str):
+        settings["loss"], loss = loss, None
     named = [callback for callback in callbacks if isinstance(callback, str)]
     objects = [callback for callback in callbacks if not isinstance(callback, str)]
     values = {**settings, **({"callbacks": named} if named else {})}
-    run = assemble(
-        configure(Layer("fit", values), parts=False),
-        out=Path(out) if out is not None else None,
-        resume=resume,
-        allow=allow,
-        notify=notify,
-        model=model,
-        data=PlainData(train, validation, metrics or {}),
-        criterion=loss,
-        callbacks=objects,
-    )
+    try:
+        run = assemble(
+            configure(Layer("fit", values), parts=False),
+            out=Path(out) if out is not None else None,
+            resume=resume,
+            allow=allow,
+            notify=notify,
+            model=model,
+            data=PlainData(train, validation, metrics or {}),
+            criterion=loss,
+            callbacks=objects,
+        )
+    except AlreadyDone as done:
+        notify(f"{done.folder} is {done.about['status']} already: {done.about['reason']}")
+        return _result_of(done, model)
     return execute(run)
+
+
+def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
+    """How a run ended that was trained before, its last weights in the model."""
+    about = done.about
+    last = CheckpointStore(done.folder).find("last")
+    model.load_state_dict(read_weights(last.path, weights="raw"), strict=False)
+    return Result(
+        status=about["status"],
+        reason=about["reason"],
+        step=about["step"],
+        epoch=(about["step"] - 1) // about["steps_per_epoch"],
+        samples=about["samples"],
+        metrics=about["metrics"],
+        best={weights: BestCheckpoint(**best) for weights, best in about["best"].items()},
+        folder=done.folder,
+        model=model,
+        seconds=0.0,
+    )

@@ -1,0 +1,161 @@
+"""Whether a run goes on, from where, and with which settings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from plugin_trainer.errors import CheckpointError, ResumeError
+from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.resume import differences
+
+
+class Interrupt:
+    """Kills the run in its own process, right after a step, once it was saved."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def ptrain_checkpoint_committed(self, run):
+        if run.progress.step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def cut(fit):
+    """A run of six steps that was cut after its fourth."""
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", keep="all", callbacks=[Interrupt(4)])
+
+
+def resumed(fit, **settings):
+    notices = []
+    result = fit(
+        **{"save": "1 steps", "keep": "all", "resume": "auto", "notify": notices.append, **settings}
+    )
+    return result, notices
+
+
+def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(fit, cut, tmp_path):
+    result, notices = resumed(fit)
+    path = tmp_path / "run" / "checkpoints" / "step-00000004"
+    assert notices == [f"going on from {path}, step 4"]
+    assert result.step == 6
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"] == [4]
+
+
+def test_resuming_an_empty_folder_starts_the_run(fit):
+    result, notices = resumed(fit)
+    assert result.step == 6 and notices == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_notice(fit, cut, tmp_path):
+    path = tmp_path / "run" / "checkpoints" / "step-00000004"
+    file = path / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    result, notices = resumed(fit)
+    assert result.step == 6
+    assert notices[0].endswith("step-00000003, step 3")
+    assert notices[1].startswith(f"passed over: {path} is not sound: optimizer.safetensors has ")
+
+
+def test_a_run_of_which_no_checkpoint_is_whole_is_refused_with_every_reason(fit, cut, tmp_path):
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        (path / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is sound") as caught:
+        resumed(fit)
+    assert len(caught.value.hint) == 4
+
+
+def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
+    with pytest.raises(
+        ResumeError, match=r"the settings differ from those that .* was started"
+    ) as e:
+        resumed(fit, seed=1, length="3 epochs", ema={"decay": 0.5}, log="never")
+    assert e.value.hint == (
+        "ema.decay: (not set) -> 0.5",
+        "ema.warmup: (not set) -> true",
+        'length: "2 epochs" -> "3 epochs"',
+        'log: "50 steps" -> "never"',
+        "seed: 0 -> 1",
+        "to go on with the new ones: --allow ema.decay --allow ema.warmup --allow length "
+        "--allow log --allow seed",
+    )
+    assert CheckpointStore(tmp_path / "run").newest_sound()[0].step == 4
+
+
+def test_a_change_that_is_allowed_is_made_and_noticed(fit, cut):
+    result, notices = resumed(fit, length="3 epochs", log="never", allow=["length", "log"])
+    assert result.step == 9
+    assert notices[1:] == ['length: "2 epochs" -> "3 epochs"', 'log: "50 steps" -> "never"']
+
+
+def test_a_whole_table_can_be_allowed(fit, cut):
+    settings = {"optimizer": {"learning_rate": 0.5, "weight_decay": 0.1}}
+    assert resumed(fit, **settings, allow=["optimizer"])[0].step == 6
+    assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "name": "x"}) == {}
+
+
+def test_dropping_the_average_is_allowed_and_asking_for_one_that_is_not_there_is_not(fit):
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", callbacks=[Interrupt(4)], ema={"decay": 0.5})
+    assert resumed(fit, keep=3, allow=["ema"])[0].step == 6
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", callbacks=[Interrupt(4)], out="other")
+    with pytest.raises(CheckpointError, match="has no moving average, but the run now has"):
+        resumed(fit, keep=3, ema={"decay": 0.5}, allow=["ema"], out="other")
+
+
+def test_another_model_is_refused_in_words(fit, cut):
+    torch.manual_seed(0)
+    with pytest.raises(CheckpointError, match="weights do not fit the model Linear") as caught:
+        resumed(fit, model=nn.Linear(4, 3))
+    assert "size mismatch for weight" in caught.value.hint[0]
+
+
+def test_a_finished_run_made_longer_goes_on(fit, toy, tmp_path):
+    fit(save="1 steps", keep="all")
+    result, _ = resumed(fit, length="3 epochs", allow=["length"])
+    assert result.step == 9 and result.status == "finished"
+
+
+def test_a_finished_run_is_not_trained_again(fit, tmp_path):
+    first = fit(save="1 steps", keep="all")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    result, notices = resumed(fit)
+    run = tmp_path / "run"
+    assert notices == [f"{run} is finished already: 2 epochs are done"]
+    assert torch.equal(result.model.weight, first.model.weight)
+    for name in ("status", "reason", "step", "epoch", "samples", "metrics", "best", "folder"):
+        assert getattr(result, name) == getattr(first, name), name
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_data_with_an_order_of_its_own_says_that_resuming_is_not_exact(fit, toy, tmp_path):
+    batches = [*toy.loader(12, shuffle=False)]
+    notices = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(train=batches, save="1 steps", callbacks=[Interrupt(4)], notify=notices.append)
+    reason = "the training data is a list, not a DataLoader"
+    assert notices == [f"resuming will not be exact: {reason}"]
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["inexact_because"] == reason
+    _, notices = resumed(fit, train=batches, keep=3)
+    assert notices[1] == f"resuming is not exact: {reason}"
+
+
+def test_a_checkpoint_of_a_failed_step_says_that_resuming_is_not_exact(fit, tmp_path):
+    class Fails:
+        def ptrain_forward(self, run):
+            if run.progress.step == 3:
+                raise ValueError("broken")
+
+    with pytest.raises(Exception, match="broken"):
+        fit(save="never", callbacks=[Fails()])
+    notices = []
+    fit(save="never", resume="auto", notify=notices.append)
+    assert notices[1] == (
+        "resuming is not exact: that checkpoint was written after a failure inside a step"
+    )

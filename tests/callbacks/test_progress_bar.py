@@ -1,0 +1,90 @@
+"""Progress as a bar on a terminal and as plain lines elsewhere, within 80 columns."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+
+from plugin_trainer.errors import SettingsError
+
+QUIET = ("-tensorboard",)
+
+
+def shown(fit, capfd, mode, **settings) -> str:
+    capfd.readouterr()
+    fit(
+        callbacks=[*QUIET, *settings.pop("callbacks", ())],
+        callback_settings={"progress_bar": {"mode": mode}},
+        log="2 steps",
+        **settings,
+    )
+    out, err = capfd.readouterr()
+    assert out == ""
+    return err
+
+
+def test_lines_show_the_step_the_loss_the_rate_and_the_speed(fit, capfd):
+    lines = shown(fit, capfd, "lines").splitlines()
+    assert re.fullmatch(r"step 2/6  loss \d\S*  lr \d\.\d\de-\d\d(  \d+ samples/s)?", lines[0])
+    assert re.fullmatch(r"step 3: val/loss 0\.\d+", lines[1])
+    assert [line.split()[1].rstrip(":") for line in lines] == ["2/6", "3", "4/6", "6/6", "6"]
+
+
+def test_a_bar_counts_the_steps_and_shows_the_newest_numbers(fit, capfd):
+    text = shown(fit, capfd, "bar")
+    assert "100%" in text and "6/6" in text and "loss" in text and "lr" in text
+    assert "step 3: val/loss" in text
+    assert text.endswith("\n")
+
+
+def test_a_resumed_bar_begins_where_the_run_stands(fit, capfd):
+    class Interrupt:
+        def ptrain_checkpoint_committed(self, run):
+            if run.progress.step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shown(fit, capfd, "bar", callbacks=[Interrupt()])
+    text = shown(fit, capfd, "bar", resume="auto")
+    assert " 50%" in text and "6/6" in text
+
+
+def test_off_shows_nothing(fit, capfd):
+    assert shown(fit, capfd, "off") == ""
+
+
+def test_auto_is_lines_where_there_is_no_terminal(fit, capfd, monkeypatch):
+    assert "step 2/6" in shown(fit, capfd, "auto")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert "%|" in shown(fit, capfd, "auto", out="other")
+
+
+@pytest.mark.parametrize("mode", ["lines", "bar"])
+def test_a_failing_run_ends_its_line(fit, capfd, mode):
+    class Fails:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 3:
+                raise ValueError("broken")
+
+    with pytest.raises(Exception, match="failed in ptrain_step_end"):
+        shown(fit, capfd, mode, callbacks=[Fails()])
+    assert capfd.readouterr().err.endswith("\n")
+
+
+def test_many_metrics_fit_on_a_line_of_80_columns(fit, capfd):
+    class Many:
+        def ptrain_evaluation_end(self, metrics):
+            metrics.update({f"val/a_rather_long_name_{index}": index / 7 for index in range(9)})
+
+    for line in shown(fit, capfd, "lines", callbacks=[Many()]).splitlines():
+        assert len(line) <= 80
+        if line.startswith("step 3:"):
+            assert line.endswith(" ...")
+
+
+def test_an_unknown_mode_is_refused(fit):
+    with pytest.raises(SettingsError) as caught:
+        fit(callback_settings={"progress_bar": {"mode": "baar"}})
+    assert "did you mean 'bar'?" in str(caught.value)

@@ -28,23 +28,34 @@ def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -
     from plugin_trainer.training.inference import load_run
 
     loaded = load_run(run, checkpoint=checkpoint, weights=weights)
-    with click.open_file(output, "w", encoding="utf-8") as file:
+    try:
+        file = click.open_file(output, "w", encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{output} cannot be written: {error.strerror}") from None
+    with file:
         _write(file, loaded.predict(lines))
 
 
 def _read(path: str) -> list[str]:
-    if path == "-":
-        return [line.rstrip("\n") for line in sys.stdin]
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        if path == "-":
+            return _lines(sys.stdin)
+        with Path(path).open(encoding="utf-8-sig") as file:
+            return _lines(file)
     except FileNotFoundError:
         raise DataError(
             f"there is no input file {path}", hint="give a text file, or - for standard input"
         ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: {error}") from None
+        name = "the input" if path == "-" else path
+        raise DataError(f"{name} is not UTF-8: {error}") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _lines(file: IO[str]) -> list[str]:
+    # Not splitlines: that also ends lines inside a text, and answers would not fit their lines.
+    return [line.rstrip("\n") for line in file]
 
 
 def _write(file: IO[Any], answers: Iterable[Mapping[str, Any]]) -> None:

@@ -76,6 +76,8 @@ def run(
         return 0
     _introduce(made)
     result = execute(made)
+    if made.forward.not_passed:
+        _say(f"not passed to the model: {', '.join(sorted(made.forward.not_passed))}")
     _conclude(result)
     return 128 + result.signal if result.signal else 0
 
@@ -96,7 +98,7 @@ def _say(line: str) -> None:
 
 
 def _introduce(run: Run) -> None:
-    """What is about to be trained, on five lines."""
+    """What is about to be trained, and where."""
     settings = run.settings
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     click.echo(f"{settings.model} on {settings.data}", err=True)
@@ -105,8 +107,6 @@ def _introduce(run: Run) -> None:
     _say(f"model    {_counted(trainable)} trainable parameters")
     in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"
     _say(f"length   {settings.length}{in_steps}")
-    if run.forward.not_passed:
-        _say(f"not passed to the model: {', '.join(sorted(run.forward.not_passed))}")
 
 
 def _counted(number: int) -> str:

@@ -75,12 +75,17 @@ def _print_list(folder: Path, *, json_: bool) -> None:
 
 
 def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
-    import tomllib
+    from plugin_trainer.errors import PtrainError
+    from plugin_trainer.settings.layers import read_toml
+    from plugin_trainer.training.run_folder import is_held
 
-    settings = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    try:
+        settings = read_toml(folder / "run.toml").values
+    except PtrainError:
+        settings = {}  # a damaged run is listed with what is left of it
     best = about.get("best", {}).get("raw")
     status = about.get("status", "unknown")
-    if status == "running" and not _is_held(folder):
+    if status == "running" and not is_held(folder):
         status = "killed"
     return {
         "name": folder.name,
@@ -94,20 +99,6 @@ def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
         "started": about.get("started", ""),
         "ended": about.get("ended", ""),
     }
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether some process is training in the folder now."""
-    from plugin_trainer.errors import RunFolderError
-    from plugin_trainer.training.run_folder import RunFolder
-
-    disk = RunFolder(folder)
-    try:
-        disk.hold()
-    except RunFolderError:
-        return True
-    disk.release()
-    return False
 
 
 def _checkpoints(folder: Path) -> list[str]:

@@ -156,6 +156,18 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.toml").is_file()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process is training in the folder now; looking changes nothing in it."""
+    try:
+        with (folder / ".lock").open(encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def find_run(name: str) -> Path:
     """The run folder for a path or for the name of a run under runs/.
 

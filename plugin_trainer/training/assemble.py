@@ -224,9 +224,10 @@ def _schedule(
         settings.warmup, steps_per_epoch=stream.steps_per_epoch, total_steps=plan.total_steps
     )
     if warmup_steps >= plan.total_steps and warmup_steps > 0:
+        in_steps = "" if settings.warmup.unit == "steps" else f" ({warmup_steps} steps)"
         raise PtrainError(
-            f"schedule.warmup: {settings.warmup} is {warmup_steps} steps, but the whole run has "
-            f"{plan.total_steps}",
+            f"schedule.warmup: {settings.warmup}{in_steps} is no shorter than the whole run of "
+            f"{plan.total_steps} steps",
             hint="make the warm-up shorter than the run",
         )
     scheduler = build(

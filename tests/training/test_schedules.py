@@ -122,7 +122,7 @@ def test_a_run_ends_at_the_final_share_of_its_rate(fit, metrics_of, tmp_path):
 
 @pytest.mark.parametrize("warmup", ["6 steps", "7 steps", "2 epochs", "100 %"])
 def test_a_warm_up_as_long_as_the_run_is_refused(fit, warmup):
-    with pytest.raises(
-        PtrainError, match=f"schedule.warmup: {warmup} is [67] steps, but the whole"
-    ):
+    with pytest.raises(PtrainError, match=r"is no shorter than the whole run of 6 steps") as caught:
         fit(schedule={"warmup": warmup})
+    in_steps = "" if warmup.endswith("steps") else " (6 steps)"
+    assert caught.value.message.startswith(f"schedule.warmup: {warmup}{in_steps} is no shorter")

@@ -1,0 +1,89 @@
+"""`ptrain config` shows where each setting came from, and every mistake at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+PLUGIN = ("--plugin", "./toy.py")
+
+
+def rows(text: str) -> dict[str, str]:
+    """Each line's place, by the line without it."""
+    found = [row.partition("  #") for row in text.splitlines() if "  #" in row]
+    return {row.strip(): place.strip() for row, _, place in found}
+
+
+def test_every_key_is_shown_with_the_place_it_was_given(toy, ptrain):
+    Path("run.toml").write_text("seed = 5\n[data_settings]\ntrain_rows = 8\n")
+    typed = ptrain("config", "show", "run.toml", *PLUGIN, "--set", "model_settings.width=6")
+    assert typed.code == 0
+    found = rows(typed.out)
+    assert found["seed = 5"] == "run.toml:1"
+    assert found["train_rows = 8"] == "run.toml:3"
+    assert found["width = 6"] == "--set"
+    assert found['length = "2 epochs"'] == "toy's recipe:3"
+    assert found["decay = 0.9"] == "toy's recipe:16"
+    assert found["validation_rows = 12"] == "default"
+    assert found["accumulate = 1"] == "default"
+
+
+def test_what_is_shown_is_a_run_file_that_gives_the_same_run(toy, ptrain):
+    first = ptrain("config", "show", *PLUGIN).out
+    Path("shown.toml").write_text(first)
+    second = ptrain("config", "show", "shown.toml").out
+    assert tomllib.loads(second) == tomllib.loads(first)
+
+
+def test_the_settings_of_a_run_folder_are_shown(trained, ptrain):
+    shown = tomllib.loads(ptrain("config", "show", "runs/first/run.toml").out)
+    assert shown == tomllib.loads(Path("runs/first/run.toml").read_text())
+
+
+def test_json_has_each_value_and_its_origin(toy, ptrain):
+    found = json.loads(ptrain("config", "show", *PLUGIN, "--set", "ema.decay=0.5", "--json").out)
+    assert found["ema.decay"] == {"value": 0.5, "origin": "--set"}
+    assert found["seed"] == {"value": 0, "origin": "default"}
+    assert found["length"]["origin"] == "toy's recipe:3"
+
+
+@pytest.mark.parametrize("command", ["show", "check"])
+def test_every_mistake_is_named_at_once_with_its_place(toy, ptrain, command):
+    Path("run.toml").write_text(
+        'lenght = "3 epochs"\nsave = "5 minutes"\n[model_settings]\nwidht = 3\nwidth = 0\n'
+    )
+    typed = ptrain("config", command, "run.toml", *PLUGIN, "--set", "seed=-1")
+    assert typed.code == 2 and typed.out == ""
+    assert typed.err.splitlines()[0] == "error: 5 mistakes in the settings"
+    assert {line.strip().split(": ")[0] for line in typed.err.splitlines()[1:]} == {
+        *("run.toml:1", "run.toml:2", "run.toml:4", "run.toml:5", "--set"),
+    }
+    assert "run.toml:4: model_settings.widht: no such key; did you mean 'width'?" in typed.err
+
+
+def test_right_settings_are_said_to_be_right(toy, ptrain):
+    typed = ptrain("config", "check", *PLUGIN)
+    assert (typed.code, typed.out) == (
+        0, "the settings are right: toy/net on toy/rows, 2 epochs\n",
+    )  # fmt: skip
+
+
+def test_checking_settings_needs_no_torch(toy):
+    import subprocess
+
+    script = (
+        "import sys\nfrom plugin_trainer.cli.main import main\n"
+        "code = main(['config', 'check', '--plugin', './toy.py'])\n"
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_config_alone_says_what_it_can_do(toy, ptrain):
+    typed = ptrain("config")
+    assert "show" in typed.out + typed.err and "Traceback" not in typed.err

@@ -47,13 +47,13 @@ def test_every_logged_number_is_written_at_its_step(fit, tmp_path):
 def test_a_resumed_run_goes_on_in_the_same_curves_without_steps_made_twice(fit, tmp_path):
     class Interrupt:
         def ptrain_step_end(self, run):
-            if run.progress.step == 5:
+            if run.progress.step == 6:
                 raise KeyboardInterrupt
 
     options = {"log": "1 steps", "save": "2 steps"}
     with pytest.raises(KeyboardInterrupt):
         fit(callbacks=["-progress_bar", Interrupt()], **options)
-    for path in (tmp_path / "run" / "checkpoints").glob("step-00000005"):
+    for path in (tmp_path / "run" / "checkpoints").glob("step-00000006"):
         (path / "manifest.json").unlink()  # as if the process had been killed instead
     fit(callbacks=["-progress_bar"], resume="auto", **options)
     assert_equal_to_the_lines(tmp_path / "run", "train/loss", "val/loss")

@@ -156,10 +156,10 @@ def build_criterion(name: str) -> Criterion | None:
         found = import_target(name)
         return found() if isinstance(found, type) else found
     cls = getattr(nn, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+    if not (name.endswith("Loss") and isinstance(cls, type) and issubclass(cls, nn.Module)):
         losses = sorted(key for key in vars(nn) if key.endswith("Loss"))
         raise PtrainError(
-            f"loss: torch.nn has no '{name}'",
+            f"loss: torch.nn has no loss '{name}'",
             hint=[
                 f"there are: {', '.join(losses)}",
                 "any function works too: package.module:function",

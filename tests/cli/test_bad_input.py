@@ -28,7 +28,7 @@ SETS = [
         "",
     ),
     ("optimizer.name=adamaxx", "torch.optim has no optimizer 'adamaxx'", "did you mean 'Adamax'?"),
-    ("loss=CrossEntropy", "loss: torch.nn has no 'CrossEntropy'", "CrossEntropyLoss"),
+    ("loss=CrossEntropy", "loss: torch.nn has no loss 'CrossEntropy'", "CrossEntropyLoss"),
     ("device=cuda:99", "device: 'cuda:99' cannot be used", ""),
     (
         "schedule.warmup='50 steps'",

@@ -236,8 +236,8 @@ def test_a_criterion_is_named_by_its_class_or_its_path():
     assert build_criterion("torch.nn.functional:mse_loss") is nn.functional.mse_loss
 
 
-@pytest.mark.parametrize("name", ["CrossEntropy", "functional", "Parameter"])
+@pytest.mark.parametrize("name", ["CrossEntropy", "functional", "Parameter", "Linear"])
 def test_an_unknown_criterion_lists_the_known_ones(name):
-    with pytest.raises(PtrainError, match=f"loss: torch.nn has no '{name}'") as caught:
+    with pytest.raises(PtrainError, match=f"loss: torch.nn has no loss '{name}'") as caught:
         build_criterion(name)
     assert "CrossEntropyLoss" in caught.value.hint[0]

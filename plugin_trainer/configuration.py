@@ -211,7 +211,8 @@ class _Checker:
         try:
             return self.catalog.find(kind, name)
         except UnknownOffer as error:
-            self._problem(key, "; ".join((error.message, *error.hint)))
+            text = "; ".join((error.message, *error.hint))
+            self._problem(key, " ".join(text.split()))
             return None
 
     def _with_settings(self, offer: Offer[Any], values: Any, at: Key) -> Choice | None:
@@ -296,4 +297,11 @@ def _default_callbacks(catalog: Catalog) -> list[Offer[Any]]:
 
 def _is_installed(offer: Offer[Any]) -> bool:
     """Whether the packages are there that the callback cannot do without."""
-    return all(find_spec(module) is not None for module in offer.spec.requires)
+    return all(map(_can_be_found, offer.spec.requires))
+
+
+def _can_be_found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a dotted name, where the package around it is missing
+        return False

@@ -16,8 +16,7 @@ class StepOutcome:
 
     loss     0-dim tensor, a mean over `count` items: what is differentiated
     parts    named 0-dim tensors that add up to the loss, so that the task loss is reported apart
-             from
-             its regularisers: {"task_loss": ..., "halting": ...}. Empty if the loss has one part
+             from its regularisers: {"task_loss": ..., "halting": ...}. Empty if it has one part
     count    how many items (samples, or valid tokens) the loss is a mean over: int or 0-dim tensor
     metrics  named 0-dim tensors to be logged and averaged beside the loss, weighted by `count`
     outputs  what metrics and callbacks of an evaluation need: {"logits": [B, C], ...}

@@ -93,7 +93,11 @@ def short(metrics: MutableMapping[str, float]) -> str:
 
 def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
     """One evaluation on one line of at most 80 columns; empty if there was none."""
-    scores = [(name, value) for name, value in metrics.items() if name.startswith("val")]
+    scores = [
+        (name, value)
+        for name, value in metrics.items()
+        if name.partition("/")[0] in ("val", "val_ema")
+    ]
     if not scores:
         return ""
     line = f"step {run.progress.step}:"

@@ -78,7 +78,7 @@ def run(
     result = execute(made)
     if made.forward.not_passed:
         _say(f"not passed to the model: {', '.join(sorted(made.forward.not_passed))}")
-    _conclude(result)
+    _conclude(result, can_predict=hasattr(made.data, "predict"))
     return 128 + result.signal if result.signal else 0
 
 
@@ -116,7 +116,7 @@ def _counted(number: int) -> str:
     return str(number)
 
 
-def _conclude(result: Result) -> None:
+def _conclude(result: Result, *, can_predict: bool) -> None:
     """How it ended: the last evaluation, what callbacks report, what to do next."""
     click.echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
     if result.metrics:
@@ -126,17 +126,16 @@ def _conclude(result: Result) -> None:
     for title, text in result.reports.items():
         click.echo(f"\n{title}\n{text}")
     click.echo(f"\nthe run is in {result.folder}")
-    for line in _next_steps(result):
+    for line in _next_steps(result, can_predict=can_predict):
         click.echo(f"  {line}")
 
 
-def _next_steps(result: Result) -> list[str]:
+def _next_steps(result: Result, *, can_predict: bool) -> list[str]:
     if result.status == "interrupted":
         return [f"go on with it:   ptrain run --resume {result.folder}"]
-    steps = [
-        f"score it:        ptrain evaluate {result.folder}",
-        f"use it:          ptrain predict {result.folder} INPUT.txt",
-    ]
+    steps = [f"score it:        ptrain evaluate {result.folder}"]
+    if can_predict:
+        steps.append(f"use it:          ptrain predict {result.folder} INPUT.txt")
     if (result.folder / "tensorboard").is_dir():
         steps.append(f"see its curves:  tensorboard --logdir {result.folder}")
     return steps

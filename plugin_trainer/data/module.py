@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 from torchmetrics import Metric
 
 Loader = Any
-"""A DataLoader, a Dataset or an iterable of batches; several tasks have a dict of them."""
+"""A DataLoader, a Dataset or an iterable of batches."""
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -186,6 +186,11 @@ def training_stream(
     """
     if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
         loader = DataLoader(loader, batch_size=batch_size, shuffle=len(loader) > 0)
+    if isinstance(loader, Mapping):
+        raise DataError(
+            f"train() gave {len(loader)} loaders by name: {', '.join(map(str, loader))}",
+            hint="this version trains on one; return one of them",
+        )
     source: Source
     because = _why_not_taken_over(loader)
     try:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from plugin_trainer.errors import PluginBroken, Problem, PtrainError, SettingsError
+from plugin_trainer.errors import DataError, PluginBroken, Problem, PtrainError, SettingsError
 from plugin_trainer.registry.blame import in_words, raised_at
 from plugin_trainer.registry.catalog import Offer
 from plugin_trainer.registry.names import closest
@@ -151,6 +151,8 @@ def _call(offer: Offer[Any], target: Any, *args: Any, **kwargs: Any) -> Any:
         return target(*args, **kwargs)
     except PtrainError:
         raise
+    except OSError as error:
+        raise DataError(f"{_label(offer)} cannot read its files", hint=in_words(error)) from error
     except Exception as error:
         place = raised_at(error, target=offer.spec.target)
         raise PluginBroken(

@@ -66,6 +66,10 @@ def _without_unknown_keys(
                 Problem(place_of(key), join_key(key), unknown(name, fields, what="key"))
             )
             continue
+        if isinstance(value, bool) and _is_number(hints.get(name)):
+            text = f"{str(value).lower()} is not a number"
+            problems.append(Problem(place_of(key), join_key(key), text))
+            continue
         nested = _dataclass_in(hints.get(name))
         if nested is not None and isinstance(value, Mapping):
             known[name], more = _without_unknown_keys(nested, value, place_of=place_of, at=key)
@@ -83,6 +87,12 @@ def _dataclass_in(hint: Any) -> type | None:
         found = [_dataclass_in(member) for member in typing.get_args(hint)]
         return next((member for member in found if member is not None), None)
     return None
+
+
+def _is_number(hint: Any) -> bool:
+    """Whether a hint takes numbers and no truth values, which Python would let pass for 0 and 1."""
+    members = set(typing.get_args(hint) or (hint,))
+    return bool(members & {int, float}) and members <= {int, float, type(None)}
 
 
 def _location(loc: tuple[int | str, ...], values: Any) -> Key:

@@ -290,7 +290,7 @@ def _resumption(
 
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
     snapshot = read_snapshot(resumption.checkpoint.path)
-    restore(run, snapshot)
+    restore(run, snapshot, changed=resumption.changed)
     run.disk.cut_metrics_after(run.progress.step)
     notify(f"going on from {resumption.checkpoint.path}, step {run.progress.step}")
     for line in resumption.notices:

@@ -19,7 +19,8 @@ def execute(run: Run) -> Result:
 
     Raises PtrainError for a failure, once its checkpoint, if the state is sound, is on disk.
     """
-    run.disk.write_about(status="running", reason="", started=now())
+    started = run.disk.read_about().get("started") or now()
+    run.disk.write_about(status="running", reason="", started=started)
     try:
         with signals.answered(run):
             result = train(run)

@@ -153,10 +153,17 @@ def load_optimizer_state(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     rest: Mapping[str, Any],
+    *,
+    with_new_settings: bool = False,
 ) -> None:
-    """Put the state back by parameter names. Raises PtrainError if the parameters are not the
-    same.
+    """Put the state back by parameter names.
+
+    with_new_settings  the options of the groups, learning rates included, stay those the optimizer
+                       was built with; a rate that a schedule has lowered is lowered as far again
+
+    Raises PtrainError if the parameters are not the same.
     """
+    built = [dict(group) for group in optimizer.param_groups]
     names = _names_in_order(optimizer, model)
     saved = [name for group in rest["groups"] for name in group["params"]]
     if sorted(saved) != sorted(names):
@@ -183,6 +190,11 @@ def load_optimizer_state(
             "the checkpoint's optimizer has other parameter groups than this one",
             hint=[str(error), "optimizer.no_decay must be what the run was started with"],
         ) from error
+    if with_new_settings:
+        for group, new in zip(optimizer.param_groups, built, strict=True):
+            lowered = group["lr"] / group["initial_lr"]
+            group.update({key: value for key, value in new.items() if key != "params"})
+            group["lr"] = new["initial_lr"] * lowered
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

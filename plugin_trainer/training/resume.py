@@ -22,11 +22,13 @@ _FREE = ("name",)
 class Resumption:
     """A checkpoint to go on from.
 
+    changed  the keys whose settings differ from those the run was started with
     notices  what the user should know, one line each
     done     the run had ended by itself and its length is the same: there is nothing left to do
     """
 
     checkpoint: Found
+    changed: tuple[str, ...]
     notices: tuple[str, ...]
     done: bool = False
 
@@ -62,7 +64,7 @@ def find_resumption(
     if inexact_because:
         notices.append(f"resuming is not exact: {inexact_because}")
     ended = disk.read_about().get("status") in ("finished", "stopped early")
-    return Resumption(found, tuple(notices), done=ended and "length" not in changed)
+    return Resumption(found, tuple(changed), tuple(notices), done=ended and "length" not in changed)
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
@@ -87,11 +89,7 @@ def open_folder(path: Path, *, resume: bool) -> RunFolder:
     """The run folder, held. Raises RunFolderError if it is in use, or occupied and not to be
     resumed.
     """
-    if is_run(path) and not resume:
-        raise RunFolderError(
-            f"the run folder {path} is occupied",
-            hint=["to go on with that run: --resume auto", "to start another: --out DIR"],
-        )
+    _refuse_occupied(path, resume=resume)
     if path.is_dir() and not is_run(path) and any(_foreign(entry) for entry in path.iterdir()):
         raise RunFolderError(
             f"{path} is not empty and not a run folder", hint="choose another with --out"
@@ -100,8 +98,21 @@ def open_folder(path: Path, *, resume: bool) -> RunFolder:
         raise RunFolderError(f"{path} is a file", hint="choose another with --out")
     disk = RunFolder(path)
     disk.hold()
+    try:
+        _refuse_occupied(path, resume=resume)  # once more: it may have become a run meanwhile
+    except RunFolderError:
+        disk.release()
+        raise
     CheckpointStore(path).clean()
     return disk
+
+
+def _refuse_occupied(path: Path, *, resume: bool) -> None:
+    if is_run(path) and not resume:
+        raise RunFolderError(
+            f"the run folder {path} is occupied",
+            hint=["to go on with that run: --resume auto", "to start another: --out DIR"],
+        )
 
 
 def _foreign(entry: Path) -> bool:

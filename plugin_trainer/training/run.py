@@ -74,7 +74,7 @@ class Run:
     evaluated_at: int = -1
     saved_at: int = -1
     rng: Mapping[str, Any] | None = None
-    _extra: dict[str, Any] = field(default_factory=dict)
+    logged: dict[str, Any] = field(default_factory=dict)
     _logged: tuple[float, int] = (0.0, 0)
 
     @property
@@ -86,7 +86,7 @@ class Run:
         """Add numbers to the next log line. A tensor is read only then."""
         for name, value in metrics.items():
             # Detached, or it would keep the whole graph of its step until it is read.
-            self._extra[name] = value.detach() if isinstance(value, Tensor) else value
+            self.logged[name] = value.detach() if isinstance(value, Tensor) else value
 
     def request_stop(self, reason: str) -> None:
         """Stop after the step at hand, with a checkpoint. The first reason given is kept."""
@@ -137,6 +137,8 @@ class Run:
         evaluation.
         """
         entries: dict[str, Any] = self._training_metrics() if training else {}
+        entries.update({name: _number(name, value) for name, value in self.logged.items()})
+        self.logged.clear()
         entries.update(metrics)
         self.hooks.log(run=self, metrics=entries)
         self.disk.write_metrics({**self._position(), **entries})
@@ -156,9 +158,7 @@ class Run:
         if self.grad_norm is not None:
             entries["train/grad_norm"] = float(self.grad_norm)
         entries["samples_per_second"] = self._speed()
-        entries.update({name: _number(name, value) for name, value in self._extra.items()})
         self.meter.reset()
-        self._extra.clear()
         return entries
 
     def _speed(self) -> float:

@@ -55,9 +55,14 @@ class Schedule:
         return {"steps": self.steps, "scheduler": self._scheduler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state back. The optimizer's own state brings the current rates."""
+        """Take the state back. The optimizer's own state brings the current rates.
+
+        The rates to start from stay those of the settings, which may have been changed.
+        """
         self.steps = state["steps"]
+        first_rates = self._scheduler.base_lrs
         self._scheduler.load_state_dict(dict(state["scheduler"]))
+        self._scheduler.base_lrs = first_rates
 
 
 def linear(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plugin_trainer.errors import CheckpointError, NotSaved
+from plugin_trainer.errors import CheckpointError, NotSaved, ResumeError
 from plugin_trainer.training.checkpoints import Snapshot
 from plugin_trainer.training.optimizers import load_optimizer_state, optimizer_state
 from plugin_trainer.training.run import Run
@@ -55,11 +55,13 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
         state={
             "exact": exact,
             "progress": run.progress.state_dict(),
+            "batches_per_epoch": run.stream.batches_per_epoch,
             "optimizer": optimizer_rest,
             "schedule": run.schedule.state_dict(),
             "ema": run.ema.counters() if run.ema is not None else None,
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
             "meter": run.meter.state_dict(),
+            "logged": run.logged,
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
             "model_extra": extra,
             "callbacks": callbacks,
@@ -68,8 +70,8 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
     )
 
 
-def restore(run: Run, snapshot: Snapshot) -> None:
-    """Put a snapshot into a run built from the same settings.
+def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> None:
+    """Put a snapshot into a run built from the same settings, but for those of the keys `changed`.
 
     The random streams are put back later, by `restore_streams`, after everything that may draw from
     them while the run starts.
@@ -78,7 +80,13 @@ def restore(run: Run, snapshot: Snapshot) -> None:
     """
     state = snapshot.state
     _load_model(run, snapshot)
-    load_optimizer_state(run.optimizer, run.model, snapshot.optimizer, state["optimizer"])
+    load_optimizer_state(
+        run.optimizer,
+        run.model,
+        snapshot.optimizer,
+        state["optimizer"],
+        with_new_settings=any(key.startswith("optimizer.") for key in changed),
+    )
     run.schedule.load_state_dict(state["schedule"])
     if run.ema is not None:
         if snapshot.ema is None:
@@ -88,10 +96,12 @@ def restore(run: Run, snapshot: Snapshot) -> None:
             )
         run.ema.load_state_dict(snapshot.ema, updates=state["ema"]["updates"])
     run.progress.load_state_dict(state["progress"])
+    _move_cursor(run, batches_per_epoch=state["batches_per_epoch"])
     for pointer, best in run.best.items():
         if pointer in state["best"]:
             best.load_state_dict(state["best"][pointer])
     run.meter.load_state_dict(state["meter"], device=run.device)
+    run.logged = dict(state["logged"])
     run.metrics = dict(state["metrics"])
     run.evaluated_at = run.progress.step if run.metrics else -1
     run.saved_at = run.progress.step
@@ -106,6 +116,20 @@ def restore_streams(run: Run) -> None:
     if run.rng is not None:
         restore_rng(run.rng)
         run.rng = None
+
+
+def _move_cursor(run: Run, *, batches_per_epoch: int) -> None:
+    """Refuse a place in an epoch that the data no longer has; an epoch's end is one in any data."""
+    progress, now = run.progress, run.stream.batches_per_epoch
+    if now == batches_per_epoch:
+        return
+    if progress.batch != batches_per_epoch:
+        raise ResumeError(
+            f"the training data has {now} batches an epoch, and had {batches_per_epoch}: "
+            f"batch {progress.batch} of epoch {progress.epoch} is no longer the same place",
+            hint="go on with the data and the batch size of the run, or start another",
+        )
+    progress.batch = now
 
 
 def _load_model(run: Run, snapshot: Snapshot) -> None:

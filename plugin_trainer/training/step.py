@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from plugin_trainer.data.batches import move_batch
+from plugin_trainer.data.batches import IGNORED_LABEL, move_batch
 from plugin_trainer.errors import NonFiniteError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.training.meter import weighted
@@ -103,6 +103,12 @@ def _refuse_non_finite(outcome: StepOutcome, grad_norm: Tensor, *, step: int) ->
     if torch.isfinite(grad_norm + outcome.loss.detach()).item():
         return
     loss, norm = outcome.loss.item(), grad_norm.item()
+    if not int(outcome.count):
+        raise NonFiniteError(
+            f"step {step}: no item of its batch has a label, so there is no loss",
+            metrics={"train/loss": loss, "train/grad_norm": norm},
+            hint=f"every label is {IGNORED_LABEL}; leave such samples out of the training data",
+        )
     raise NonFiniteError(
         f"step {step}: the loss is {loss:g} and the gradient norm {norm:g}",
         metrics={"train/loss": loss, "train/grad_norm": norm},

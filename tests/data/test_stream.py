@@ -268,3 +268,8 @@ def test_an_evaluation_takes_a_data_set_in_order_and_a_loader_as_it_is():
     ]
     given = loader()
     assert evaluation_batches(given, batch_size=2) is given
+
+
+def test_loaders_by_name_are_refused_in_words():
+    with pytest.raises(DataError, match="train\\(\\) gave 2 loaders by name: one, two"):
+        training_stream({"one": [1], "two": [2]}, seed=0)

@@ -119,6 +119,8 @@ def test_the_text_for_an_unknown_name_depends_on_what_is_known():
         ("keep", True, 'True is not "all" or a number of checkpoints, 1 or more'),
         ("precision", "bf61", "'bf61' is not one of fp32, bf16 (did you mean 'bf16'?)"),
         ("accumulate", 0, "0 is not right: input should be greater than or equal to 1"),
+        ("accumulate", True, "true is not a number"),
+        ("optimizer", {"weight_decay": False}, "false is not a number"),
         ("seed", -1, "-1 is not right: input should be greater than or equal to 0"),
         ("batch_size", 2.5, "2.5 is not right: input should be a valid integer, got a number"),
         ("optimizer", {"learning_rate": "fast"}, "'fast' is not right: input should be a valid"),

@@ -292,7 +292,7 @@ def test_what_a_callback_logs_and_adds_is_in_the_line_and_seen_by_those_after_it
         def ptrain_step_end(self, run, outcome):
             assert outcome.loss.requires_grad
             run.log({"mine": outcome.loss * 0 + run.progress.step})
-            assert not run._extra["mine"].requires_grad
+            assert not run.logged["mine"].requires_grad
 
         def ptrain_log(self, run, metrics):
             metrics["added"] = metrics["mine"] + 1

@@ -159,3 +159,59 @@ def test_a_checkpoint_of_a_failed_step_says_that_resuming_is_not_exact(fit, tmp_
     assert notices[1] == (
         "resuming is not exact: that checkpoint was written after a failure inside a step"
     )
+
+
+def test_a_changed_learning_rate_that_is_allowed_holds_from_the_next_step_on(
+    fit, tmp_path, metrics_of
+):
+    schedule = {"schedule": {"name": "constant"}, "log": "1 steps"}
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", callbacks=[Interrupt(4)], **schedule)
+    resumed(
+        fit,
+        allow=["optimizer.learning_rate", "keep"],
+        optimizer={"learning_rate": 0.25},
+        **schedule,
+    )
+    rates = {line["step"]: line["learning_rate"] for line in metrics_of(tmp_path / "run")}
+    assert rates[4] == 1e-3
+    assert rates[5] == rates[6] == 0.25
+
+
+def test_a_rate_that_a_schedule_has_lowered_is_lowered_as_far_from_a_new_one(
+    fit, cut, tmp_path, metrics_of
+):
+    resumed(
+        fit,
+        allow=["optimizer.learning_rate", "log"],
+        optimizer={"learning_rate": 0.6},
+        log="1 steps",
+    )
+    rates = {line["step"]: line["learning_rate"] for line in metrics_of(tmp_path / "run")}
+    assert rates[5] == pytest.approx(0.1)  # a sixth is left after five of six steps
+    assert rates[6] == pytest.approx(0.0)
+
+
+def test_data_that_lost_the_place_in_the_epoch_is_refused_and_an_epochs_end_is_in_any(fit, toy):
+    for step, fits in ((4, False), (3, True)):
+        out = f"cut-{step}"
+        with pytest.raises(KeyboardInterrupt):
+            fit(save="1 steps", keep="all", callbacks=[Interrupt(step)], out=out)
+        longer = {"train": toy.loader(20), "out": out}
+        if fits:
+            assert resumed(fit, **longer)[0].step == 10
+        else:
+            with pytest.raises(ResumeError, match="5 batches an epoch, and had 3: batch 1"):
+                resumed(fit, **longer)
+
+
+def test_numbers_logged_by_a_callback_and_not_yet_written_survive(fit, tmp_path, metrics_of):
+    class Once:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 4:
+                run.log({"seen": torch.tensor(4.0)})
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", keep="all", log="6 steps", callbacks=[Once(), Interrupt(4)])
+    resumed(fit, log="6 steps")
+    assert metrics_of(tmp_path / "run")[-1]["seen"] == 4.0

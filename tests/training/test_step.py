@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.errors import NonFiniteError
@@ -210,3 +210,9 @@ def test_N01_buffers_that_a_bad_batch_has_spoilt_are_not_saved(fit, toy, tmp_pat
     for run in ("run", "other"):
         for path in (tmp_path / run / "checkpoints").glob("step-*"):
             assert all(t.isfinite().all() for t in read_snapshot(path).model.values())
+
+
+def test_a_step_without_a_single_label_says_so_and_not_that_the_loss_is_nan(fit):
+    data = TensorDataset(torch.randn(8, 4), torch.full((8,), -100))
+    with pytest.raises(NonFiniteError, match="step 1: no item of its batch has a label"):
+        fit(train=DataLoader(data, batch_size=4))

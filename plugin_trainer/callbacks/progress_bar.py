@@ -92,7 +92,8 @@ def short(metrics: MutableMapping[str, float]) -> str:
 
 
 def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
-    """One evaluation on one line of at most 80 columns; empty if there was none."""
+    """One evaluation on one line of at most 80 columns, what decides the best one first."""
+    decisive = {best.watch for best in run.best.values()}
     scores = [
         (name, value)
         for name, value in metrics.items()
@@ -101,7 +102,7 @@ def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
     if not scores:
         return ""
     line = f"step {run.progress.step}:"
-    for name, value in scores:
+    for name, value in sorted(scores, key=lambda score: score[0] not in decisive):
         entry = f" {name} {value:.4g}"
         if len(line) + len(entry) > 78:
             return f"{line} ..."

@@ -123,11 +123,16 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Envir
     monkeypatch.syspath_prepend(str(environment.shadows))
     monkeypatch.syspath_prepend(str(environment.folder))
     before = set(sys.modules)
+    # What another test has imported of a really installed plugin is not what is installed here.
+    real = {name: sys.modules.pop(name) for name in before if name.startswith("ptrain_")}
     yield environment
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None) or ""
         if file.startswith(str(tmp_path)):
             del sys.modules[name]
+    for name in [name for name in sys.modules if name.startswith("ptrain_")]:
+        del sys.modules[name]
+    sys.modules.update(real)
 
 
 @dataclass(frozen=True)

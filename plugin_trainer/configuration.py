@@ -254,7 +254,7 @@ class _Checker:
                 continue
             if not name.startswith("-"):
                 offers.setdefault(offer.address, offer)
-            elif offers.pop(offer.address, None) is None:
+            elif offers.pop(offer.address, None) is None and not offer.spec.default:
                 self._problem(
                     ("callbacks",), f"'{name}' takes away a callback that is not part of the run"
                 )

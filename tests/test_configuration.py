@@ -237,6 +237,11 @@ def test_a_minus_takes_a_callback_away(here):
     ]
 
 
+def test_a_default_callback_whose_packages_are_missing_may_still_be_taken_away(here, monkeypatch):
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert "core/tensorboard" not in addresses(configured("", "callbacks=['-tensorboard']"))
+
+
 def test_taking_away_what_is_not_there_is_a_mistake(here):
     assert mistakes("", "callbacks=['-early_stopping']") == [
         "--set: callbacks: '-early_stopping' takes away a callback that is not part of the run"

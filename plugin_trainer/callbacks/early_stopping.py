@@ -30,6 +30,8 @@ class EarlyStopping:
     def ptrain_evaluation_end(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Count this evaluation, and stop the run if it was one too many."""
         settings = self.settings
+        if all(name.startswith("test") for name in metrics):
+            return  # the test split is scored when the run has ended
         value = watched(metrics, settings.watch, setting="early_stopping.watch")
         if math.isfinite(value) and (
             self.best is None

@@ -165,7 +165,7 @@ def _run(
     )
     plan = make_plan(settings, stream)
     optimizer = build_optimizer(model, settings.optimizer)
-    loaders = validation_loaders(data)
+    loaders = evaluation_loaders(data)
     return Run(
         settings=settings,
         model=model,
@@ -181,8 +181,8 @@ def _run(
         hooks=make_hooks(configuration, callbacks=callbacks),
         stream=stream,
         loaders=loaders,
-        plan=plan if loaders else Plan(plan.total_steps, None, plan.save, plan.log),
-        best=_bests(settings) if loaders else {},
+        plan=plan if "val" in loaders else Plan(plan.total_steps, None, plan.save, plan.log),
+        best=_bests(settings) if "val" in loaders else {},
         disk=disk,
         store=CheckpointStore(disk.path, keep=settings.keep),
     )
@@ -203,14 +203,20 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
     )
 
 
-def validation_loaders(data: Any) -> dict[str, Any]:
-    """The loader of the validation split, if the data module has one, as {"val": loader}."""
-    loader = data.validation() if hasattr(data, "validation") else None
-    if loader is None:
-        return {}
-    if hasattr(loader, "__len__") and len(loader) == 0:
-        raise DataError("the validation data is empty", hint="check its file, or leave it out")
-    return {"val": loader}
+def evaluation_loaders(data: Any) -> dict[str, Any]:
+    """The loaders of the splits that the data module has: "val" and "test".
+
+    Raises DataError for one that is empty.
+    """
+    loaders = {}
+    for split, method in (("val", "validation"), ("test", "test")):
+        loader = getattr(data, method)() if hasattr(data, method) else None
+        if loader is None:
+            continue
+        if hasattr(loader, "__len__") and len(loader) == 0:
+            raise DataError(f"the {method} data is empty", hint="check its file, or leave it out")
+        loaders[split] = loader
+    return loaders
 
 
 def _schedule(

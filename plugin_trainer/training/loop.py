@@ -8,6 +8,7 @@ from plugin_trainer.training.evaluation import evaluate
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.snapshots import restore_streams, save
+from plugin_trainer.training.test_split import score_test_split
 
 
 def train(run: Run) -> Result:
@@ -42,7 +43,7 @@ def train(run: Run) -> Result:
 
 
 def _finish(run: Run, *, seconds: float) -> Result:
-    """One last evaluation and one last checkpoint, where the last step had none."""
+    """One last evaluation and checkpoint, where the last step had none; then the test split."""
     done = run.progress.step >= run.plan.total_steps
     status: Status = "finished" if done else run.stop_status
     best_of = []
@@ -53,6 +54,9 @@ def _finish(run: Run, *, seconds: float) -> Result:
             run.saved_at = -1  # a checkpoint of this step knows nothing of it: write it again
         best_of = run.note_evaluation(metrics) if metrics else []
     save(run, best_of=best_of)
+    if status != "interrupted" and (tested := score_test_split(run)):
+        run.write_log(tested, training=False)
+        run.metrics.update(tested)
     result = _result(run, status=status, seconds=seconds)
     run.hooks.run_end(run=run, result=result)
     return result

@@ -1,0 +1,42 @@
+"""Score the test split once, at the very end, with the best weights of each set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from plugin_trainer.training.checkpoints import read_weights
+from plugin_trainer.training.evaluation import score
+from plugin_trainer.training.run import Run
+
+
+def score_test_split(run: Run) -> dict[str, float]:
+    """test/... with the best raw weights and test_ema/... with the best EMA weights.
+
+    Where there is no best (nothing was evaluated), the last weights are scored. The model has its
+    last weights again afterwards. Empty if the data has no test split.
+    """
+    if "test" not in run.loaders:
+        return {}
+    metrics: dict[str, float] = {}
+    sets = {"raw": "best"} if run.ema is None else {"raw": "best", "ema": "best_ema"}
+    for weights, pointer in sets.items():
+        which = pointer if run.store.pointer(pointer) is not None else "last"
+        tensors = read_weights(run.store.find(which).path, weights=weights)
+        with _holding(run.model, tensors):
+            metrics.update(score(run, split="test", weights=weights))
+    run.hooks.evaluation_end(run=run, metrics=metrics)
+    return metrics
+
+
+@contextmanager
+def _holding(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
+    """The model holds these weights inside and its own again afterwards, whatever happens."""
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in tensors}
+    try:
+        model.load_state_dict(tensors, strict=False)
+        yield
+    finally:
+        model.load_state_dict(own, strict=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -86,6 +87,22 @@ def score(run: Scored, *, split: str, weights: str) -> dict[str, float]:
     scores = {**meter.means(), **{name: _number(fed) for name, fed in metrics.items()}}
     prefix = split if weights == "raw" else f"{split}_{weights}"
     return {f"{prefix}/{name}": value for name, value in scores.items()}
+
+
+def rehearse(run: Scored) -> None:
+    """Put one batch of each split through the model and its metrics, and forget what comes of it.
+
+    Before the first step, so that an evaluation that cannot work fails now and not in hours.
+    """
+    for split, loader in run.loaders.items():
+        metrics = build_metrics(run.data, run.device, label=run.settings.label)
+        batches = evaluation_batches(loader, batch_size=run.settings.batch_size)
+        with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
+            for batch in islice(batches, 1):
+                moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
+                outcome = run.hooks.forward(run=run, batch=moved)
+                for name, fed in metrics.items():
+                    fed.metric.update(*_arguments(name, fed, outcome, moved))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from plugin_trainer.training.evaluation import evaluate
+from plugin_trainer.training.evaluation import evaluate, rehearse
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.snapshots import restore_streams, save
@@ -17,6 +17,8 @@ def train(run: Run) -> Result:
     started = time.perf_counter()
     run.model.train()
     hooks.run_start(run=run)
+    if run.progress.step == 0:
+        rehearse(run)
     restore_streams(run)
     run.start_clock()
     for window in run.windows():

@@ -16,7 +16,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 import plugin_trainer
 from plugin_trainer import StepOutcome
 from plugin_trainer.data import Fed
-from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.errors import DataError, PtrainError, TrainingFailed
 from plugin_trainer.training.checkpoints import read_snapshot
 
 
@@ -110,7 +110,7 @@ def test_metrics_begin_anew_at_every_evaluation(fit, toy):
     counts = []
     fed = Fed(MeanMetric(), feed=lambda outputs, batch: counts.append(1) or (batch[0].sum(),))
     result = fit(validation=toy.loader(8), evaluate="1 steps", metrics={"sum": fed})
-    assert len(counts) == 6 * 2
+    assert len(counts) == 1 + 6 * 2  # one batch is put through before the first step
     assert result.metrics["val/sum"] == pytest.approx(float(toy.rows(8).tensors[0].sum() / 2))
 
 
@@ -248,3 +248,16 @@ def test_fit_without_validation_evaluates_nothing(fit):
     result = fit(evaluate="1 steps")
     assert result.metrics == {} and result.best == {}
     assert plugin_trainer.Result is type(result)
+
+
+def test_an_evaluation_that_cannot_work_is_found_before_the_first_step(fit, toy, tmp_path):
+    steps = []
+
+    class Count:
+        def ptrain_step_end(self, run):
+            steps.append(run.progress.step)
+
+    broken = Fed(MeanMetric(), feed=lambda outputs, batch: (outputs["no such output"],))
+    with pytest.raises(TrainingFailed, match="the run failed after step 0"):
+        fit(validation=toy.loader(8), metrics={"sum": broken}, callbacks=[Count()])
+    assert steps == []

@@ -2,6 +2,7 @@
 
     load      ptrain_models  ptrain_data  ptrain_callbacks  ptrain_schedulers  ptrain_recipes
     run       ptrain_run_start                    (or ptrain_checkpoint_load first, when resuming)
+                one batch of each split: ptrain_move_batch, ptrain_forward     a fresh run only
     epoch       ptrain_epoch_start
     step          ptrain_train_step               firstresult
                     ptrain_move_batch             firstresult, each micro-batch

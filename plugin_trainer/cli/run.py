@@ -13,6 +13,7 @@ from plugin_trainer.cli.printing import table
 from plugin_trainer.errors import RunFolderError
 
 if TYPE_CHECKING:
+    from plugin_trainer.configuration import Configuration
     from plugin_trainer.training.result import Result
     from plugin_trainer.training.run import Run
 
@@ -37,6 +38,11 @@ if TYPE_CHECKING:
     metavar="KEY",
     help="A setting that may differ from what the run was started with.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Two steps, one evaluation and one checkpoint, in a folder that is thrown away.",
+)
 def run(
     run_file: str | None,
     plugins: tuple[str, ...],
@@ -44,6 +50,7 @@ def run(
     out: Path | None,
     resume: str,
     allow: tuple[str, ...],
+    dry_run: bool,
 ) -> int:
     """Train a model.
 
@@ -61,6 +68,8 @@ def run(
 
     for notice in configuration.catalog.notices:
         _say(notice)
+    if dry_run:
+        return _dry_run(configuration)
     try:
         made = assemble(
             configuration,
@@ -80,6 +89,20 @@ def run(
         _say(f"not passed to the model: {', '.join(sorted(made.forward.not_passed))}")
     _conclude(result, can_predict=hasattr(made.data, "predict"))
     return 128 + result.signal if result.signal else 0
+
+
+def _dry_run(configuration: Configuration) -> int:
+    from plugin_trainer.training.dry_run import dry_run
+
+    result = dry_run(configuration)
+    if result.signal:
+        return 128 + result.signal
+    settings = configuration.settings
+    click.echo(
+        f"the dry run went well: {settings.model} on {settings.data}, {result.seconds:.0f} s"
+    )
+    click.echo(f"  {result.step} steps, an evaluation and a checkpoint; nothing was kept")
+    return 0
 
 
 def _run_to_resume(resume: str, out: Path | None) -> Path:

@@ -157,3 +157,17 @@ def test_a_signal_ends_the_run_after_its_step_and_it_can_go_on(toy, ptrain, numb
         "run", "--resume", "out", "--set", f"length={step + 2} steps", "--allow", "length"
     )  # fmt: skip
     assert typed.code == 0 and f"({step + 2} steps" in typed.out
+
+
+def test_a_dry_run_does_everything_once_and_keeps_nothing(toy, ptrain):
+    typed = ptrain("run", *PLUGIN, "--dry-run")
+    assert typed.code == 0
+    assert "the dry run went well: toy/net on toy/rows" in typed.out
+    assert "step 2: val/accuracy" in typed.err
+    assert not Path("runs").exists()
+
+
+def test_a_dry_run_finds_what_a_run_would_find(toy, ptrain):
+    typed = ptrain("run", *PLUGIN, "--set", "best.watch=val/acuracy", "--dry-run")
+    assert typed.code == 2
+    assert "best.watch: the evaluation gave no metric 'val/acuracy'" in typed.err

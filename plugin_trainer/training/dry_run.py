@@ -1,0 +1,30 @@
+"""A run in small: two steps, one evaluation and one checkpoint, in a folder that is thrown away."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from plugin_trainer.configuration import Configuration
+from plugin_trainer.training.assemble import assemble
+from plugin_trainer.training.execution import execute
+from plugin_trainer.training.result import Result
+from plugin_trainer.training.run import Run
+
+STEPS = 2
+
+
+class _StopEarly:
+    """Stops the run; its schedule and its length stay what they are."""
+
+    def ptrain_step_end(self, run: Run) -> None:
+        """Ask for the end after the last step of a dry run."""
+        if run.progress.step >= STEPS:
+            run.request_stop(f"a dry run is {STEPS} steps")
+
+
+def dry_run(configuration: Configuration) -> Result:
+    """Everything that a run does, once. Raises what the run would raise."""
+    with tempfile.TemporaryDirectory(prefix="ptrain-dry-run-") as folder:
+        run = assemble(configuration, out=Path(folder) / "run", callbacks=[_StopEarly()])
+        return execute(run)

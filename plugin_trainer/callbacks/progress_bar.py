@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from plugin_trainer.training.result import Result
     from plugin_trainer.training.run import Run
 
-_BAR = "{percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+# With the numbers behind it, it fits 80 columns.
+_BAR = "{percentage:3.0f}%|{bar:4}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 class ProgressBar:

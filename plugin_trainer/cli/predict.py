@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Mapping
@@ -39,6 +40,9 @@ def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -
 def _read(path: str) -> list[str]:
     try:
         if path == "-":
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                # Whatever the locale says: in some of them Python lets wrong bytes pass.
+                sys.stdin.reconfigure(encoding="utf-8", errors="strict")
             return _lines(sys.stdin)
         with Path(path).open(encoding="utf-8-sig") as file:
             return _lines(file)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +83,10 @@ def run(
     except AlreadyDone as done:
         about = done.about
         click.echo(f"{done.folder} is {about['status']} already: {about['reason']}")
-        click.echo("  to train it for longer: --set length=... --allow length")
+        if about["status"] == "finished":
+            click.echo("  to train it for longer: --set length=... --allow length")
+        else:
+            click.echo("  to go on: change what stopped it with --set, and name that with --allow")
         return 0
     _introduce(made)
     result = execute(made)
@@ -128,6 +133,10 @@ def _introduce(run: Run) -> None:
     _say(f"folder   {run.folder}")
     _say(f"device   {run.device}, {settings.precision}")
     _say(f"model    {_counted(trainable)} trainable parameters")
+    if hasattr(run.data, "describe"):
+        _say(f"data     {run.data.describe()}")
+    if "val" not in run.loaders:
+        _say("         no validation data: nothing is evaluated, and no checkpoint is the best")
     in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"
     _say(f"length   {settings.length}{in_steps}")
 
@@ -155,13 +164,25 @@ def _conclude(result: Result, *, can_predict: bool) -> None:
 
 def _next_steps(result: Result, *, can_predict: bool) -> list[str]:
     if result.status == "interrupted":
-        return [f"go on with it:   ptrain run --resume {result.folder}"]
-    steps = [f"score it:        ptrain evaluate {result.folder}"]
+        return [f"go on with it:   {_program('ptrain')} run --resume {result.folder}"]
+    steps = []
+    if result.metrics:
+        steps.append(f"score it:        {_program('ptrain')} evaluate {result.folder}")
     if can_predict:
-        steps.append(f"use it:          ptrain predict {result.folder} INPUT.txt")
+        steps.append(f"use it:          {_program('ptrain')} predict {result.folder} INPUT.txt")
     if (result.folder / "tensorboard").is_dir():
-        steps.append(f"see its curves:  tensorboard --logdir {result.folder}")
+        steps.append(f"see its curves:  {_program('tensorboard')} --logdir {result.folder}")
     return steps
+
+
+def _program(name: str) -> str:
+    """How to type a program of this environment, which may not be an activated one."""
+    if shutil.which(name) is not None:
+        return name
+    beside = Path(sys.executable).with_name(name)
+    if not beside.is_file():
+        return name
+    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

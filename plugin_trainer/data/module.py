@@ -25,6 +25,7 @@ class DataModule(Protocol):
                             {"sentiment": {"accuracy": Metric}}; see Fed
     predict(lines)          batches for `ptrain predict`, in the order of the lines
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
+    describe()              one line about the data, shown when a run starts
     save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run's
                             assets
     from_assets(settings, folder)

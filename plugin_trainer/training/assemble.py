@@ -297,6 +297,12 @@ def _resumption(
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
     snapshot = read_snapshot(resumption.checkpoint.path)
     restore(run, snapshot, changed=resumption.changed)
+    if run.progress.step > run.plan.total_steps:
+        raise ResumeError(
+            f"length: {run.settings.length} is {run.plan.total_steps} steps, but the run has made "
+            f"{run.progress.step} already",
+            hint="give it a longer length, or start another run",
+        )
     run.disk.cut_metrics_after(run.progress.step)
     notify(f"going on from {resumption.checkpoint.path}, step {run.progress.step}")
     for line in resumption.notices:

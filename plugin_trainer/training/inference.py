@@ -64,12 +64,19 @@ class LoadedRun:
         )
         loader = make() if make is not None else None
         if loader is None:
-            offered = [name for name in ("validation", "test") if hasattr(self.data, name)]
+            there = [name for name in ("validation", "test", "train") if self._has(name)]
             raise DataError(
-                f"the run has no data for the split '{split}'",
-                hint=f"its data has: {', '.join(offered) or 'none'}; name a file with --set",
+                f"the run has no data for the split '{method}'",
+                hint=f"it has data for: {', '.join(there) or 'none'}; where these are files, name "
+                f"another with --set data_settings.{method}=FILE",
             )
         return loader
+
+    def _has(self, method: str) -> bool:
+        try:
+            return hasattr(self.data, method) and getattr(self.data, method)() is not None
+        except PtrainError:  # its file is gone
+            return False
 
     def predict(self, lines: Iterable[str]) -> Iterator[Mapping[str, Any]]:
         """One mapping a line, in order. Raises DataError if the data module cannot predict."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from plugin_trainer.cadence import Span
 from plugin_trainer.training.evaluation import evaluate, rehearse
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
@@ -64,10 +65,14 @@ def _finish(run: Run, *, seconds: float) -> Result:
     return result
 
 
+def _done(length: Span) -> str:
+    return f"{length} {'is' if length.amount == 1 else 'are'} done"
+
+
 def _result(run: Run, *, status: Status, seconds: float) -> Result:
     return Result(
         status=status,
-        reason=f"{run.settings.length} are done" if status == "finished" else run.stop_reason,
+        reason=_done(run.settings.length) if status == "finished" else run.stop_reason,
         step=run.progress.step,
         epoch=run.progress.epoch,
         samples=run.progress.samples,

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -137,6 +138,13 @@ class TextClassification:
                 one["exit_block"] = blocks[row]
             decoded.append(one)
         return decoded
+
+    def describe(self) -> str:
+        """How many rows each split has, and the labels, as far as they fit a line."""
+        rows = ", ".join(f"{len(texts)} {split}" for split, texts in self._splits.items())
+        return shorten(
+            f"{rows}; labels {', '.join(self.label_names)}", width=70, placeholder=" ..."
+        )
 
     def metrics(self) -> dict[str, Metric]:
         """Accuracy over the rows, and F1 averaged over the labels."""

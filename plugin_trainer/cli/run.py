@@ -176,13 +176,11 @@ def _next_steps(result: Result, *, can_predict: bool) -> list[str]:
 
 
 def _program(name: str) -> str:
-    """How to type a program of this environment, which may not be an activated one."""
-    if shutil.which(name) is not None:
-        return name
+    """How to type a program of this environment, which may be one under here that is not active."""
     beside = Path(sys.executable).with_name(name)
-    if not beside.is_file():
-        return name
-    return str(beside.relative_to(Path.cwd()) if beside.is_relative_to(Path.cwd()) else beside)
+    if shutil.which(name) is None and beside.is_file() and beside.is_relative_to(Path.cwd()):
+        return str(beside.relative_to(Path.cwd()))
+    return name
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from torchmetrics import Metric
@@ -44,8 +43,3 @@ class Fed:
 
     metric: Metric
     feed: Callable[[Mapping[str, Any], Any], Sequence[Any]]
-
-
-Metrics = Mapping[str, "Metric | Fed | Mapping[str, Metric | Fed]"]
-Predictions = Iterable[Mapping[str, Any]]
-AssetsFolder = Path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,15 +62,6 @@ def docstring_entries(docstring: str) -> dict[str, str]:
         else:
             current = []
     return entries
-
-
-def nested_dataclass(cls: type, name: str) -> type | None:
-    """The dataclass of a key that is a table of its own, or None."""
-    hint = typing.get_type_hints(cls).get(name)
-    for member in (hint, *typing.get_args(hint)):
-        if isinstance(member, type) and dataclasses.is_dataclass(member):
-            return member
-    return None
 
 
 def _default_of(field: dataclasses.Field[Any]) -> Any:

@@ -20,6 +20,23 @@ def _off(value: Any) -> Any:
     return None if value is False else value
 
 
+def _switch(value: Any) -> Any:
+    """A table whose defaults will do is switched on by `table = true`, and off as any other."""
+    return {} if value is True else _off(value)
+
+
+def _init_from(value: Any) -> Any:
+    """A run alone, as text, stands for the table that names nothing else."""
+    return {"run": value} if isinstance(value, str) and value else _off(value)
+
+
+def _checkpointed(value: Any) -> Any:
+    patterns = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    if isinstance(value, bool) or patterns:
+        return value
+    raise ValueError(f"{value!r} is not true, false or a list of module name patterns")
+
+
 def _keep(value: Any) -> Any:
     if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
@@ -36,6 +53,21 @@ def _no_decay(value: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupSettings:
+    """What differs for the parameters that a name pattern matches.
+
+    learning_rate  their peak learning rate; left out, that of the optimizer
+    weight_decay   their weight decay; left out, that of the optimizer. What no_decay exempts stays
+                   exempt
+    frozen         do not train them at all
+    """
+
+    learning_rate: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    weight_decay: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    frozen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
     """The optimizer.
 
@@ -46,6 +78,8 @@ class OptimizerSettings:
                    normalisation modules), "none", or a list of name patterns such as ["*.bias"]
     max_grad_norm  gradients are scaled down to this global norm; 0 does not clip
     settings       further keyword arguments of the optimizer: {betas = [0.9, 0.98]}
+    groups         parameters that are treated otherwise, by name pattern: a table
+                   [optimizer.groups."encoder.*"]. A parameter belongs to the first that matches
     """
 
     name: str = "adamw"
@@ -56,6 +90,7 @@ class OptimizerSettings:
     )
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    groups: Mapping[str, GroupSettings] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +98,18 @@ class ScheduleSettings:
     """The learning rate over the run. What a schedule takes of its own stands in
     [schedule_settings].
 
-    name          "linear", "cosine", "constant", or another schedule that a plugin offers
+    name          "linear", "cosine", "constant", another schedule that a plugin offers, or any
+                  class of torch.optim.lr_scheduler by its name ("OneCycleLR")
     warmup        the climb before the schedule proper: "100 steps", "1 epoch" or "10 %"
     start_factor  the share of the learning rate at which the climb begins
+    watch         for "ReduceLROnPlateau", which steps on each evaluation: the metric to look at;
+                  left out, best.watch. Its mode is best.mode unless [schedule_settings] says
     """
 
     name: str = "linear"
     warmup: Warmup = field(default_factory=lambda: parse_span("0 steps", units=("steps",)))
     start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    watch: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +137,55 @@ class BestSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompileSettings:
+    """torch.compile of the model's forward pass.
+
+    mode       "default", "reduce-overhead", "max-autotune" or "max-autotune-no-cudagraphs"
+    backend    which compiler: "inductor", or another that torch knows
+    fullgraph  refuse a model that cannot be compiled as one graph
+    dynamic    expect shapes that change; left out, torch finds out
+    """
+
+    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = (
+        "default"
+    )
+    backend: str = "inductor"
+    fullgraph: bool = False
+    dynamic: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LimitSettings:
+    """Only the first batches of each split, for a quick look. Left out, all of them.
+
+    train       batches of an epoch
+    validation  batches of an evaluation
+    test        batches of the test split
+    """
+
+    train: Annotated[int | None, Field(ge=1)] = None
+    validation: Annotated[int | None, Field(ge=1)] = None
+    test: Annotated[int | None, Field(ge=1)] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitSettings:
+    """Weights to start from: those of another run, whose optimizer and place are not taken over.
+
+    run         the other run's folder, or its name under runs/
+    checkpoint  "best", "last" or "step-N"; left out, the best if there is one, else the last
+    weights     "raw" or "ema"
+    strict      refuse weights that do not fit the model in full; without it, what fits by name and
+                shape is taken and the rest is named
+    """
+
+    run: str
+    checkpoint: str = ""
+    weights: Literal["raw", "ema"] = "raw"
+    strict: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunSettings:
     """A whole run.
 
@@ -114,10 +202,18 @@ class RunSettings:
     callbacks          callbacks beside the default ones, in calling order; "-name" takes one away
     seed               the seed of every random stream
     device             "auto", or a torch device: "cpu", "cuda:1"
-    precision          "fp32", or "bf16" for autocast to bfloat16
+    deterministic      refuse operations whose result differs from one time to the next; slower
+    precision          "fp32"; "bf16" or "fp16" for autocast, fp16 with a loss scale; or "auto": bf16
+                       where the hardware computes in it, else fp32
+    compile            see [compile]; `compile = true` for its defaults
+    activation_checkpointing
+                       compute activations again in the backward pass, to save memory: true for
+                       every block (entry of a ModuleList), or a list of module name patterns
     accumulate         micro-batches in one optimizer step
     batch_size         the batch size for a data module that returns a data set; one that returns
                        loaders has its own
+    limit_batches      see [limit_batches]
+    init_from          a run whose weights to start from: its folder or name; or see [init_from]
     label              the batch's key that holds the labels, where it is not one of labels, label
                        and labels_<head>
     loss               the loss for a model that returns only logits: a class of torch.nn by its
@@ -144,9 +240,16 @@ class RunSettings:
     callbacks: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = False
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    compile: Annotated[CompileSettings | None, BeforeValidator(_switch)] = None
+    activation_checkpointing: Annotated[bool | tuple[str, ...], BeforeValidator(_checkpointed)] = (
+        False
+    )
     accumulate: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 32
+    limit_batches: LimitSettings = field(default_factory=LimitSettings)
+    init_from: Annotated[InitSettings | None, BeforeValidator(_init_from)] = None
     label: str = ""
     loss: str = ""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -67,6 +67,17 @@ class Recurrence:
         return step // period > (step - 1) // period
 
 
+@dataclass(frozen=True, slots=True)
+class EpochEnds:
+    """Falls due at the end of every `period`-th epoch, of data whose length nobody knows."""
+
+    period: int
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether the end of this epoch, counted from 0, completes another period."""
+        return (epoch + 1) % self.period == 0
+
+
 def parse_span(text: object, *, units: tuple[Unit, ...]) -> Span:
     """Read "20_000 steps". Raises ValueError, saying what to write, for anything else."""
     example = {"steps": '"500 steps"', "epochs": '"1 epoch"', "%": '"10 %"'}
@@ -116,10 +127,16 @@ def parse_warmup(text: object) -> Span:
     return parse_span(text, units=("steps", "epochs", "%"))
 
 
-def recurrence(cadence: Span | None, *, steps_per_epoch: int | None) -> Recurrence | None:
-    """The cadence as a period in steps; None stays None. Raises ValueError as in_steps does."""
+def recurrence(
+    cadence: Span | None, *, steps_per_epoch: int | None
+) -> Recurrence | EpochEnds | None:
+    """The cadence as a period in steps; None stays None. Whole epochs of unknown length are told by
+    their ends. Raises ValueError as in_steps does.
+    """
     if cadence is None:
         return None
+    if steps_per_epoch is None and cadence.unit == "epochs" and cadence.amount.denominator == 1:
+        return EpochEnds(cadence.amount.numerator)
     period = cadence.in_steps(steps_per_epoch=steps_per_epoch)
     return Recurrence(max(period, Fraction(1)))
 

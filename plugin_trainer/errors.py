@@ -100,12 +100,18 @@ class TrainingFailed(PtrainError):
 
 
 class NonFiniteError(TrainingFailed):
-    """The loss or a gradient is NaN or infinite; carries what it was, by metric name."""
+    """The loss or a gradient is NaN or infinite; carries the step and what it was, by metric name."""
 
     def __init__(
-        self, message: str, *, metrics: Mapping[str, float], hint: str | Sequence[str] = ()
+        self,
+        message: str,
+        *,
+        step: int,
+        metrics: Mapping[str, float],
+        hint: str | Sequence[str] = (),
     ) -> None:
         super().__init__(message, hint=hint)
+        self.step = step
         self.metrics = dict(metrics)
 
 

@@ -2,7 +2,10 @@
 
 from plugin_trainer.settings.schema import (
     BestSettings,
+    CompileSettings,
     EmaSettings,
+    GroupSettings,
+    InitSettings,
     OptimizerSettings,
     RunSettings,
     ScheduleSettings,
@@ -10,7 +13,10 @@ from plugin_trainer.settings.schema import (
 
 __all__ = [
     "BestSettings",
+    "CompileSettings",
     "EmaSettings",
+    "GroupSettings",
+    "InitSettings",
     "OptimizerSettings",
     "RunSettings",
     "ScheduleSettings",

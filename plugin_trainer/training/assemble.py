@@ -26,8 +26,11 @@ from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Criterion, Forward, build_criterion
 from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.initial_weights import start_from
 from plugin_trainer.training.optimizers import build_optimizer
-from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.guard import build_guard
+from plugin_trainer.training.model_options import checkpoint_activations, compiled
+from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
 from plugin_trainer.training.run import Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
@@ -86,7 +89,7 @@ def assemble(
         )
         run = _run(
             configuration, disk=disk, device=device, model=model.to(device), data=data,
-            criterion=criterion, callbacks=callbacks,
+            criterion=criterion, callbacks=callbacks, notify=notify,
         )  # fmt: skip
         resumption = _resumption(run, configuration, allow=allow) if resuming else None
         if resumption is not None:
@@ -155,6 +158,7 @@ def _run(
     data: Any,
     criterion: Criterion | None,
     callbacks: Sequence[object],
+    notify: Callable[[str], None],
 ) -> Run:
     settings = configuration.settings
     stream = training_stream(
@@ -164,7 +168,12 @@ def _run(
         batch_size=settings.batch_size,
     )
     plan = make_plan(settings, stream)
+    if settings.init_from is not None:
+        notify(start_from(model, settings.init_from))
+    checkpoint_activations(model, settings.activation_checkpointing)
     optimizer = build_optimizer(model, settings.optimizer)
+    precision = pick_precision(settings.precision, device)
+    scaler = precision.scaler()
     loaders = evaluation_loaders(data)
     return Run(
         settings=settings,
@@ -172,11 +181,16 @@ def _run(
         data=data,
         device=device,
         forward=Forward(
-            model, criterion=criterion or build_criterion(settings.loss), label=settings.label
+            model,
+            criterion=criterion or build_criterion(settings.loss),
+            label=settings.label,
+            compiled=compiled(model, settings.compile),
         ),
-        precision=Precision(settings.precision, device.type),
+        precision=precision,
+        scaler=scaler,
         optimizer=optimizer,
-        schedule=_schedule(configuration, optimizer, plan, stream),
+        guard=build_guard(optimizer, device, scaler),
+        schedule=_schedule(configuration, optimizer, plan, stream, evaluates="val" in loaders),
         ema=_ema(settings, model),
         hooks=make_hooks(configuration, callbacks=callbacks),
         stream=stream,
@@ -224,8 +238,10 @@ def _schedule(
     optimizer: torch.optim.Optimizer,
     plan: Plan,
     stream: TrainStream,
+    *,
+    evaluates: bool,
 ) -> Schedule:
-    settings = configuration.settings.schedule
+    settings, best = configuration.settings.schedule, configuration.settings.best
     warmup_steps = whole_steps(
         settings.warmup, steps_per_epoch=stream.steps_per_epoch, total_steps=plan.total_steps
     )
@@ -236,14 +252,25 @@ def _schedule(
             f"{plan.total_steps} steps",
             hint="make the warm-up shorter than the run",
         )
+    choice = configuration.schedule
+    values = choice.settings
+    if choice.offer.spec.target.endswith(":ReduceLROnPlateau"):
+        if not evaluates:
+            raise PtrainError(
+                "schedule.name: ReduceLROnPlateau goes by evaluations, and this run has no "
+                "validation data",
+                hint="give it some, or use another schedule",
+            )
+        values = {"mode": best.mode, **values}
     scheduler = build(
-        configuration.schedule.offer,
-        configuration.schedule.settings,
-        optimizer=optimizer,
-        total_steps=plan.total_steps - warmup_steps,
+        choice.offer, values, optimizer=optimizer, total_steps=plan.total_steps - warmup_steps
     )
     return Schedule(
-        optimizer, scheduler, warmup_steps=warmup_steps, start_factor=settings.start_factor
+        optimizer,
+        scheduler,
+        warmup_steps=warmup_steps,
+        start_factor=settings.start_factor,
+        watch=settings.watch or best.watch,
     )
 
 

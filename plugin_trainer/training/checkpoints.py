@@ -148,6 +148,15 @@ class CheckpointStore:
         verify(path)
         return Found(path, step_of(path))
 
+    def choose(self, which: str, *, weights: str) -> Found:
+        """What a user calls best, last or step-N, for a weight set; the best, else the last, if
+        nothing is said. Raises as `find` does.
+        """
+        best = "best" if weights == "raw" else "best_ema"
+        if which:
+            return self.find(best if which == "best" else which)
+        return self.find(best if self.pointer(best) is not None else "last")
+
     def newest_sound(self) -> tuple[Found | None, list[str]]:
         """The newest checkpoint whose files are whole, and why each newer one was passed over."""
         passed_over = []

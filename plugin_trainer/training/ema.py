@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugin_trainer.ops import ema_decay, ema_update_
-from plugin_trainer.ops.ema import shadow_dtype
+from plugin_trainer.ops import ema_decay
+from plugin_trainer.ops.ema import PreparedEma, shadow_dtype
 
 
 class Ema:
@@ -38,13 +38,12 @@ class Ema:
             name: tensor.detach().to(shadow_dtype(tensor.dtype), copy=True)
             for name, tensor in averaged.items()
         }
-        self._shadows = list(self.shadow.values())
+        self._update = PreparedEma(list(self.shadow.values()), self._weights)
 
-    @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the weights; once after each optimizer step."""
         decay = ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
-        ema_update_(self._shadows, self._weights, decay=decay)
+        self._update(decay)
         self.updates += 1
 
     @contextmanager

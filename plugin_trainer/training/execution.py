@@ -53,7 +53,7 @@ def _failed(run: Run, error: BaseException) -> BaseException:
         explained.hint = (*explained.hint, saved)
     try:
         if isinstance(error, NonFiniteError):
-            run.disk.write_metrics({"step": step + 1, **error.metrics})
+            run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
         reason = str(explained).splitlines()[0] or type(explained).__name__
         run.disk.write_about(status="failed", reason=reason, step=step, ended=now())
@@ -81,6 +81,8 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
     """
     if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
         return ""
+    if isinstance(error, NonFiniteError) and error.step <= run.progress.step:
+        return "steps were counted since that were not applied: the checkpoint before it is sound"
     if run.saved_at != run.progress.step and _has_nan(run):
         return "its state was not saved: a buffer of the model holds NaN"
     if run.saved_at != run.progress.step:

@@ -24,12 +24,18 @@ class Forward:
 
     criterion  the loss for a model that returns logits: criterion(logits, labels)
     label      the batch's key that holds the labels; empty to look for it
+    compiled   the model compiled, to be called in its place
     """
 
     def __init__(
-        self, model: nn.Module, *, criterion: Criterion | None = None, label: str = ""
+        self,
+        model: nn.Module,
+        *,
+        criterion: Criterion | None = None,
+        label: str = "",
+        compiled: Callable[..., Any] | None = None,
     ) -> None:
-        self._model = model
+        self._model = compiled or model
         self._criterion = criterion
         self._label = label
         self._accepted, self._accepts_all = _keywords_of(model)

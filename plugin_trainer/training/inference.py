@@ -20,7 +20,7 @@ from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_wei
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward, build_criterion
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.precision import Precision, pick_precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.run_folder import find_run
 
@@ -112,7 +112,7 @@ def load_run(
     """
     folder = find_run(str(run))
     configuration = configure(read_toml(folder / "run.toml"), overrides=overrides)
-    found = _find(CheckpointStore(folder), checkpoint, weights)
+    found = CheckpointStore(folder).choose(checkpoint, weights=weights)
     assets = folder / "assets"
     data = build_part(configuration.data, assets=assets if assets.is_dir() else None)
     model = build_part(configuration.model, data=data, assets=assets if assets.is_dir() else None)
@@ -129,17 +129,10 @@ def load_run(
         data=data,
         device=where,
         forward=Forward(model, criterion=build_criterion(settings.loss), label=settings.label),
-        precision=Precision(settings.precision, where.type),
+        precision=pick_precision(settings.precision, where),
         hooks=make_hooks(configuration, configured=False),
         progress=Progress(step=found.step),
     )
-
-
-def _find(store: CheckpointStore, checkpoint: str, weights: Weights) -> Found:
-    best = "best" if weights == "raw" else "best_ema"
-    if checkpoint:
-        return store.find(best if checkpoint == "best" else checkpoint)
-    return store.find(best if store.pointer(best) is not None else "last")
 
 
 def _load(model: nn.Module, found: Found, weights: Weights) -> None:

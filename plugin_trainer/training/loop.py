@@ -27,12 +27,16 @@ def train(run: Run) -> Result:
             hooks.epoch_start(run=run)
         run.sound = False
         outcome = hooks.train_step(run=run, micro_batches=window.micro_batches)
-        run.progress.advance(window)
+        run.stopwatch.lap("optimizer")
+        run.progress.advance(window, samples=run.speed.count(window.micro_batches))
         run.sound = True
         run.meter.add(outcome)
         hooks.step_end(run=run, outcome=outcome)
+        run.stopwatch.lap("callbacks")
 
         metrics = evaluate(run) if run.is_due(plan.evaluate) else {}
+        if metrics:
+            run.stopwatch.lap("evaluation")
         if metrics or run.is_due(plan.log):
             run.write_log(metrics, training=run.is_due(plan.log))
         best_of = run.note_evaluation(metrics) if metrics else []
@@ -40,6 +44,7 @@ def train(run: Run) -> Result:
             hooks.epoch_end(run=run)
         if best_of or run.is_due(plan.save):
             save(run, best_of=best_of)
+            run.stopwatch.lap("saving")
         if run.stop_reason:
             break
     return _finish(run, seconds=time.perf_counter() - started)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugin_trainer.outcome import StepOutcome
+
+# Adding a 0-dim tensor to a sum costs several launches a step; keeping it costs one append. What is
+# kept is summed up in one go each time there are this many, and when the means are wanted.
+_AT_ONCE = 64
+
+Counted = tuple[list[Tensor], list[int | Tensor]]
 
 
 class Meter:
@@ -17,57 +23,109 @@ class Meter:
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, Tensor | int] = {}
+        self._kept: dict[str, Counted] = {}
 
     def add(self, outcome: StepOutcome) -> None:
         """Take in one outcome: its loss, its parts and its metrics."""
-        self._add("loss", outcome.loss, outcome.count)
+        count = outcome.count
+        self._keep("loss", outcome.loss, count)
         for name, value in outcome.parts.items():
-            self._add(name, value, outcome.count)
+            self._keep(name, value, count)
         for name, value in outcome.metrics.items():
-            self._add(name, value, outcome.count)
+            self._keep(name, value, count)
 
-    def _add(self, name: str, value: Tensor, count: int | Tensor) -> None:
-        total = weighted(value.detach().float(), count)
+    def _keep(self, name: str, value: Tensor, count: int | Tensor) -> None:
+        kept = self._kept.get(name)
+        if kept is None:
+            kept = self._kept[name] = ([], [])
+        kept[0].append(value.detach())
+        kept[1].append(count)
+        if len(kept[0]) == _AT_ONCE:
+            self._sum_up(name)
+
+    def _sum_up(self, name: str) -> None:
+        values, counts = self._kept.pop(name)
+        total, count = sum_of_means(values, counts)
         if name in self._sums:
             self._sums[name] += total
             self._counts[name] = self._counts[name] + count
         else:
-            self._sums[name] = total
-            # Not the outcome's own tensor: it is about to be added to.
-            self._counts[name] = count.clone() if isinstance(count, Tensor) else count
+            self._sums[name], self._counts[name] = total, count
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was taken in since the last reset."""
-        return not self._sums
+        return not self._sums and not self._kept
 
     def means(self) -> dict[str, float]:
         """The mean of each name so far. One transfer from the device for all of them."""
-        if not self._sums:
+        names = [*self._sums, *(name for name in self._kept if name not in self._sums)]
+        for name in list(self._kept):
+            self._sum_up(name)
+        if not names:
             return {}
-        values = torch.stack([self._sums[name] / self._counts[name] for name in self._sums])
-        return dict(zip(self._sums, values.tolist(), strict=True))
+        values = torch.stack([self._sums[name] / self._counts[name] for name in names])
+        return dict(zip(names, values.tolist(), strict=True))
 
     def reset(self) -> None:
         """Forget everything."""
         self._sums.clear()
         self._counts.clear()
+        self._kept.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What is summed so far: tensors and numbers."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        """What was taken in so far: tensors and numbers.
+
+        What is kept stays apart from what is summed up, or a resumed run would add in another
+        order than one that never stopped.
+        """
+        return {
+            "sums": dict(self._sums),
+            "counts": dict(self._counts),
+            "kept": {
+                name: {"values": torch.stack(values), "counts": _joined(counts)}
+                for name, (values, counts) in self._kept.items()
+            },
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, device: torch.device) -> None:
-        """Take the sums back, on the device they are added to."""
+        """Take it back, on the device it is added to."""
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
         self._counts = {
             name: value.to(device) if isinstance(value, Tensor) else value
             for name, value in state["counts"].items()
         }
+        self._kept = {
+            name: (list(kept["values"].to(device).unbind()), _apart(kept["counts"], device))
+            for name, kept in state["kept"].items()
+        }
 
 
-def weighted(mean: Tensor, count: int | Tensor) -> Tensor:
-    """The sum that a mean over `count` items stands for; the mean of none is NaN, its sum is 0."""
-    if isinstance(count, Tensor):
-        return torch.where(count == 0, 0, mean * count)
-    return mean * count if count else torch.zeros_like(mean)
+def sum_of_means(values: Sequence[Tensor], counts: Sequence[int | Tensor]) -> tuple[Tensor, Any]:
+    """The sum that means over so many items stand for, and how many items that are.
+
+    The mean of no item is NaN and its sum is 0.
+    """
+    means = torch.stack(list(values))
+    if means.dtype not in (torch.float32, torch.float64):
+        means = means.float()  # a sum in 16 bits would lose what it is to add up
+    joined = _joined(counts)
+    if isinstance(joined, Tensor):
+        weighted = torch.where(joined == 0, 0, means * joined)
+        return weighted.sum(), joined.sum()
+    weights = torch.tensor(joined, device=means.device)
+    if 0 in joined:
+        means = torch.where(weights == 0, 0, means)
+    return (means * weights).sum(), sum(joined)
+
+
+def _joined(counts: Sequence[int | Tensor]) -> Tensor | list[int]:
+    """Counts as one tensor if any of them is on a device, else as they are."""
+    device = next((count.device for count in counts if isinstance(count, Tensor)), None)
+    if device is None:
+        return [int(count) for count in counts]
+    return torch.stack([torch.as_tensor(count, device=device) for count in counts])
+
+
+def _apart(counts: Tensor | list[int], device: torch.device) -> list[int | Tensor]:
+    return list(counts.to(device).unbind()) if isinstance(counts, Tensor) else list(counts)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from plugin_trainer.data.batches import count_rows
 from plugin_trainer.data.stream import Window
 
 
@@ -26,11 +25,11 @@ class Progress:
     batch: int = 0
     samples: int = 0
 
-    def advance(self, window: Window) -> None:
-        """Count a window whose step is done."""
+    def advance(self, window: Window, *, samples: int) -> None:
+        """Count a window of so many samples whose step is done."""
         self.step += 1
         self.epoch, self.batch = window.epoch, window.batch
-        self.samples += sum(count_rows(batch) for batch in window.micro_batches)
+        self.samples += samples
 
     def state_dict(self) -> dict[str, int]:
         """The counts as JSON values."""

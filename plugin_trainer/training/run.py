@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugin_trainer.cadence import Recurrence
+from plugin_trainer.cadence import EpochEnds, Recurrence
 from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import RunSettings
@@ -19,6 +19,7 @@ from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Forward
+from plugin_trainer.training.guard import Guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.meter import Meter
 from plugin_trainer.training.precision import Precision
@@ -26,6 +27,11 @@ from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
 from plugin_trainer.training.run_folder import RunFolder
 from plugin_trainer.training.schedules import Schedule
+from plugin_trainer.training.speed import Speed
+from plugin_trainer.training.stopwatch import Stopwatch
+
+
+Cadence = Recurrence | EpochEnds | None
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,9 @@ class Plan:
     """When things fall due, in optimizer steps. None never does."""
 
     total_steps: int
-    evaluate: Recurrence | None
-    save: Recurrence | None
-    log: Recurrence | None
+    evaluate: Cadence
+    save: Cadence
+    log: Cadence
 
 
 @dataclass(eq=False, kw_only=True)
@@ -52,7 +58,9 @@ class Run:
     device: torch.device
     forward: Forward
     precision: Precision
+    scaler: torch.amp.GradScaler | None
     optimizer: torch.optim.Optimizer
+    guard: Guard
     schedule: Schedule
     ema: Ema | None
     hooks: RunHooks
@@ -64,6 +72,8 @@ class Run:
     store: CheckpointStore
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
+    speed: Speed = field(default_factory=Speed)
     metrics: dict[str, float] = field(default_factory=dict)
     reports: dict[str, str] = field(default_factory=dict)
     grad_norm: Tensor | None = None
@@ -74,8 +84,8 @@ class Run:
     evaluated_at: int = -1
     saved_at: int = -1
     rng: Mapping[str, Any] | None = None
+    window: Window = field(default_factory=lambda: Window([], 0, 0, True, False))
     logged: dict[str, Any] = field(default_factory=dict)
-    _logged: tuple[float, int] = (0.0, 0)
 
     @property
     def folder(self) -> Path:
@@ -116,16 +126,23 @@ class Run:
         """The windows still to be trained on; nothing is loaded beyond the last."""
         windows = self.stream.windows(epoch=self.progress.epoch, batch=self.progress.batch)
         while self.progress.step < self.plan.total_steps:
-            yield next(windows)
+            self.window = next(windows)
+            self.stopwatch.lap("data")
+            yield self.window
 
-    def is_due(self, what: Recurrence | None) -> bool:
+    def is_due(self, what: Cadence) -> bool:
         """Whether something falls due at the step just made."""
-        return what is not None and what.is_due(self.progress.step)
+        if what is None:
+            return False
+        if isinstance(what, EpochEnds):
+            return what.is_due(self.progress.epoch) and self.window.last
+        return what.is_due(self.progress.step)
 
     def note_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
         """Keep an evaluation, and say which weight sets it is the best of: "best", "best_ema"."""
         self.metrics = dict(metrics)
         self.evaluated_at = self.progress.step
+        self.schedule.evaluated(metrics)
         return [
             pointer
             for pointer, best in self.best.items()
@@ -136,6 +153,7 @@ class Run:
         """Write one line: where the run stands, the training means since the last, an
         evaluation.
         """
+        self.guard.settle()
         entries: dict[str, Any] = self._training_metrics() if training else {}
         entries.update({name: _number(name, value) for name, value in self.logged.items()})
         self.logged.clear()
@@ -144,11 +162,11 @@ class Run:
         self.disk.write_metrics({**self._position(), **entries})
 
     def _position(self) -> dict[str, Any]:
-        progress = self.progress
-        done = progress.epoch + progress.batch / self.stream.batches_per_epoch
+        progress, per_epoch = self.progress, self.stream.batches_per_epoch
+        share = progress.batch / per_epoch if per_epoch else 0
         return {
             "step": progress.step,
-            "epoch": round(done, 6),
+            "epoch": round(progress.epoch + share, 6),
             "samples": progress.samples,
             "time": round(time.time(), 3),
         }
@@ -157,19 +175,19 @@ class Run:
         entries: dict[str, Any] = {f"train/{name}": v for name, v in self.meter.means().items()}
         if self.grad_norm is not None:
             entries["train/grad_norm"] = float(self.grad_norm)
-        entries["samples_per_second"] = self._speed()
+        if self.guard.skipped:
+            entries["skipped_steps"] = self.guard.skipped
+        entries.update(self.speed.per_second(self.stopwatch.training_seconds()))
+        for phase, seconds in self.stopwatch.seconds().items():
+            entries[f"seconds/{phase}"] = round(seconds, 4)
         self.meter.reset()
+        self.start_clock()
         return entries
 
-    def _speed(self) -> float:
-        now, samples = time.perf_counter(), self.progress.samples
-        since, before = self._logged
-        self._logged = (now, samples)
-        return round((samples - before) / (now - since), 2) if since else 0.0
-
     def start_clock(self) -> None:
-        """Throughput counts from here."""
-        self._logged = (time.perf_counter(), self.progress.samples)
+        """Throughput and times count from here."""
+        self.speed.reset()
+        self.stopwatch.reset()
 
 
 def _number(name: str, value: Any) -> float:

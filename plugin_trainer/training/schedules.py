@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from plugin_trainer.settings.schedules import DecaySettings, NoSettings
+from plugin_trainer.watching import watched
 
 
 class Schedule:
@@ -17,6 +18,7 @@ class Schedule:
 
     At step s of the warm-up's W (s = 0 for the first) the rate is base * (f + (1 - f) * s / W) with
     f the start factor. From step W on it is the scheduler's, which has not moved until then.
+    ReduceLROnPlateau moves with the evaluations after the warm-up, by the metric `watch`.
     """
 
     def __init__(
@@ -26,11 +28,14 @@ class Schedule:
         *,
         warmup_steps: int,
         start_factor: float,
+        watch: str = "",
     ) -> None:
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._warmup_steps = warmup_steps
         self._start_factor = start_factor
+        self._watch = watch
+        self._on_plateau = isinstance(scheduler, ReduceLROnPlateau)
         self._first_rates = [group["lr"] for group in optimizer.param_groups]
         self.steps = 0
         if warmup_steps:
@@ -41,8 +46,13 @@ class Schedule:
         self.steps += 1
         if self.steps <= self._warmup_steps:
             self._set_rates()
-        else:
+        elif not self._on_plateau:
             self._scheduler.step()
+
+    def evaluated(self, metrics: Mapping[str, float]) -> None:
+        """Advance by one evaluation. Raises PtrainError if the watched metric is not among them."""
+        if self._on_plateau and self.steps >= self._warmup_steps:
+            self._scheduler.step(watched(metrics, self._watch, setting="schedule.watch"))
 
     def _set_rates(self) -> None:
         share = self.steps / self._warmup_steps
@@ -60,9 +70,10 @@ class Schedule:
         The rates to start from stay those of the settings, which may have been changed.
         """
         self.steps = state["steps"]
-        first_rates = self._scheduler.base_lrs
+        first_rates = getattr(self._scheduler, "base_lrs", None)
         self._scheduler.load_state_dict(dict(state["scheduler"]))
-        self._scheduler.base_lrs = first_rates
+        if first_rates is not None:
+            self._scheduler.base_lrs = first_rates
 
 
 def linear(

@@ -21,8 +21,9 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
     best_of  the pointers that this step's evaluation won: "best", "best_ema"
     exact    whether a run resumed from it equals one that never stopped
 
-    Raises NotSaved if the disk refuses.
+    Raises NotSaved if the disk refuses, and NonFiniteError if a step before was not finite.
     """
+    run.guard.settle()
     try:
         if run.saved_at != run.progress.step:
             path = run.store.save(capture(run, exact=exact), step=run.progress.step)
@@ -58,6 +59,8 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "batches_per_epoch": run.stream.batches_per_epoch,
             "optimizer": optimizer_rest,
             "schedule": run.schedule.state_dict(),
+            "guard": run.guard.state_dict(),
+            "stream": getattr(run.stream, "state_dict", dict)(),
             "ema": run.ema.counters() if run.ema is not None else None,
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
             "meter": run.meter.state_dict(),
@@ -88,6 +91,9 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
         with_new_settings=any(key.startswith("optimizer.") for key in changed),
     )
     run.schedule.load_state_dict(state["schedule"])
+    run.guard.load_state_dict(state["guard"])
+    if hasattr(run.stream, "load_state_dict"):
+        run.stream.load_state_dict(state["stream"])
     if run.ema is not None:
         if snapshot.ema is None:
             raise CheckpointError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from plugin_trainer.ops import library
 from plugin_trainer.ops.ema import reference
 
-__all__ = ["ema_decay", "ema_update_", "shadow_dtype"]
+__all__ = ["PreparedEma", "ema_decay", "ema_update_", "shadow_dtype"]
 
 _SHADOW_DTYPES = {
     torch.float32: torch.float32,
@@ -65,20 +65,33 @@ def ema_update_(
     shadow is the weight itself, or if one shadow is given for two different weights; nothing is
     changed then.
     """
-    if not isinstance(decay, Tensor):
+    PreparedEma(shadows, weights)(decay)
+
+
+class PreparedEma:
+    """`ema_update_` of the same tensors again and again: the pairs are checked and sorted once.
+
+    The tensors are held, not their memory: what they are set to later is what is averaged. Raises
+    as `ema_update_` does, for the pairs when it is made and for the decay when it is called.
+    """
+
+    def __init__(self, shadows: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+        if len(shadows) != len(weights):
+            raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
+        self._groups = reference.grouped(_checked_pairs(shadows, weights))
+
+    @torch.no_grad()
+    def __call__(self, decay: float | Tensor) -> None:
+        """shadow <- decay * shadow + (1 - decay) * weight, in place, for every pair."""
         _check_decay(decay)
-    elif decay.dim() != 0:
-        raise ValueError(f"decay is a tensor of shape {tuple(decay.shape)}; it must be 0-dim")
-    if len(shadows) != len(weights):
-        raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
-    pairs = _checked_pairs(shadows, weights)
-    (library.find() or reference).ema_update_(
-        [shadow for shadow, _ in pairs], [weight for _, weight in pairs], decay=decay
-    )
+        (library.find() or reference).ema_update_(self._groups, decay=decay)
 
 
-def _check_decay(decay: float) -> None:
-    if not (math.isfinite(decay) and 0.0 <= decay <= 1.0):
+def _check_decay(decay: float | Tensor) -> None:
+    if isinstance(decay, Tensor):
+        if decay.dim() != 0:
+            raise ValueError(f"decay is a tensor of shape {tuple(decay.shape)}; it must be 0-dim")
+    elif not (math.isfinite(decay) and 0.0 <= decay <= 1.0):
         raise ValueError(f"decay is {decay}; it must be between 0 and 1, usually 0.99 to 0.9999")
 
 

@@ -14,14 +14,16 @@ CPU_GROUP_ELEMENTS = 1 << 19
 GROUP_ELEMENTS = 1 << 24
 
 
-def ema_update_(
-    shadows: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float | Tensor
-) -> None:
+Group = tuple[list[Tensor], list[Tensor]]
+
+
+def ema_update_(groups: Sequence[Group], *, decay: float | Tensor) -> None:
     """shadow += (1 - decay) * (weight - shadow), in the shadow's dtype; integers are copied.
 
-    Expects what `plugin_trainer.ops.ema_update_` checks: pairs of equal shape and device.
+    groups  shadows and weights as `grouped` gives them, of pairs that
+            `plugin_trainer.ops.ema_update_` has checked
     """
-    for group_shadows, group_weights in _groups(shadows, weights):
+    for group_shadows, group_weights in groups:
         first = group_shadows[0]
         if not (first.is_floating_point() or first.is_complex()):
             torch._foreach_copy_(group_shadows, group_weights)
@@ -45,16 +47,14 @@ def _lerp_(shadows: list[Tensor], weights: list[Tensor], decay: float | Tensor) 
         torch._foreach_lerp_(shadows, weights, 1.0 - float(decay))
 
 
-def _groups(
-    shadows: Sequence[Tensor], weights: Sequence[Tensor]
-) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+def grouped(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Group]:
     """Pairs of one device and one dtype together, as the multi-tensor operations want them."""
-    groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
-    for shadow, weight in zip(shadows, weights, strict=True):
+    groups: dict[object, Group] = {}
+    for shadow, weight in pairs:
         group = groups.setdefault((weight.device, weight.dtype), ([], []))
         group[0].append(shadow)
         group[1].append(weight)
-    yield from groups.values()
+    return list(groups.values())
 
 
 def _bounded(

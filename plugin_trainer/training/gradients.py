@@ -1,0 +1,45 @@
+"""What is done to gradients between the backward pass and the optimizer: divide, measure, clip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def divide(gradients: Sequence[Tensor], count: int | Tensor) -> None:
+    """Divide all gradients, in place."""
+    torch._foreach_div_(gradients, count)
+
+
+@torch.no_grad()
+def clip_to_norm(gradients: Sequence[Tensor], *, max_norm: float) -> Tensor:
+    """Scale the gradients down to a global norm, in place; 0 does not clip. Returns the norm
+    before, not read by the host.
+
+    The same as torch.nn.utils.clip_grad_norm_, whose arithmetic this repeats without grouping the
+    gradients anew at each step where all lie on one device in one dtype.
+    """
+    alike = _alike(gradients)
+    if alike:
+        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    else:
+        total = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
+        if alike:
+            torch._foreach_mul_(gradients, scale)
+        else:
+            for gradient in gradients:
+                gradient.mul_(scale.to(gradient.device))
+    return total
+
+
+def _alike(gradients: Sequence[Tensor]) -> bool:
+    if not gradients:
+        return False
+    first = gradients[0]
+    device, dtype = first.device, first.dtype
+    return all(g.dtype == dtype and g.device == device and not g.is_sparse for g in gradients)

@@ -12,15 +12,23 @@ if TYPE_CHECKING:
 
 
 class LearningRateMonitor:
-    """Logs the rate of the next step: `learning_rate`, or one per group where groups differ."""
+    """Logs the rate of the next step: `learning_rate`, or one per group, `learning_rate/<pattern>`,
+    where groups differ.
+    """
 
     def __init__(self, settings: LearningRateMonitorSettings) -> None:
         del settings
 
     def ptrain_log(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Add the rates."""
-        rates = [float(group["lr"]) for group in run.optimizer.param_groups]
+        groups = run.optimizer.param_groups
+        rates = [float(group["lr"]) for group in groups]
         if len(set(rates)) == 1:
             metrics["learning_rate"] = rates[0]
         else:
-            metrics.update({f"learning_rate/{index}": rate for index, rate in enumerate(rates)})
+            named = {(group.get("name", ""), rate) for group, rate in zip(groups, rates, strict=True)}
+            # Groups of one name differ in weight decay alone, unless someone has changed them.
+            by_name = len(dict(named)) == len(named)
+            for index, (group, rate) in enumerate(zip(groups, rates, strict=True)):
+                name = group["name"] if by_name and "name" in group else index
+                metrics[f"learning_rate/{name}"] = rate

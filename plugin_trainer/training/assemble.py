@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from plugin_trainer.cadence import Recurrence, Span, recurrence, whole_steps
+from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.stream import TrainStream, training_stream
 from plugin_trainer.errors import DataError, PtrainError, ResumeError
@@ -25,14 +25,14 @@ from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Criterion, Forward, build_criterion
+from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
-from plugin_trainer.training.optimizers import build_optimizer
-from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.model_options import checkpoint_activations, compiled
+from plugin_trainer.training.optimizers import build_optimizer
 from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
-from plugin_trainer.training.run import Plan, Run
+from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.seeding import seed_everything
@@ -206,7 +206,7 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
     """The settings' spans in optimizer steps."""
     per_epoch = stream.steps_per_epoch
 
-    def every(cadence: Span | None) -> Recurrence | None:
+    def every(cadence: Span | None) -> Cadence:
         return recurrence(cadence, steps_per_epoch=per_epoch)
 
     return Plan(

@@ -11,6 +11,7 @@ from plugin_trainer.training.loop import train
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.run_folder import now
+from plugin_trainer.training.seeding import determinism
 from plugin_trainer.training.snapshots import save
 
 
@@ -22,7 +23,7 @@ def execute(run: Run) -> Result:
     started = run.disk.read_about().get("started") or now()
     run.disk.write_about(status="running", reason="", started=started)
     try:
-        with signals.answered(run):
+        with signals.answered(run), determinism(run.settings.deterministic):
             result = train(run)
         run.disk.write_about(**_about(result), ended=now())
         return result

@@ -81,7 +81,7 @@ class Latched:
         self._one = torch.ones((), device=device)
         self._since: list[tuple[int, StepOutcome, Tensor]] = []
         # What torch's fused optimizers look for: they leave everything as it is where it is 1.
-        optimizer.grad_scale, optimizer.found_inf = None, self._found  # type: ignore[attr-defined]
+        optimizer.grad_scale, optimizer.found_inf = None, self._found
 
     def passes(self, outcome: StepOutcome, grad_norm: Tensor, *, step: int) -> bool:
         """Set the flag, on the device, if the step is not finite."""

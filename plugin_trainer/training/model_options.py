@@ -65,7 +65,7 @@ def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kw
 def _blocks(modules: dict[str, nn.Module]) -> list[str]:
     lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
     outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    blocks = [f"{name}.{index}" for name in outermost for index in range(len(modules[name]))]  # type: ignore[arg-type]
+    blocks = [f"{name}.{index}" for name in outermost for index in range(len(modules[name]))]
     if not blocks:
         raise PtrainError(
             "activation_checkpointing: the model has no ModuleList, so its blocks are not known",

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import import_target
-from plugin_trainer.settings import OptimizerSettings
+from plugin_trainer.settings import GroupSettings, OptimizerSettings
+
+Named = list[tuple[str, nn.Parameter]]
 
 _NORMALISATION = (
     nn.LayerNorm,
@@ -29,17 +31,14 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing
     to train.
     """
+    freeze(model, settings.groups)
     decayed, exempt = split_by_decay(model, settings.no_decay)
     if not decayed and not exempt:
         raise PtrainError(
             f"the model {type(model).__name__} has no parameter to train",
             hint="every parameter is frozen, or there are none",
         )
-    groups = [
-        {"params": [parameter for _, parameter in named], "weight_decay": weight_decay}
-        for named, weight_decay in ((decayed, settings.weight_decay), (exempt, 0.0))
-        if named
-    ]
+    groups = _groups(decayed, exempt, settings)
     cls = optimizer_class(settings.name)
     options = dict(settings.settings)
     if cls is torch.optim.AdamW and _all_on_fused_devices(decayed + exempt):
@@ -52,6 +51,59 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             f"the optimizer {cls.__name__} refuses its settings: {error}",
             hint="see optimizer.settings in the run file",
         ) from error
+
+
+def _groups(decayed: Named, exempt: Named, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The optimizer's groups: first those of the patterns, then all other parameters; in each those
+    that decay before those that do not.
+    """
+    made = []
+    for pattern, own in [*settings.groups.items(), ("", GroupSettings())]:
+        rate, decay = own.learning_rate, own.weight_decay
+        for named, weight_decay in (
+            (decayed, settings.weight_decay if decay is None else decay),
+            (exempt, 0.0),
+        ):
+            members = [p for name, p in named if first_match(name, settings.groups) == pattern]
+            if members:
+                made.append(
+                    {
+                        "params": members,
+                        "lr": settings.learning_rate if rate is None else rate,
+                        "weight_decay": weight_decay,
+                        "name": pattern or "others",
+                    }
+                )
+    return made
+
+
+def first_match(name: str, groups: Mapping[str, GroupSettings]) -> str:
+    """The first pattern that a parameter's name matches; empty if none does."""
+    return next((pattern for pattern in groups if fnmatchcase(name, pattern)), "")
+
+
+def freeze(model: nn.Module, groups: Mapping[str, GroupSettings]) -> None:
+    """Take the parameters of frozen groups out of training.
+
+    Raises PtrainError for a pattern that matches no parameter, or only such that belong to an
+    earlier pattern.
+    """
+    matched = {name: first_match(name, groups) for name, _ in model.named_parameters()}
+    for pattern in groups:
+        if pattern in matched.values():
+            continue
+        names = list(matched)
+        taken = next((matched[name] for name in names if fnmatchcase(name, pattern)), "")
+        raise PtrainError(
+            f"optimizer.groups: the pattern '{pattern}' matches no parameter"
+            + (f" that '{taken}' before it does not" if taken else ""),
+            hint="put the narrower pattern first"
+            if taken
+            else f"the model's first parameters are: {', '.join(names[:6])}",
+        )
+    for name, parameter in model.named_parameters():
+        if matched[name] and groups[matched[name]].frozen:
+            parameter.requires_grad_(False)
 
 
 def optimizer_class(name: str) -> Any:
@@ -75,9 +127,6 @@ def optimizer_class(name: str) -> Any:
             "any class works too: package.module:Class",
         ],
     )
-
-
-Named = list[tuple[str, nn.Parameter]]
 
 
 def split_by_decay(model: nn.Module, no_decay: str | tuple[str, ...]) -> tuple[Named, Named]:
@@ -192,9 +241,10 @@ def load_optimizer_state(
         ) from error
     if with_new_settings:
         for group, new in zip(optimizer.param_groups, built, strict=True):
-            lowered = group["lr"] / group["initial_lr"]
+            # A plateau schedule writes down no rate to start from.
+            lowered = group["lr"] / group.get("initial_lr", group["lr"])
             group.update({key: value for key, value in new.items() if key != "params"})
-            group["lr"] = new["initial_lr"] * lowered
+            group["lr"] = new.get("initial_lr", new["lr"]) * lowered
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

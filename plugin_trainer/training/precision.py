@@ -43,7 +43,7 @@ def pick_precision(name: str, device: torch.device) -> Precision:
 
 
 def computes_in_bf16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself, so that it is faster and not only smaller."""
+    """Whether the hardware itself multiplies bfloat16, so that it is faster, not only smaller."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

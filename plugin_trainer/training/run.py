@@ -30,7 +30,6 @@ from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
 
-
 Cadence = Recurrence | EpochEnds | None
 
 

@@ -5,6 +5,7 @@ evaluation.
 from __future__ import annotations
 
 import base64
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,29 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Inside, torch refuses operations whose result differs from one time to the next.
+
+    Afterwards torch is as it was before. cuBLAS needs its workspace fixed before it is first used,
+    so the variable stays set.
+    """
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    cudnn = torch.backends.cudnn
+    before = torch.are_deterministic_algorithms_enabled(), cudnn.benchmark, cudnn.deterministic
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    cudnn.benchmark, cudnn.deterministic = False, True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=warn_only)
+        cudnn.benchmark, cudnn.deterministic = before[1:]
 
 
 def capture_rng() -> dict[str, Any]:

@@ -17,7 +17,8 @@ class Speed:
     """Counts what was trained on since the last reset. Tokens are summed up without being read."""
 
     def __init__(self) -> None:
-        self.reset()
+        self._samples = 0
+        self._tokens: Tensor | None = None
 
     def count(self, micro_batches: Sequence[Any]) -> int:
         """Count the micro-batches of a step; how many samples they hold."""
@@ -34,7 +35,7 @@ class Speed:
     def reset(self) -> None:
         """Count from nothing again."""
         self._samples = 0
-        self._tokens: Tensor | None = None
+        self._tokens = None
 
     def per_second(self, seconds: float) -> dict[str, float]:
         """`samples_per_second`, and `tokens_per_second` where they are known."""

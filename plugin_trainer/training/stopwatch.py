@@ -16,6 +16,8 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
+        self._since = 0.0
+        self._seconds: dict[str, float] = {}
         self.reset()
 
     def lap(self, phase: str) -> None:

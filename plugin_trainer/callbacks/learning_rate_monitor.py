@@ -26,9 +26,10 @@ class LearningRateMonitor:
         if len(set(rates)) == 1:
             metrics["learning_rate"] = rates[0]
         else:
-            named = {(group.get("name", ""), rate) for group, rate in zip(groups, rates, strict=True)}
+            pairs = list(zip(groups, rates, strict=True))
+            named = {(group.get("name", ""), rate) for group, rate in pairs}
             # Groups of one name differ in weight decay alone, unless someone has changed them.
             by_name = len(dict(named)) == len(named)
-            for index, (group, rate) in enumerate(zip(groups, rates, strict=True)):
+            for index, (group, rate) in enumerate(pairs):
                 name = group["name"] if by_name and "name" in group else index
                 metrics[f"learning_rate/{name}"] = rate

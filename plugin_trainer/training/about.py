@@ -14,16 +14,20 @@ import torch
 
 import plugin_trainer
 from plugin_trainer.configuration import Configuration
+from plugin_trainer.training.code_state import code_of_object, code_of_plugin
+from plugin_trainer.training.run import Run
 
 _PACKAGES = ("torch", "numpy", "safetensors", "torchmetrics", "transformers", "tokenizers")
 
 
-def surroundings(configuration: Configuration, device: torch.device) -> dict[str, Any]:
+def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
     """Everything around a run that its outcome may depend on."""
+    device, parts = run.device, {"model": run.model, "data": run.data}
     return {
         "ptrain": plugin_trainer.__version__,
         "command": sys.argv,
         "plugins": plugins_of(configuration),
+        "code": {name: code_of_object(part) for name, part in parts.items()},
         "packages": packages(),
         "python": platform.python_version(),
         "machine": {
@@ -32,6 +36,8 @@ def surroundings(configuration: Configuration, device: torch.device) -> dict[str
             "device": str(device),
             "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
             "threads": torch.get_num_threads(),
+            "precision": run.precision.name,
+            "guard": type(run.guard).__name__,
         },
         "git": git_state(Path.cwd()),
     }
@@ -46,6 +52,7 @@ def plugins_of(configuration: Configuration) -> list[dict[str, str]]:
             "distribution": plugin.source.distribution,
             "origin": plugin.source.origin,
             "path": plugin.source.path,
+            "code": "" if plugin.source.origin == "core" else code_of_plugin(plugin.module),
         }
         for plugin in configuration.catalog.plugins
     ]

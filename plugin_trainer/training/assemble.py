@@ -32,6 +32,7 @@ from plugin_trainer.training.model_options import checkpoint_activations, compil
 from plugin_trainer.training.optimizers import build_optimizer
 from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
+from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
@@ -91,12 +92,13 @@ def assemble(
             configuration, disk=disk, device=device, model=model.to(device), data=data,
             criterion=criterion, callbacks=callbacks, notify=notify,
         )  # fmt: skip
-        resumption = _resumption(run, configuration, allow=allow) if resuming else None
+        around = surroundings(configuration, run)
+        resumption = _resumption(run, configuration, around, allow=allow) if resuming else None
         if resumption is not None:
             _go_on(run, resumption, notify=notify)
         elif run.stream.inexact_because:
             notify(f"resuming will not be exact: {run.stream.inexact_because}")
-        _write_down(run, configuration, resumption)
+        _write_down(run, configuration, around, resumed=resumption is not None)
         return run
     except BaseException:
         disk.release()
@@ -311,10 +313,14 @@ def make_hooks(
 
 
 def _resumption(
-    run: Run, configuration: Configuration, *, allow: Sequence[str]
+    run: Run, configuration: Configuration, around: Mapping[str, Any], *, allow: Sequence[str]
 ) -> Resumption | None:
     resumption = find_resumption(
-        run.disk, configuration.values(), allow=allow, inexact_because=run.stream.inexact_because
+        run.disk,
+        configuration.values(),
+        allow=allow,
+        around=around,
+        inexact_because=run.stream.inexact_because,
     )
     if resumption is not None and resumption.done:
         raise AlreadyDone(run.folder, run.disk.read_about())
@@ -331,17 +337,16 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
             hint="give it a longer length, or start another run",
         )
     run.disk.cut_metrics_after(run.progress.step)
-    notify(f"going on from {resumption.checkpoint.path}, step {run.progress.step}")
-    for line in resumption.notices:
+    for line in plan_of(run, resumption, snapshot):
         notify(line)
-    if not snapshot.state["exact"]:
-        notify("resuming is not exact: that checkpoint was written after a failure inside a step")
 
 
-def _write_down(run: Run, configuration: Configuration, resumption: Resumption | None) -> None:
+def _write_down(
+    run: Run, configuration: Configuration, around: Mapping[str, Any], *, resumed: bool
+) -> None:
     """Put the settings, the surroundings and the assets into the run folder."""
     about = run.disk.read_about()
-    resumed = [*about.get("resumed", []), run.progress.step] if resumption else []
+    resumes = [*about.get("resumed", []), run.progress.step] if resumed else []
     if not is_run(run.folder) or not run.disk.assets.is_dir():
         # A run that was killed before this point may have left a part of them.
         shutil.rmtree(run.disk.assets, ignore_errors=True)
@@ -350,13 +355,13 @@ def _write_down(run: Run, configuration: Configuration, resumption: Resumption |
             if hasattr(part, "save_assets"):
                 part.save_assets(run.disk.assets)
     run.disk.write_about(
-        **surroundings(configuration, run.device),
+        **around,
         parameters=sum(p.numel() for p in run.model.parameters()),
         trainable=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         steps=run.plan.total_steps,
         steps_per_epoch=run.stream.steps_per_epoch,
         inexact_because=run.stream.inexact_because,
-        resumed=resumed,
+        resumed=resumes,
     )
     # Last, because a folder counts as a run once it is there.
     run.disk.write_settings(to_toml(configuration.values()))

@@ -61,6 +61,13 @@ class Ema:
             for weight, tensor in zip(self._weights, raw, strict=True):
                 weight.data = tensor
 
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Begin with the weights as they are now."""
+        for shadow, weight in zip(self.shadow.values(), self._weights, strict=True):
+            shadow.copy_(weight)
+        self.updates = 0
+
     def state_dict(self) -> dict[str, Tensor]:
         """The average by the names of the model's own state."""
         return dict(self.shadow)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,58 +16,86 @@ from plugin_trainer.training.run_folder import RunFolder, is_run
 
 # What a run is called changes nothing about it.
 _FREE = ("name",)
+# What changes nothing about the steps that a run makes, only what is shown or kept of them.
+_HARMLESS = ("keep", "log", "save")
+# What the bits of a result depend on.
+_MACHINE = ("device", "accelerator", "threads", "precision")
 
 
 @dataclass(frozen=True)
 class Resumption:
     """A checkpoint to go on from.
 
-    changed  the keys whose settings differ from those the run was started with
-    notices  what the user should know, one line each
-    done     the run had ended by itself and its length is the same: there is nothing left to do
+    checkpoint   the newest sound one
+    passed_over  why each newer one is not sound
+    changed      the keys whose settings differ from those the run was started with
+    differing    everything that differs, settings or not, one line each
+    inexact      why what follows will not be what it would have been without the stop
+    done         the run had ended by itself and its length is the same: there is nothing left to do
     """
 
     checkpoint: Found
+    passed_over: tuple[str, ...]
     changed: tuple[str, ...]
-    notices: tuple[str, ...]
+    differing: tuple[str, ...]
+    inexact: tuple[str, ...]
     done: bool = False
 
 
 def find_resumption(
-    disk: RunFolder, values: Mapping[str, Any], *, allow: Sequence[str], inexact_because: str
+    disk: RunFolder,
+    values: Mapping[str, Any],
+    *,
+    allow: Sequence[str],
+    around: Mapping[str, Any],
+    inexact_because: str,
 ) -> Resumption | None:
     """The checkpoint that a run with these settings goes on from; None if none was written yet.
 
     values  the settings of the run as a table
-    allow   keys, or tables, whose settings may differ from those the run was started with
+    allow   keys, or tables, whose settings may differ from those the run was started with; or
+            "plugins", "packages", "code"
+    around  the run's surroundings, as run.json has them
 
     Raises ResumeError with every difference that is not allowed, and CheckpointError if checkpoints
     were written and none of them is whole.
     """
     found, passed_over = CheckpointStore(disk.path).newest_sound()
-    changed = differences(read_toml(disk.path / "run.toml").values, values)
+    about = disk.read_about()
+    settings = differences(read_toml(disk.path / "run.toml").values, values)
+    changed = {**settings, **surrounding_differences(about, around)}
     refused = {key: change for key, change in changed.items() if not _allowed(key, allow)}
     if refused:
+        flags = dict.fromkeys(_flag(key) for key in refused)
         raise ResumeError(
-            f"the settings differ from those that {disk.path} was started with",
+            f"the run has changed since {disk.path} was started",
             hint=[
-                *(f"{key}: {before} -> {after}" for key, (before, after) in refused.items()),
-                f"to go on with the new ones: {' '.join(f'--allow {key}' for key in refused)}",
+                *(_line(key, change) for key, change in refused.items()),
+                f"to go on with the new: {' '.join(f'--allow {flag}' for flag in flags)}",
             ],
         )
     if found is None:
         if passed_over:
             raise CheckpointError(f"no checkpoint of {disk.path} is sound", hint=passed_over)
         return None
-    notices = [f"passed over: {reason}" for reason in passed_over]
-    notices += [f"{key}: {before} -> {after}" for key, (before, after) in changed.items()]
-    if inexact_because:
-        notices.append(f"resuming is not exact: {inexact_because}")
-    ended = disk.read_about().get("status") in ("finished", "stopped early")
-    return Resumption(found, tuple(changed), tuple(notices), done=ended and "length" not in changed)
+    machine = _differing(about.get("machine", {}), around["machine"], _MACHINE)
+    inexact = [inexact_because] if inexact_because else []
+    inexact += [f"{key} has changed" for key in changed if key not in _HARMLESS]
+    inexact += [_line(f"machine.{key}", change) for key, change in machine.items()]
+    return Resumption(
+        found,
+        passed_over=tuple(passed_over),
+        changed=tuple(settings),
+        differing=tuple(_line(key, change) for key, change in changed.items()),
+        inexact=tuple(inexact),
+        done=about.get("status") in ("finished", "stopped early") and "length" not in changed,
+    )
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+Change = tuple[str, str]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Change]:
     """Every dotted key whose value differs, with both values as text."""
     old, new = flatten(before), flatten(after)
     return {
@@ -77,12 +105,61 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str
     }
 
 
+def surrounding_differences(
+    before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, Change]:
+    """What differs in plugins, packages and code, under keys that begin with one of these."""
+    changes: dict[str, Change] = {}
+    for kind, old, new in (
+        ("plugins", _plugins(before), _plugins(after)),
+        ("packages", _packages(before), _packages(after)),
+        ("code", before.get("code", {}), after["code"]),
+    ):
+        for name, change in _differing(old, new, sorted(old)).items():
+            changes[f"{kind}.{name}"] = change
+    return changes
+
+
+def _plugins(about: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        plugin["name"]: " ".join(filter(None, (plugin["version"], plugin.get("code"))))
+        for plugin in about.get("plugins", ())
+        if plugin["origin"] != "core"
+    }
+
+
+def _packages(about: Mapping[str, Any]) -> dict[str, str]:
+    own = {"plugin-trainer": about.get("ptrain"), "python": about.get("python")}
+    return {**about.get("packages", {}), **{name: v for name, v in own.items() if v}}
+
+
+def _differing(
+    old: Mapping[str, Any], new: Mapping[str, Any], names: Iterable[str]
+) -> dict[str, Change]:
+    """Those of the names whose values differ. What was not written down before differs not."""
+    return {
+        name: (str(old[name]), str(new.get(name, "(none)")))
+        for name in names
+        if name in old and old[name] != new.get(name)
+    }
+
+
+def _line(key: str, change: Change) -> str:
+    return f"{key}: {change[0]} -> {change[1]}"
+
+
 def _text(value: Any) -> str:
     return "(not set)" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _allowed(key: str, allow: Sequence[str]) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
+
+
+def _flag(key: str) -> str:
+    """How a difference is allowed: plugins, packages and code as a whole, a setting by its key."""
+    kind = key.partition(".")[0]
+    return kind if kind in ("plugins", "packages", "code") else key
 
 
 def open_folder(path: Path, *, resume: bool) -> RunFolder:

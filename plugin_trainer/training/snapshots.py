@@ -95,12 +95,10 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     if hasattr(run.stream, "load_state_dict"):
         run.stream.load_state_dict(state["stream"])
     if run.ema is not None:
-        if snapshot.ema is None:
-            raise CheckpointError(
-                "the checkpoint has no moving average, but the run now has [ema]",
-                hint="go on without it: --set ema=false",
-            )
-        run.ema.load_state_dict(snapshot.ema, updates=state["ema"]["updates"])
+        if snapshot.ema is None:  # [ema] is new to the run, which --allow has let pass
+            run.ema.begin()
+        else:
+            run.ema.load_state_dict(snapshot.ema, updates=state["ema"]["updates"])
     run.progress.load_state_dict(state["progress"])
     _move_cursor(run, batches_per_epoch=state["batches_per_epoch"])
     for pointer, best in run.best.items():
@@ -124,10 +122,10 @@ def restore_streams(run: Run) -> None:
         run.rng = None
 
 
-def _move_cursor(run: Run, *, batches_per_epoch: int) -> None:
+def _move_cursor(run: Run, *, batches_per_epoch: int | None) -> None:
     """Refuse a place in an epoch that the data no longer has; an epoch's end is one in any data."""
     progress, now = run.progress, run.stream.batches_per_epoch
-    if now == batches_per_epoch:
+    if now == batches_per_epoch or now is None or batches_per_epoch is None:
         return
     if progress.batch != batches_per_epoch:
         raise ResumeError(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from plugin_trainer.errors import CheckpointError, ResumeError
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 from plugin_trainer.training.resume import differences
 
 
@@ -42,7 +42,11 @@ def resumed(fit, **settings):
 def test_a_run_goes_on_from_its_newest_checkpoint_and_says_so(fit, cut, tmp_path):
     result, notices = resumed(fit)
     path = tmp_path / "run" / "checkpoints" / "step-00000004"
-    assert notices == [f"going on from {path}, step 4"]
+    assert notices == [
+        f"going on from {path}, step 4",
+        "restored: weights, optimizer, schedule, random streams, place in the data (epoch 1, "
+        "batch 1)",
+    ]
     assert result.step == 6
     assert json.loads((tmp_path / "run" / "run.json").read_text())["resumed"] == [4]
 
@@ -71,9 +75,7 @@ def test_a_run_of_which_no_checkpoint_is_whole_is_refused_with_every_reason(fit,
 
 
 def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
-    with pytest.raises(
-        ResumeError, match=r"the settings differ from those that .* was started"
-    ) as e:
+    with pytest.raises(ResumeError, match=r"the run has changed since .* was started") as e:
         resumed(fit, seed=1, length="3 epochs", ema={"decay": 0.5}, log="never")
     assert e.value.hint == (
         "ema.decay: (not set) -> 0.5",
@@ -81,7 +83,7 @@ def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
         'length: "2 epochs" -> "3 epochs"',
         'log: "50 steps" -> "never"',
         "seed: 0 -> 1",
-        "to go on with the new ones: --allow ema.decay --allow ema.warmup --allow length "
+        "to go on with the new: --allow ema.decay --allow ema.warmup --allow length "
         "--allow log --allow seed",
     )
     assert CheckpointStore(tmp_path / "run").newest_sound()[0].step == 4
@@ -90,7 +92,11 @@ def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
 def test_a_change_that_is_allowed_is_made_and_noticed(fit, cut):
     result, notices = resumed(fit, length="3 epochs", log="never", allow=["length", "log"])
     assert result.step == 9
-    assert notices[1:] == ['length: "2 epochs" -> "3 epochs"', 'log: "50 steps" -> "never"']
+    assert notices[2:] == [
+        'changed: length: "2 epochs" -> "3 epochs"',
+        'changed: log: "50 steps" -> "never"',
+        "resuming is not exact: length has changed",
+    ]
 
 
 def test_a_whole_table_can_be_allowed(fit, cut):
@@ -99,14 +105,59 @@ def test_a_whole_table_can_be_allowed(fit, cut):
     assert differences({"a": {"b": 1}}, {"a": {"b": 1}, "name": "x"}) == {}
 
 
-def test_dropping_the_average_is_allowed_and_asking_for_one_that_is_not_there_is_not(fit):
+def test_R09_an_average_can_be_dropped_and_can_begin_when_that_is_allowed(fit, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit(save="1 steps", callbacks=[Interrupt(4)], ema={"decay": 0.5})
     assert resumed(fit, keep=3, allow=["ema"])[0].step == 6
     with pytest.raises(KeyboardInterrupt):
         fit(save="1 steps", callbacks=[Interrupt(4)], out="other")
-    with pytest.raises(CheckpointError, match="has no moving average, but the run now has"):
-        resumed(fit, keep=3, ema={"decay": 0.5}, allow=["ema"], out="other")
+    with pytest.raises(ResumeError, match="has changed since"):
+        resumed(fit, keep=3, ema={"decay": 0.5}, out="other")
+    _, notices = resumed(fit, keep=3, ema={"decay": 0.5}, allow=["ema"], out="other")
+    assert "an average that begins here" in notices[1]
+    stores = [CheckpointStore(tmp_path / "other").find(f"step-{step}").path for step in (4, 5, 6)]
+    raw = [read_snapshot(path).model["weight"] for path in stores]
+    shadow = raw[0]  # it begins with the weights of the checkpoint, and so does its warm-up
+    for number, weight in enumerate(raw[1:]):
+        decay = min(0.5, (1 + number) / (10 + number))
+        shadow = shadow + (1 - decay) * (weight - shadow)
+    assert torch.allclose(read_snapshot(stores[-1]).ema["weight"], shadow)
+
+
+@pytest.mark.parametrize(
+    ("key", "where", "flag"),
+    [
+        ("packages.torch", ("packages", "torch"), "packages"),
+        ("packages.python", ("python",), "packages"),
+        ("packages.plugin-trainer", ("ptrain",), "packages"),
+        ("code.model", ("code", "model"), "code"),
+    ],
+)
+def test_other_packages_and_other_code_are_shown_and_refused(fit, cut, tmp_path, key, where, flag):
+    path = tmp_path / "run" / "run.json"
+    about = json.loads(path.read_text())
+    table = about
+    for name in where[:-1]:
+        table = table[name]
+    now, table[where[-1]] = table[where[-1]], "0.1"
+    path.write_text(json.dumps(about))
+    with pytest.raises(ResumeError) as caught:
+        resumed(fit)
+    assert caught.value.hint == (f"{key}: 0.1 -> {now}", f"to go on with the new: --allow {flag}")
+    _, notices = resumed(fit, allow=[flag])
+    assert notices[2:] == [
+        f"changed: {key}: 0.1 -> {now}",
+        f"resuming is not exact: {key} has changed",
+    ]
+
+
+def test_another_machine_is_shown_and_goes_on(fit, cut, tmp_path):
+    path = tmp_path / "run" / "run.json"
+    about = json.loads(path.read_text())
+    about["machine"]["threads"] = 64
+    path.write_text(json.dumps(about))
+    _, notices = resumed(fit)
+    assert notices[2] == "resuming is not exact: machine.threads: 64 -> 1"
 
 
 def test_another_model_is_refused_in_words(fit, cut):
@@ -143,7 +194,7 @@ def test_data_with_an_order_of_its_own_says_that_resuming_is_not_exact(fit, toy,
     assert notices == [f"resuming will not be exact: {reason}"]
     assert json.loads((tmp_path / "run" / "run.json").read_text())["inexact_because"] == reason
     _, notices = resumed(fit, train=batches, keep=3)
-    assert notices[1] == f"resuming is not exact: {reason}"
+    assert notices[2] == f"resuming is not exact: {reason}"
 
 
 def test_a_checkpoint_of_a_failed_step_says_that_resuming_is_not_exact(fit, tmp_path):
@@ -156,7 +207,7 @@ def test_a_checkpoint_of_a_failed_step_says_that_resuming_is_not_exact(fit, tmp_
         fit(save="never", callbacks=[Fails()])
     notices = []
     fit(save="never", resume="auto", notify=notices.append)
-    assert notices[1] == (
+    assert notices[2] == (
         "resuming is not exact: that checkpoint was written after a failure inside a step"
     )
 

@@ -9,15 +9,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from plugin_trainer.errors import PluginBroken, Problem, PtrainError, SettingsError, UnknownOffer
+from plugin_trainer.errors import (
+    PluginBroken,
+    PluginError,
+    Problem,
+    PtrainError,
+    SettingsError,
+    UnknownOffer,
+)
 from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import Catalog, Kind, Offer, open_catalog, plugins_named_in
 from plugin_trainer.registry.loading import recipe_path
+from plugin_trainer.registry.names import closest
 from plugin_trainer.settings.layers import Layer, Merged, look_up, merge, read_toml
 from plugin_trainer.settings.render import to_values
 from plugin_trainer.settings.schema import RunSettings
 from plugin_trainer.settings.toml_lines import Key, join_key, split_key
-from plugin_trainer.settings.validation import validate
+from plugin_trainer.settings.validation import validate, with_texts
+
+TORCH_SCHEDULES = "torch.optim.lr_scheduler"
+"""Where a schedule is looked for that no plugin offers and that is written like a class."""
 
 
 @dataclass(frozen=True)
@@ -80,38 +91,69 @@ def configure(
                them
 
     Raises SettingsError with every mistake, or what the registry raises for a plugin that cannot be
-    used.
+    used if that is all that is wrong.
     """
     given = [layer for layer in (run_file, overrides) if layer is not None]
-    catalog = open_catalog(_plugins_of(merge(given).values, plugins), folder=folder)
+    catalog, _ = _open(merge(given).values, plugins, folder)
     recipe = _recipe(catalog, plugins, merge(given).values)
     merged = merge([recipe, *given] if recipe else given)
-    catalog = open_catalog(_plugins_of(merged.values, plugins), folder=folder)
+    catalog, unusable = _open(merged.values, plugins, folder)
     # Spelt out, so that the settings of a run can be read again from any folder.
     spelt_out = [p.source.spelling for p in catalog.plugins if p.source.origin != "core"]
     if spelt_out and _is_list_of_names(merged.values.get("plugins", [])):
         merged.values["plugins"] = spelt_out
         merged.origins.setdefault(("plugins",), "--plugin" if plugins else "default")
-    return _Checker(merged, catalog).run(parts=parts)
+    return _Checker(merged, catalog, unusable).run(parts=parts)
 
 
-def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> list[str]:
-    """Every plugin that takes part, in the order named: outright, or by the address of an offer."""
+Unusable = list[tuple[Key, PluginError]]
+"""What cannot be used, and under which key it was named; no key for --plugin."""
+
+
+def _open(
+    values: Mapping[str, Any], typed: Sequence[str], folder: Path | None
+) -> tuple[Catalog, Unusable]:
+    """The catalog of the plugins that can be used. Those that cannot hide nobody's mistakes."""
+    named = _plugins_of(values, typed)
+    try:
+        return open_catalog([*named], folder=folder), []
+    except PluginError as error:
+        first = error
+    usable: list[str] = []
+    unusable: Unusable = []
+    for name, key in named.items():
+        names = {error.plugin for _, error in unusable}
+        if name in names | {Path(name).stem for name in names}:
+            continue  # an address names it again by its short name
+        try:
+            open_catalog([*usable, name], folder=folder)
+        except PluginError as error:
+            unusable.append((key, error))
+        else:
+            usable.append(name)
+    if not unusable:
+        raise first
+    return open_catalog(usable, folder=folder), unusable
+
+
+def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Key]:
+    """Every plugin that takes part, in the order named, and the key that names it.
+
+    A plugin is named outright, or by the address of an offer; the ones typed have no key.
+    """
+    named: dict[str, Key] = dict.fromkeys(typed, ())
     listed = values.get("plugins", [])
-    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-    callbacks = values.get("callbacks", [])
-    addresses = [
-        values.get("model"),
-        values.get("data"),
-        look_up(values, ("schedule", "name")),
-        *(callbacks if isinstance(callbacks, list) else []),
-    ]
-    implied = plugins_named_in(
-        address.removeprefix("-") for address in addresses if isinstance(address, str)
-    )
-    known = dict.fromkeys([*typed, *names])
-    known.update(dict.fromkeys(name for name in implied if name not in known))
-    return [*known]
+    for name in listed if isinstance(listed, list) else []:
+        if isinstance(name, str):
+            named.setdefault(name, ("plugins",))
+    for key in (("model",), ("data",), ("schedule", "name"), ("callbacks",)):
+        value = look_up(values, key)
+        addresses = value if isinstance(value, list) else [value]
+        for name in plugins_named_in(
+            address.removeprefix("-") for address in addresses if isinstance(address, str)
+        ):
+            named.setdefault(name, key)
+    return named
 
 
 def _is_list_of_names(value: Any) -> bool:
@@ -142,14 +184,17 @@ def read_recipe(offer: Offer[Any]) -> Layer:
 class _Checker:
     """Checks one merged table, collecting problems instead of stopping at the first."""
 
-    def __init__(self, merged: Merged, catalog: Catalog) -> None:
-        self.merged = merged
+    def __init__(self, merged: Merged, catalog: Catalog, unusable: Unusable) -> None:
+        self.merged = dataclasses.replace(
+            merged, values=with_texts(RunSettings, merged.values, merged.texts)
+        )
         self.catalog = catalog
+        self.unusable = list(unusable)
         self.problems: list[Problem] = []
 
     def run(self, *, parts: bool) -> Configuration:
         values = self.merged.values
-        _, problems = validate(RunSettings, values, place_of=self.merged.place_of)
+        _, problems = validate(RunSettings, values, place_of=self._place_of)
         self.problems += problems
         model = data = None
         if parts:
@@ -160,8 +205,8 @@ class _Checker:
             "scheduler", "schedule.name", "schedule_settings", default="core/linear"
         )
         callbacks = self._choose_callbacks()
-        if self.problems or schedule is None:
-            raise SettingsError(self.problems)
+        self._refuse_mistakes()
+        assert schedule is not None
         settings, _ = validate(
             RunSettings,
             {
@@ -176,14 +221,34 @@ class _Checker:
                     choice.address: choice.values() for choice in callbacks if choice.values()
                 },
             },
-            place_of=self.merged.place_of,
+            place_of=self._place_of,
         )
         return Configuration(
             settings, self.catalog, model, data, schedule, tuple(callbacks), self.merged.origins
         )
 
+    def _refuse_mistakes(self) -> None:
+        """Raise what is wrong, in the order of the files' lines and then of --set."""
+        if len(self.unusable) == 1 and not self.problems:
+            raise self.unusable[0][1]
+        for key, error in self.unusable:
+            # Which Python this is helps where a plugin is all that is wrong.
+            hints = [line for line in error.hint if not line.startswith("this is ")]
+            text = " ".join("; ".join((error.message, *hints)).split())
+            where = self._place_of(key) if key else "--plugin"
+            self.problems.append(Problem(where, join_key(key), text))
+        if self.problems:
+            places = self.merged.places
+            raise SettingsError(sorted(self.problems, key=lambda problem: _rank(problem, places)))
+
+    def _place_of(self, key: Key) -> str:
+        """Where a key was given; for one that was not, the run file where it could be."""
+        place = self.merged.place_of(key)
+        files = [place for place in self.merged.places if place != "--set"]
+        return (files[-1] if files else "the run") if place == "default" else place
+
     def _problem(self, key: Key, text: str) -> None:
-        self.problems.append(Problem(self.merged.place_of(key), join_key(key), text))
+        self.problems.append(Problem(self._place_of(key), join_key(key), text))
 
     def _choose(self, kind: Kind, dotted: str, table: str, default: str = "") -> Choice | None:
         key = split_key(dotted)
@@ -193,11 +258,11 @@ class _Checker:
         offer = self._find(kind, name, key) if name else self._default(kind, key)
         if offer is None:
             return None
-        return self._with_settings(offer, self.merged.values.get(table, {}), (table,))
+        return self._with_settings(offer, self.merged.values.get(table, {}), (table,), named=key)
 
     def _default(self, kind: Kind, key: Key) -> Offer[Any] | None:
         offer = self.catalog.default(kind)
-        if offer is None:
+        if offer is None and not self.unusable:  # one of those may have it
             offered = ", ".join(offer.address for offer in self.catalog.offers(kind))
             self._problem(
                 key,
@@ -211,17 +276,51 @@ class _Checker:
         try:
             return self.catalog.find(kind, name)
         except UnknownOffer as error:
-            text = "; ".join((error.message, *error.hint))
-            self._problem(key, " ".join(text.split()))
+            if kind == "scheduler" and _is_class_name(name):
+                return self._find_in_torch(name, key)
+            text = " ".join("; ".join((error.message, *error.hint)).split())
+            if not (self._may_be_elsewhere(name) and "did you mean" not in text):
+                self._problem(key, text)
             return None
 
-    def _with_settings(self, offer: Offer[Any], values: Any, at: Key) -> Choice | None:
+    def _may_be_elsewhere(self, name: str) -> bool:
+        """Whether a plugin that cannot be used may be the one that offers this."""
+        owner, slash, _ = name.partition("/")
+        known = [plugin.name for plugin in self.catalog.plugins]
+        return bool(self.unusable) and not (slash and owner in known) and ":" not in name
+
+    def _find_in_torch(self, name: str, key: Key) -> Offer[Any] | None:
+        """A schedule of torch by its class's bare name."""
+        known = torch_schedules()
+        if name in known:
+            return self.catalog.find("scheduler", f"{TORCH_SCHEDULES}:{name}")
+        offers = self.catalog.offers("scheduler")
+        near = closest(name, [*known, *(offer.spec.name for offer in offers)])
+        suggestion = f"; did you mean '{near}'?" if near else ""
+        listed = ", ".join([*(offer.address for offer in offers), *known])
+        text = f"{TORCH_SCHEDULES} has no '{name}'{suggestion} (there are: {listed})"
+        self._problem(key, text)
+        return None
+
+    def _with_settings(
+        self, offer: Offer[Any], values: Any, at: Key, *, named: Key
+    ) -> Choice | None:
+        """The offer with its settings, checked.
+
+        at     where its table stands
+        named  the key that names the offer
+        """
         if not isinstance(values, Mapping):
             return None
-        cls = settings_class(offer)
+        try:
+            cls = settings_class(offer)
+        except PluginError as error:
+            self.unusable.append((named, error))
+            return None
         if cls is None:
             return Choice(offer, dict(values))
-        instance, problems = validate(cls, values, place_of=self.merged.place_of, at=at)
+        values = with_texts(cls, values, self.merged.texts, at=at)
+        instance, problems = validate(cls, values, place_of=self._place_of, at=at)
         self.problems += problems
         return None if problems else Choice(offer, instance)
 
@@ -238,8 +337,11 @@ class _Checker:
         for name, source in offer.spec.defaults_from.items():
             value = look_up(self.merged.values, split_key(source))
             if value is not None and isinstance(table, dict) and name not in table:
+                key = ("data_settings", name)
                 table[name] = value
-                self.merged.origins[("data_settings", name)] = f"from {source}"
+                self.merged.origins[key] = f"from {source}"
+                if (typed := self.merged.texts.get(split_key(source))) is not None:
+                    self.merged.texts[key] = typed
 
     def _choose_callbacks(self) -> list[Choice]:
         """The defaults and the listed ones, less those taken away, each with its settings."""
@@ -263,7 +365,8 @@ class _Checker:
         choices = []
         for address, offer in offers.items():
             spelling, table = tables.get(address, (address, {}))
-            choices.append(self._with_settings(offer, table, ("callback_settings", spelling)))
+            at = ("callback_settings", spelling)
+            choices.append(self._with_settings(offer, table, at, named=("callbacks",)))
         return [choice for choice in choices if choice is not None]
 
     def _callback_tables(self, offers: Mapping[str, Offer[Any]]) -> dict[str, tuple[str, Any]]:
@@ -282,12 +385,39 @@ class _Checker:
                     key,
                     f"this run has no callback '{name}': add it to callbacks, or remove the table",
                 )
+                self._with_settings(offer, table, key, named=key)  # for what is wrong in it
                 continue
             tables[offer.address] = (name, table)
             for known in [known for known in self.merged.origins if known[:2] == key]:
                 spelt_out = ("callback_settings", offer.address, *known[2:])
                 self.merged.origins[spelt_out] = self.merged.origins[known]
         return tables
+
+
+def _rank(problem: Problem, places: Sequence[str]) -> tuple[int, int]:
+    """Where a problem comes in a list: by layer, by line, and last what stands nowhere."""
+    file, _, line = problem.where.rpartition(":")
+    if file in places and line.isdigit():
+        return places.index(file), int(line)
+    return (places.index(problem.where) if problem.where in places else len(places)), 0
+
+
+def _is_class_name(name: str) -> bool:
+    return name[:1].isupper() and not set("/:.") & set(name)
+
+
+def torch_schedules() -> list[str]:
+    """The schedules that torch has, by the names of their classes. Imports torch."""
+    from torch.optim import lr_scheduler
+
+    return sorted(
+        name
+        for name, value in vars(lr_scheduler).items()
+        if isinstance(value, type)
+        and issubclass(value, lr_scheduler.LRScheduler)
+        and value is not lr_scheduler.LRScheduler
+        and not name.startswith("_")
+    )
 
 
 def _default_callbacks(catalog: Catalog) -> list[Offer[Any]]:

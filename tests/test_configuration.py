@@ -217,6 +217,30 @@ def test_a_library_run_needs_no_model_and_no_data():
     assert configuration.model is None and configuration.data is None
 
 
+# ----------------------------------------------------------------------------- schedules of torch
+
+
+def test_a_schedule_written_like_a_class_is_one_of_torchs(here):
+    configuration = configured("", "schedule.name=OneCycleLR", "schedule_settings.max_lr=0.1")
+    assert configuration.schedule.address == "torch.optim.lr_scheduler:OneCycleLR"
+    assert configuration.settings.schedule.name == "torch.optim.lr_scheduler:OneCycleLR"
+    assert configuration.schedule.values() == {"max_lr": 0.1}
+    write("again.toml", to_toml(configuration.values()))
+    assert configure(read_toml(Path("again.toml"))).values() == configuration.values()
+
+
+@pytest.mark.parametrize(
+    ("name", "suggestion"),
+    [("OneCycelLR", "did you mean 'OneCycleLR'?"), ("Linear", "did you mean 'LinearLR'?"),
+     ("Cosine", "did you mean 'cosine'?"), ("LRScheduler", "torch.optim.lr_scheduler has no"),
+     ("Optimizer", "torch.optim.lr_scheduler has no 'Optimizer'")],
+)  # fmt: skip
+def test_a_schedule_that_torch_does_not_have_is_named_with_the_nearest(here, name, suggestion):
+    (found,) = mistakes("", f"schedule.name={name}")
+    assert found.startswith(f"--set: schedule.name: torch.optim.lr_scheduler has no '{name}'")
+    assert suggestion in found and "core/linear" in found and "StepLR" in found
+
+
 # --------------------------------------------------------------------------------------- callbacks
 
 
@@ -303,14 +327,14 @@ def test_every_mistake_is_reported_at_once_those_of_plugins_too(here):
     expected = [
         "run.toml:2: lenght: no such key; did you mean 'length'?",
         'run.toml:3: evaluate: 500 has no unit: write "500 steps" or "1 epoch"',
-        "run.toml:7: model_settings.width: 0 is not right: input should be greater than or equal",
+        "run.toml:7: model_settings.width: 0 is too small: it must be 1 or more",
         "run.toml:8: model_settings.widht: no such key; did you mean 'width'?",
         "run.toml:11: data_settings.trian: no such key; did you mean 'train'?",
         "run.toml:11: data_settings.train: is required",
-        "run.toml:14: optimizer.learning_rate: 'fast' is not right: ",
-        "run.toml:17: callback_settings.early_stopping.patience: 0 is not right: ",
+        "run.toml:14: optimizer.learning_rate: 'fast' is not a number",
+        "run.toml:17: callback_settings.early_stopping.patience: 0 is too small: ",
         "run.toml:18: callback_settings.early_stopping.mode: 'lowest' is not one of min, max",
-        "--set: seed: 'x' is not right: input should be a valid integer",
+        "--set: seed: 'x' is not a whole number",
     ]
     for start in expected:
         assert any(line.startswith(start) for line in found), start
@@ -318,6 +342,64 @@ def test_every_mistake_is_reported_at_once_those_of_plugins_too(here):
     assert "early_stopping" in callbacks
     (schedule,) = [line for line in found if line.startswith("run.toml:21: schedule.name: ")]
     assert "did you mean 'core/linear'" in schedule
+
+
+def test_mistakes_come_in_the_order_of_the_lines_and_then_of_set(here):
+    found = mistakes(
+        """
+        [callback_settings.early_stopping]
+        patience = 0
+        [model_settings]
+        widht = 3
+        [schedule]
+        name = "linaer"
+        [optimizer.groups."head.*"]
+        learning_rat = 1
+        [data_settings]
+        trian = "x"
+        """,
+        "callbacks=['early_stopping']",
+        "zeed=1",
+    )
+    assert [line.split(": ")[0] for line in found] == [
+        *("run.toml:3", "run.toml:5", "run.toml:7", "run.toml:9"),
+        *("run.toml:11", "--set"),
+    ]
+    assert found[3].startswith('run.toml:9: optimizer.groups."head.*".learning_rat: no such key; ')
+
+
+def test_a_number_typed_for_a_text_is_that_text(here):
+    configuration = configured("", "name=007", "model_settings.encoder=3", "best.watch=1e3")
+    assert configuration.settings.name == "007"
+    assert configuration.model.settings.encoder == "3"
+    assert configuration.settings.best.watch == "1e3"
+    found = mistakes('plugins = ["./all.py"]\nname = 7', plugins=())
+    assert found == ["run.toml:2: name: 7 is not text: write it in quotes"]
+
+
+def test_a_plugin_that_cannot_be_used_hides_no_other_mistake(here):
+    write("broken.py", "raise RuntimeError('at once')")
+    found = mistakes(
+        """
+        plugins = ["./all.py", "./broken.py", "dactbret"]
+        model = "all/nett"
+        callbacks = ["early_stoping", "broken/counter", "all/count", "all/cuont"]
+        [data_settings]
+        trian = "x"
+        [callback_settings.tally]
+        x = 1
+        [optimizer]
+        lr = 1
+        """,
+        plugins=("./gone.py",),
+    )
+    keys = [": ".join(line.split(": ")[:2]) for line in found]
+    assert keys == [
+        *("run.toml:2: plugins", "run.toml:2: plugins", "run.toml:3: model"),
+        *("run.toml:4: callbacks", "run.toml:4: callbacks"),
+        *("run.toml:6: data_settings.trian", "run.toml:6: data_settings.train"),
+        *("run.toml:10: optimizer.lr", "--plugin: no plugin at './gone.py'"),
+    ]
 
 
 def test_an_unknown_model_is_named_with_the_nearest(here):
@@ -341,12 +423,12 @@ def test_a_list_of_plugins_that_is_none_is_reported(here, plugins):
 
 @pytest.mark.parametrize(
     "assignment",
-    ["model_settings=3", "model=3", "schedule.name=3", "schedule=3", "callbacks=3", "ema=3"],
+    ["model_settings=3", "model=[3]", "schedule.name=[3]", "schedule=3", "callbacks=3", "ema=3"],
 )
 def test_a_value_of_the_wrong_shape_is_a_mistake_and_not_a_crash(here, assignment):
     found = mistakes("", "data_settings.train=x", assignment)
-    key = assignment.partition("=")[0]
-    assert any(line.startswith(f"--set: {key}: 3 is not right: ") for line in found), found
+    key, _, value = assignment.partition("=")
+    assert any(line.startswith(f"--set: {key}: {value} is not ") for line in found), found
 
 
 @pytest.mark.parametrize("assignment", ["callback_settings=3", "data_settings=3"])

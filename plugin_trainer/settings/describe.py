@@ -11,6 +11,7 @@ from typing import Any
 from plugin_trainer.settings.render import to_values
 
 _ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?P<gap>\s{2,})(?P<text>\S.*)")
+_LONG_NAME = re.compile(r"\w+")
 _REQUIRED = object()
 
 
@@ -46,19 +47,27 @@ def describe(cls: type) -> list[Described]:
 
 
 def docstring_entries(docstring: str) -> dict[str, str]:
-    """The "name  meaning" lines of a docstring, each with the indented lines that go on with it."""
+    """The "name  meaning" lines of a docstring, each with the indented lines that go on with it.
+
+    A name that is too long for its column stands alone, its meaning on the lines below.
+    """
     entries: dict[str, str] = {}
     current: list[str] = []
     column = 0
-    for line in docstring.splitlines():
+    lines = docstring.splitlines()
+    for line, below in zip(lines, [*lines[1:], ""], strict=True):
         match = _ENTRY.fullmatch(line)
+        indent = len(below) - len(below.lstrip())
         if match:
             current = [name.strip() for name in match["names"].split(",")]
             column = match.start("text")
             entries.update(dict.fromkeys(current, match["text"]))
+        elif _LONG_NAME.fullmatch(line) and indent:
+            current, column = [line], indent
+            entries[line] = ""
         elif current and line.startswith(" " * column) and line.strip():
             for name in current:
-                entries[name] += " " + line.strip()
+                entries[name] = f"{entries[name]} {line.strip()}".lstrip()
         else:
             current = []
     return entries

@@ -23,11 +23,17 @@ _BELONGS_TO: dict[Key, Key] = {
 
 @dataclass(frozen=True)
 class Layer:
-    """Settings from one place: `where` names it, `lines` says on which line each key stands."""
+    """Settings from one place.
+
+    where  names the place: a file, or --set
+    lines  on which line each key stands
+    texts  what was typed for each key, where the place has one text a key
+    """
 
     where: str
     values: Mapping[str, Any]
     lines: Mapping[Key, int] = field(default_factory=dict)
+    texts: Mapping[Key, str] = field(default_factory=dict)
 
     def place_of(self, key: Key) -> str:
         """The file and line of a key, or of the nearest table around it."""
@@ -39,10 +45,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Merged:
-    """All layers as one table, and for each leaf the place it came from."""
+    """All layers as one table, and for each leaf the place it came from.
+
+    origins  by key, and for a list of tables by the keys in it too
+    texts    what was typed for a key, where it was typed
+    places   the names of the layers, the lowest first
+    """
 
     values: dict[str, Any]
     origins: dict[Key, str]
+    texts: dict[Key, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     def place_of(self, key: Key) -> str:
         """Where a key was given; for one that was not, where the table around it was."""
@@ -77,6 +90,7 @@ def read_toml(path: Path, *, where: str = "") -> Layer:
 def from_assignments(assignments: Sequence[str]) -> Layer:
     """--set KEY=VALUE, each VALUE read as TOML if it is TOML and as text otherwise."""
     layer: dict[str, Any] = {}
+    texts: dict[Key, str] = {}
     problems: list[Problem] = []
     for assignment in assignments:
         key_text, equals, value_text = assignment.partition("=")
@@ -92,9 +106,10 @@ def from_assignments(assignments: Sequence[str]) -> Layer:
             continue
         if not _insert(layer, key, _value(value_text)):
             problems.append(Problem(place, "", "another --set gives this key another shape"))
+        texts[key] = value_text
     if problems:
         raise SettingsError(problems)
-    return Layer("--set", layer)
+    return Layer("--set", layer, texts=texts)
 
 
 def _value(text: str) -> Any:
@@ -118,7 +133,7 @@ def _insert(table: dict[str, Any], key: Key, value: Any) -> bool:
 
 def merge(layers: Sequence[Layer]) -> Merged:
     """The layers as one, later over earlier; tables are merged, everything else is replaced."""
-    merged = Merged({}, {})
+    merged = Merged({}, {}, places=tuple(layer.where for layer in layers))
     for layer in layers:
         for table, choice in _BELONGS_TO.items():
             before, after = look_up(merged.values, choice), look_up(layer.values, choice)
@@ -154,11 +169,16 @@ def _lay_over(
             below[name] = list(value) if isinstance(value, (list, tuple)) else value
             _forget(merged, key)
             merged.origins[key] = layer.place_of(key)
+            inside = (known for known in layer.lines if known[: len(key)] == key)
+            merged.origins.update((known, layer.place_of(known)) for known in inside)
+            if key in layer.texts:
+                merged.texts[key] = layer.texts[key]
 
 
 def _forget(merged: Merged, key: Key) -> None:
-    for known in [known for known in merged.origins if known[: len(key)] == key]:
-        del merged.origins[known]
+    for kept in (merged.origins, merged.texts):
+        for known in [known for known in kept if known[: len(key)] == key]:
+            del kept[known]
 
 
 def _drop(merged: Merged, key: Key) -> None:

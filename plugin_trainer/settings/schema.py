@@ -9,10 +9,38 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from plugin_trainer.cadence import Span, parse_cadence, parse_length, parse_span, parse_warmup
+from plugin_trainer.settings.words import Spelt, shown
 
-Length = Annotated[Span, BeforeValidator(parse_length)]
-Cadence = Annotated[Span | None, BeforeValidator(parse_cadence)]
-Warmup = Annotated[Span, BeforeValidator(parse_warmup)]
+_AMOUNT = r"(\d[\d_]*(\.\d+)?|\.\d+)\s*"
+_STEPS_OR_EPOCHS = rf"\s*{_AMOUNT}([Ss]teps?|[Ee]pochs?)\s*"
+
+Length = Annotated[
+    Span,
+    BeforeValidator(parse_length),
+    Spelt(
+        'a number of steps or epochs: "500 steps", "3 epochs"',
+        {"type": "string", "pattern": f"^{_STEPS_OR_EPOCHS}$"},
+    ),
+]
+Cadence = Annotated[
+    Span | None,
+    BeforeValidator(parse_cadence),
+    Spelt(
+        'a number of steps or epochs: "500 steps", "0.5 epoch"; or "never"',
+        {"type": "string", "pattern": rf"^({_STEPS_OR_EPOCHS}|\s*[Nn]ever\s*)$"},
+    ),
+]
+Warmup = Annotated[
+    Span,
+    BeforeValidator(parse_warmup),
+    Spelt(
+        'a number of steps or epochs, or a share of the run: "100 steps", "10 %"',
+        {
+            "type": "string",
+            "pattern": rf"^\s*{_AMOUNT}([Ss]teps?|[Ee]pochs?|%|[Pp]ercent)\s*$",
+        },
+    ),
+]
 
 
 def _off(value: Any) -> Any:
@@ -20,36 +48,52 @@ def _off(value: Any) -> Any:
     return None if value is False else value
 
 
-def _switch(value: Any) -> Any:
-    """A table whose defaults will do is switched on by `table = true`, and off as any other."""
-    return {} if value is True else _off(value)
+def _ema(value: Any) -> Any:
+    if _is_table(value := _off(value), EmaSettings):
+        return value
+    raise ValueError(f"{shown(value)} is not a table: write a table [ema], or false")
+
+
+def _compile(value: Any) -> Any:
+    """The table is also switched on, with its defaults, by `compile = true`."""
+    if _is_table(value := {} if value is True else _off(value), CompileSettings):
+        return value
+    raise ValueError(f"{shown(value)}: write true, false or a table [compile]")
 
 
 def _init_from(value: Any) -> Any:
     """A run alone, as text, stands for the table that names nothing else."""
-    return {"run": value} if isinstance(value, str) and value else _off(value)
+    if isinstance(value, str) and value:
+        return {"run": value}
+    if _is_table(value := _off(value), InitSettings):
+        return value
+    raise ValueError(
+        f"{shown(value)}: write the folder or the name of a run, a table [init_from], or false"
+    )
+
+
+def _is_table(value: Any, cls: type) -> bool:
+    return value is None or isinstance(value, (Mapping, cls))
 
 
 def _checkpointed(value: Any) -> Any:
     patterns = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     if isinstance(value, bool) or patterns:
         return value
-    raise ValueError(f"{value!r} is not true, false or a list of module name patterns")
+    raise ValueError(f"{shown(value)} is not true, false or a list of module name patterns")
 
 
 def _keep(value: Any) -> Any:
     if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
         return value
-    if isinstance(value, str) and value.isdigit() and int(value) >= 1:
-        return int(value)
-    raise ValueError(f'{value!r} is not "all" or a number of checkpoints, 1 or more')
+    raise ValueError(f'{shown(value)} is not "all" or a number of checkpoints, 1 or more')
 
 
 def _no_decay(value: Any) -> Any:
     patterns = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
     if patterns or value in ("auto", "none"):
         return value
-    raise ValueError(f'{value!r} is not "auto", "none" or a list of name patterns')
+    raise ValueError(f'{shown(value)} is not "auto", "none" or a list of name patterns')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +129,11 @@ class OptimizerSettings:
     name: str = "adamw"
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
-    no_decay: Annotated[Literal["auto", "none"] | tuple[str, ...], BeforeValidator(_no_decay)] = (
-        "auto"
-    )
+    no_decay: Annotated[
+        Literal["auto", "none"] | tuple[str, ...],
+        BeforeValidator(_no_decay),
+        Spelt('"auto", "none" or a list of name patterns'),
+    ] = "auto"
     max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     groups: Mapping[str, GroupSettings] = field(default_factory=dict)
@@ -203,8 +249,8 @@ class RunSettings:
     seed               the seed of every random stream
     device             "auto", or a torch device: "cpu", "cuda:1"
     deterministic      refuse operations whose result differs from one time to the next; slower
-    precision          "fp32"; "bf16" or "fp16" for autocast, fp16 with a loss scale; or "auto": bf16
-                       where the hardware computes in it, else fp32
+    precision          "fp32"; "bf16" or "fp16" for autocast, fp16 with a loss scale; or "auto":
+                       bf16 where the hardware computes in it, else fp32
     compile            see [compile]; `compile = true` for its defaults
     activation_checkpointing
                        compute activations again in the backward pass, to save memory: true for
@@ -236,25 +282,49 @@ class RunSettings:
     evaluate: Cadence = field(default_factory=lambda: parse_cadence("1 epoch"))
     save: Cadence = field(default_factory=lambda: parse_cadence("1 epoch"))
     log: Cadence = field(default_factory=lambda: parse_cadence("50 steps"))
-    keep: Annotated[int | Literal["all"], BeforeValidator(_keep)] = 3
+    keep: Annotated[
+        int | Literal["all"],
+        BeforeValidator(_keep),
+        Spelt(
+            'a whole number, 1 or more, or "all"',
+            {"anyOf": [{"type": "integer", "minimum": 1}, {"const": "all"}]},
+        ),
+    ] = 3
     callbacks: tuple[str, ...] = ()
     seed: Annotated[int, Field(ge=0)] = 0
     device: str = "auto"
     deterministic: bool = False
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    compile: Annotated[CompileSettings | None, BeforeValidator(_switch)] = None
-    activation_checkpointing: Annotated[bool | tuple[str, ...], BeforeValidator(_checkpointed)] = (
-        False
-    )
+    compile: Annotated[
+        CompileSettings | None,
+        BeforeValidator(_compile),
+        Spelt("true, false or a table [compile]", also=({"type": "boolean"},)),
+    ] = None
+    activation_checkpointing: Annotated[
+        bool | tuple[str, ...],
+        BeforeValidator(_checkpointed),
+        Spelt("true, false or a list of module name patterns"),
+    ] = False
     accumulate: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 32
     limit_batches: LimitSettings = field(default_factory=LimitSettings)
-    init_from: Annotated[InitSettings | None, BeforeValidator(_init_from)] = None
+    init_from: Annotated[
+        InitSettings | None,
+        BeforeValidator(_init_from),
+        Spelt(
+            "the folder or the name of a run, a table [init_from], or false",
+            also=({"type": "string", "minLength": 1}, {"const": False}),
+        ),
+    ] = None
     label: str = ""
     loss: str = ""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
-    ema: Annotated[EmaSettings | None, BeforeValidator(_off)] = None
+    ema: Annotated[
+        EmaSettings | None,
+        BeforeValidator(_ema),
+        Spelt("a table [ema], or false", also=({"const": False},)),
+    ] = None
     best: BestSettings = field(default_factory=BestSettings)
     model_settings: Mapping[str, Any] = field(default_factory=dict)
     data_settings: Mapping[str, Any] = field(default_factory=dict)

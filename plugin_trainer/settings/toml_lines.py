@@ -8,6 +8,7 @@ import tomllib
 Key = tuple[str, ...]
 
 _HEADER = re.compile(r"\s*\[(?P<key>[^\[\]].*?)\]\s*(#.*)?$")
+_ARRAY_HEADER = re.compile(r"\s*\[\[(?P<key>.+?)\]\]\s*(#.*)?$")
 _PART = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
 _ASSIGNMENT = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
 
@@ -15,22 +16,40 @@ _ASSIGNMENT = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
 def key_lines(text: str) -> dict[Key, int]:
     """Line numbers, counted from 1, of every table and key of a valid TOML text.
 
-    A key inside an inline table or a multi-line array is found under the key that holds it.
+    A key inside an inline table or a multi-line array is found under the key that holds it. The
+    tables of an array [[a]] are a.0, a.1 and so on.
     """
     lines: dict[Key, int] = {}
+    last: dict[Key, int] = {}  # the number of the newest table of each array
     table: Key = ()
     rows = text.split("\n")  # not splitlines: TOML's lines end at nothing else
     number = 0
     while number < len(rows):
         row = rows[number]
         number += 1
-        if header := _HEADER.match(row):
-            table = split_key(header["key"])
+        if header := _ARRAY_HEADER.match(row):
+            array = _numbered(split_key(header["key"]), last)
+            last[array] = last.get(array, -1) + 1
+            table = (*array, str(last[array]))
+            lines.setdefault(array, number)
+            lines[table] = number
+        elif header := _HEADER.match(row):
+            table = _numbered(split_key(header["key"]), last, inside=True)
             lines.setdefault(table, number)
         elif assignment := _ASSIGNMENT.match(row):
             lines[table + split_key(assignment["key"])] = number
             number += _continuation(rows, start=number - 1)
     return lines
+
+
+def _numbered(key: Key, last: dict[Key, int], *, inside: bool = False) -> Key:
+    """The key with the number of the newest table after each array that it goes through."""
+    numbered: Key = ()
+    for place, part in enumerate(key, start=1):
+        numbered = (*numbered, part)
+        if numbered in last and (inside or place < len(key)):
+            numbered = (*numbered, str(last[numbered]))
+    return numbered
 
 
 def split_key(dotted: str) -> Key:

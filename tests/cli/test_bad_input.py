@@ -21,7 +21,7 @@ SETS = [
     ("length=3", "length: 3 has no unit: ", 'write "500 steps" or "1 epoch"'),
     ("save='3 minutes'", "save: 'minutes' in '3 minutes' is not a unit: ", "write"),
     ("length", "--set length: write it as KEY=VALUE", ""),
-    ("optimizer.learning_rate=-1", "optimizer.learning_rate: -1 is not right: ", ""),
+    ("optimizer.learning_rate=-1", "optimizer.learning_rate: -1 is too small: ", "more than 0"),
     (
         "callback_settings.early_stopping.patience=2",
         "this run has no callback 'early_stopping'",

@@ -94,6 +94,22 @@ def test_merging_changes_none_of_the_layers():
     assert one.values == {"optimizer": {"name": "sgd"}, "callbacks": ["a"]}
 
 
+def test_a_key_in_a_list_of_tables_is_found_on_its_line(tmp_path):
+    file = tmp_path / "run.toml"
+    file.write_text("[[rows]]\nx = 1\n[[rows]]\nx = 2\n")
+    merged = merge([read_toml(file)])
+    assert merged.place_of(("rows", "1", "x")) == f"{file}:4"
+    assert merged.place_of(("rows", "1", "y")) == f"{file}:3"
+    again = merge([read_toml(file), layer("two", rows=[])])
+    assert again.place_of(("rows", "1", "x")) == "two"
+
+
+def test_what_was_typed_is_kept_until_something_goes_over_it():
+    typed = from_assignments(["name=007", "best.watch=1e3"])
+    assert merge([typed]).texts == {("name",): "007", ("best", "watch"): "1e3"}
+    assert merge([typed, layer("two", best={"watch": "x"})]).texts == {("name",): "007"}
+
+
 # ------------------------------------------------------------------------------------------- --set
 
 

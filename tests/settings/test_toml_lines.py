@@ -52,6 +52,24 @@ def test_each_key_is_found_on_its_line():
     }
 
 
+def test_the_tables_of_an_array_are_counted():
+    text = "[[a]]\nx = 1\n[a.sub]\ny = 1\n[[a.deep]]\n[[a]]  # 6\nx = 2\n[[a.deep]]\nz = 1\n"
+    assert key_lines(text) == {
+        ("a",): 1,
+        ("a", "0"): 1,
+        ("a", "0", "x"): 2,
+        ("a", "0", "sub"): 3,
+        ("a", "0", "sub", "y"): 4,
+        ("a", "0", "deep"): 5,
+        ("a", "0", "deep", "0"): 5,
+        ("a", "1"): 6,
+        ("a", "1", "x"): 7,
+        ("a", "1", "deep"): 8,
+        ("a", "1", "deep", "0"): 8,
+        ("a", "1", "deep", "0", "z"): 9,
+    }
+
+
 def test_a_line_separator_inside_a_text_does_not_shift_the_lines():
     assert key_lines('a = "one\u2028two\x85three"\nb = 1\n') == {("a",): 1, ("b",): 2}
 

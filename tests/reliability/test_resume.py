@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -88,9 +85,9 @@ def test_R02_a_run_resumed_on_an_accumulation_boundary_is_exact(
 
 
 def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_never_stopped(
-    toy_process, whole_with_workers, differences, tmp_path
+    toy_process, whole_with_workers, differences, folder
 ):
-    run = tmp_path / "run"
+    run = folder / "run"
     moments = ["step_end:2", "saving:3", "committed:5", "evaluating_ema:6", "committed:13"]
     for moment in moments:
         assert toy_process(run, "--workers", "2", "--kill", moment) == -signal.SIGKILL
@@ -101,30 +98,27 @@ def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_n
 
 
 def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_never_stopped(
-    differences, tmp_path
+    nursery, differences, folder
 ):
     toy = Path(__file__).with_name("toy.py")
     settings = [
         *("length='12 epochs'", "evaluate='3 steps'", "save='1 steps'", "log='2 steps'"),
         *("keep=all", "ema.decay=0.9", "callbacks=['-tensorboard']"),
     ]
-    command = [sys.executable, "-m", "plugin_trainer", "run", "--plugin", str(toy)]
+    command = ["-m", "plugin_trainer", "run", "--plugin", str(toy), "--resume", "auto"]
     command += [part for setting in settings for part in ("--set", setting)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    subprocess.run([*command, "--out", str(whole)], env=environment, check=True, timeout=120)
-    for steps_more in (4, 9, 16):
-        process = subprocess.Popen(
-            [*command, "--out", str(run), "--resume", "auto"],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-        )
+    whole, run = folder / "whole", folder / "run"
+
+    def start(out, **options):
+        return nursery.start(*command, "--out", out, output=out.with_suffix(".txt"), **options)
+
+    assert start(whole).wait() == 0
+    for steps_more, cold in ((4, True), (9, False), (16, False)):
+        process = start(run, cold=cold)
         _wait_for_step(run, _step(run) + steps_more)
-        process.kill()
-        assert process.wait(timeout=30) == -signal.SIGKILL
-    subprocess.run(
-        [*command, "--out", str(run), "--resume", "auto"], env=environment, check=True, timeout=120
-    )
+        process.signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert start(run).wait() == 0
     assert len(json.loads((run / "run.json").read_text())["resumed"]) == 3
     assert differences(whole, run) == []
 

@@ -1,234 +1,242 @@
 """The training data as one endless stream of windows, each the micro-batches of one optimizer step.
 
-Any loader becomes one of two sources. A map-style DataLoader with a plain random or sequential
-sampler is taken over: its order becomes a pure function, and resuming in it is exact and loads
-nothing. Anything else is iterated as it is: resuming in it skips batches, and is not exact.
+Any loader becomes one of three sources:
+
+TakenOver  a map-style DataLoader with samplers of torch: its order becomes a pure function, and
+           resuming in it is exact and loads nothing
+Stateful   a loader that can save where it stands: resuming in it is exact too
+AsItIs     anything else: resuming in it skips batches, and is not exact
 """
 
 from __future__ import annotations
 
-import random
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from plugin_trainer.data.order import EpochBatches, SeededBatch, derive_seed
+from plugin_trainer.data.epoch import Epoch
+from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
+from plugin_trainer.data.samplers import why_order_unknown
+from plugin_trainer.data.taken_over import TakenOver
 from plugin_trainer.errors import DataError
 
+Source = TakenOver | Stateful | AsItIs
 
-@dataclass(frozen=True, slots=True)
+
 class Window:
     """The micro-batches of one optimizer step, and where they stand in their epoch.
 
-    epoch      counted from 0
-    batch      how many batches of the epoch are consumed once this window is done
-    first      whether it begins its epoch
-    last       whether it ends its epoch
+    epoch  counted from 0
+    batch  how many batches of the epoch are consumed once this window is done
+    first  whether it begins its epoch
     """
 
-    micro_batches: list[Any]
-    epoch: int
-    batch: int
-    first: bool
-    last: bool
+    __slots__ = ("_last", "batch", "epoch", "first", "micro_batches")
+
+    def __init__(
+        self,
+        micro_batches: list[Any],
+        epoch: int,
+        batch: int,
+        first: bool,
+        last: bool | Callable[[], bool],
+    ) -> None:
+        self.micro_batches = micro_batches
+        self.epoch = epoch
+        self.batch = batch
+        self.first = first
+        self._last = last
+
+    @property
+    def last(self) -> bool:
+        """Whether it ends its epoch. Ask after its step: data without a length is looked into, one
+        batch ahead, to find out.
+        """
+        if not isinstance(self._last, bool):
+            self._last = self._last()
+        return self._last
 
 
 class TrainStream:
     """Windows over epochs without end, from any cursor.
 
-    batches_per_epoch  batches in an epoch
-    steps_per_epoch    optimizer steps in an epoch
+    batches_per_epoch  batches in an epoch, None if that is not known before its end
+    steps_per_epoch    optimizer steps in an epoch, or None
     inexact_because    why resuming in this data is not exact; empty if it is
     """
 
-    def __init__(self, source: Source, *, accumulate: int) -> None:
+    def __init__(self, source: Source, *, accumulate: int, limit: int | None = None) -> None:
         self._source = source
         self._accumulate = accumulate
+        self._limit = limit
         self.batches_per_epoch = source.batches_per_epoch
-        self.steps_per_epoch = -(-source.batches_per_epoch // accumulate)
+        self.steps_per_epoch = (
+            None if source.batches_per_epoch is None else -(-source.batches_per_epoch // accumulate)
+        )
         self.inexact_because = source.inexact_because
+        # A cursor is all there is to know of any other source; no epoch outlives its windows then.
+        self._has_state = isinstance(source, Stateful) or source.batches_per_epoch is None
+        self._epoch: Epoch | None = None
+        self._loaded: dict[str, Any] = {}
 
     def windows(self, *, epoch: int, batch: int) -> Iterator[Window]:
-        """Every window from the cursor on: `batch` batches of `epoch` are already consumed."""
-        per_epoch = self._source.batches_per_epoch
-        if batch >= per_epoch:
-            epoch, batch = epoch + 1, 0
+        """Every window from the cursor on: `batch` batches of `epoch` are already consumed.
+
+        A loader's state that was loaded before knows its own cursor, and that one holds.
+
+        Raises DataError for data that yields nothing in an epoch, or less than it promised.
+        """
+        now = self._enter(epoch, batch)
         while True:
-            batches = self._source.batches(epoch=epoch, start=batch)
-            while batch < per_epoch:
-                first = batch == 0
-                taken = self._take(batches, min(self._accumulate, per_epoch - batch))
-                batch += len(taken)
-                yield Window(taken, epoch, batch, first, batch >= per_epoch)
-            epoch, batch = epoch + 1, 0
-
-    def _take(self, batches: Iterator[Any], count: int) -> list[Any]:
-        taken = []
-        for _ in range(count):
-            try:
-                taken.append(next(batches))
-            except StopIteration:
+            over = now.is_over()
+            if over and now.batch == 0:
                 raise DataError(
-                    "the training data ended before the length it gave",
-                    hint="its __len__ promises more batches than it yields",
-                ) from None
-        return taken
+                    "the training data yielded no batch in a whole epoch",
+                    hint="it is empty, or what it reads from is used up",
+                )
+            while not over:
+                first = now.batch == 0
+                window = Window(now.take(self._accumulate), now.number, now.batch, first, now.over)
+                yield window
+                over = window.last
+                del window  # its batches are not needed while the next are loaded
+            following = now.number + 1
+            del now  # and its workers end before those of the next epoch begin
+            now = self._begin(following)
+            if self._source.once and not now.has_more():
+                raise DataError(
+                    "the training data can be iterated only once, and another epoch begins",
+                    hint="give a DataLoader, a Dataset or an object whose __iter__ begins anew",
+                )
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond the cursor, between two steps; mostly nothing."""
+        if self._epoch is None:
+            return self._loaded
+        loader_state = self._epoch.loader_state()
+        over = self._epoch.is_over()
+        place = {"epoch": self._epoch.number, "batch": self._epoch.batch, "over": over}
+        if isinstance(self._source, Stateful):
+            more = over and self._epoch.has_more()
+            return {**place, "more": more, "loader": loader_state}
+        # Without a length, an epoch's end could only be found again by loading all of it.
+        return place if over else {}
 
-class TakenOver:
-    """A map-style DataLoader whose sampler is replaced by ours; everything else of it is kept."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take a state back; the next call of `windows` goes on from it."""
+        self._loaded = dict(state)
 
-    inexact_because = ""
+    def _enter(self, number: int, batch: int) -> Epoch:
+        state, self._loaded = self._loaded, {}
+        if isinstance(self._source, Stateful) and "loader" in state:
+            number, batch, loader = state["epoch"], state["batch"], state["loader"]
+            if not state["over"]:
+                rest = self._source.batches_after(loader, epoch=number, start=batch)
+                return self._epoch_of(rest, number, batch)
+            after = self._source.epoch_after(loader, epoch=number, start=batch, more=state["more"])
+            return self._epoch_of(after, number + 1, 0)
+        ended = state.get("over") and (state["epoch"], state["batch"]) == (number, batch)
+        if ended or (self.batches_per_epoch is not None and batch >= self.batches_per_epoch):
+            number, batch = number + 1, 0
+        return self._begin(number, batch)
 
-    def __init__(self, loader: DataLoader, *, seed: int, task: str) -> None:
-        in_workers = loader.num_workers > 0
-        self._batches = EpochBatches(
-            size=len(loader.dataset),
-            batch_size=loader.batch_size or 1,
-            shuffle=isinstance(loader.sampler, RandomSampler),
-            drop_last=loader.drop_last,
-            seed=seed,
-            task=task,
-            with_seeds=in_workers,
+    def _begin(self, number: int, batch: int = 0) -> Epoch:
+        self._epoch = None
+        return self._epoch_of(self._source.batches(epoch=number, start=batch), number, batch)
+
+    def _epoch_of(self, batches: Iterator[Any], number: int, batch: int) -> Epoch:
+        epoch = Epoch(
+            batches,
+            number=number,
+            batch=batch,
+            length=self.batches_per_epoch,
+            limit=self._limit,
+            state=self._source.state_dict if isinstance(self._source, Stateful) else None,
         )
-        self.batches_per_epoch = self._batches.per_epoch
-        # A loader draws a base seed each time it is iterated: from a generator of its own, so that
-        # the global stream, which dropout uses, does not move (it would once more after a resume).
-        generator = torch.Generator().manual_seed(derive_seed(seed, task, "workers"))
-        self._loader = DataLoader(
-            SeededDataset(loader.dataset) if in_workers else loader.dataset,
-            batch_sampler=self._batches,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            pin_memory=loader.pin_memory,
-            timeout=loader.timeout,
-            worker_init_fn=WorkerStart(loader.worker_init_fn),
-            multiprocessing_context=loader.multiprocessing_context,
-            generator=generator,
-            prefetch_factor=loader.prefetch_factor,
-            persistent_workers=loader.persistent_workers,
-        )
-
-    def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of an epoch from position `start` on; none before it is loaded."""
-        self._batches.epoch, self._batches.start = epoch, start
-        return iter(self._loader)
-
-
-class WorkerStart:
-    """Prepares a worker process: signals are the main process's to answer."""
-
-    def __init__(self, then: Callable[[int], None] | None) -> None:
-        self._then = then
-
-    def __call__(self, worker: int) -> None:
-        """Run in the worker, before it loads anything."""
-        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
-        # process fail before it could save. SIGTERM is how the main process ends a worker.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._then is not None:
-            self._then(worker)
-
-
-class AsItIs:
-    """Any other iterable with a length, iterated once an epoch."""
-
-    def __init__(self, loader: Any, *, because: str) -> None:
-        self._loader = loader
-        self.batches_per_epoch = len(loader)
-        self.inexact_because = because
-
-    def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
-        """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
-        del epoch
-        iterator = iter(self._loader)
-        for _ in range(start):
-            next(iterator, None)
-        return iterator
-
-
-Source = TakenOver | AsItIs
-
-
-class SeededDataset(Dataset):
-    """A data set whose batches are loaded under a seed of their own, wherever they are loaded.
-
-    Used in workers only: what a worker draws then depends on the batch alone, not on what the
-    worker loaded before, so that a resumed run's fresh workers draw the same.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __getitems__(self, batch: SeededBatch) -> list[Any]:
-        """The samples of one batch."""
-        random.seed(batch.seed)
-        np.random.seed(batch.seed % 2**32)
-        torch.manual_seed(batch.seed)
-        if hasattr(self._dataset, "__getitems__"):
-            return self._dataset.__getitems__(batch.indices)
-        return [self._dataset[index] for index in batch.indices]
+        if self._has_state:
+            self._epoch = epoch
+        return epoch
 
 
 def training_stream(
-    loader: Any, *, seed: int, accumulate: int = 1, batch_size: int = 32, task: str = ""
+    loader: Any,
+    *,
+    seed: int,
+    accumulate: int = 1,
+    batch_size: int = 32,
+    task: str = "",
+    limit: int | None = None,
 ) -> TrainStream:
     """The stream over whatever a data module's `train()` gave.
 
-    A map-style Dataset is loaded in shuffled batches of `batch_size`. Raises DataError for data
-    that is empty or has no length.
+    batch_size  of the shuffled batches in which a map-style Dataset is loaded
+    limit       an epoch is its first so many batches
+
+    Raises DataError for data that is empty or no data at all.
     """
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        loader = DataLoader(loader, batch_size=batch_size, shuffle=len(loader) > 0)
+    if _is_map_style(loader):
+        loader = DataLoader(loader, batch_size=batch_size, shuffle=_has_samples(loader))
     if isinstance(loader, Mapping):
         raise DataError(
             f"train() gave {len(loader)} loaders by name: {', '.join(map(str, loader))}",
             hint="this version trains on one; return one of them",
         )
-    source: Source
-    because = _why_not_taken_over(loader)
-    try:
-        source = (
-            TakenOver(loader, seed=seed, task=task)
-            if not because
-            else AsItIs(loader, because=because)
-        )
-    except TypeError as error:
-        raise DataError(
-            f"the training data has no length: {error}", hint="give its loader a __len__"
-        ) from None
+    source = _source(loader, seed=seed, task=task, limit=limit)
     if source.batches_per_epoch == 0:
         raise DataError(
             "the training data holds no batch",
             hint="it is empty, or smaller than one batch and drop_last is on",
         )
-    return TrainStream(source, accumulate=accumulate)
+    return TrainStream(source, accumulate=accumulate, limit=limit)
 
 
-def evaluation_batches(loader: Any, *, batch_size: int) -> Any:
-    """What an evaluation iterates: a data set in order, in batches; anything else as it is."""
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        return DataLoader(loader, batch_size=batch_size)
-    return loader
+def _source(loader: Any, *, seed: int, task: str, limit: int | None) -> Source:
+    because = why_order_unknown(loader)
+    if not because:
+        _has_samples(loader)
+        return TakenOver(loader, seed=seed, task=task, limit=limit)
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise DataError(
+            f"the training data is a {type(loader).__name__}, which cannot be iterated",
+            hint="train() returns a DataLoader, a Dataset or an iterable of batches",
+        )
+    if is_stateful(loader):
+        return Stateful(loader, seed=seed, task=task, limit=limit)
+    return AsItIs(loader, because=because, limit=limit)
 
 
-def _why_not_taken_over(loader: Any) -> str:
-    if type(loader) is not DataLoader:
-        return f"the training data is a {type(loader).__name__}, not a DataLoader"
-    if isinstance(loader.dataset, IterableDataset):
-        return "the training data set is iterable, so its order is its own"
-    if loader.batch_size is None:
-        return "the training loader has a batch sampler of its own, or none"
-    sampler = loader.sampler
-    plain_random = (
-        type(sampler) is RandomSampler and not sampler.replacement and sampler._num_samples is None
-    )
-    if plain_random or type(sampler) is SequentialSampler:
-        return ""
-    return f"the training loader has a sampler of its own ({type(sampler).__name__})"
+def _has_samples(data: Any) -> bool:
+    try:
+        return len(data) > 0
+    except TypeError as error:
+        raise DataError(
+            f"the training data has no length: {error}", hint="give its data set a __len__"
+        ) from None
+
+
+def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None) -> Any:
+    """What an evaluation iterates: a data set in order, in batches; anything else as it is.
+
+    limit  only so many batches; workers may load some more ahead
+    """
+    if _is_map_style(loader):
+        loader = DataLoader(loader, batch_size=batch_size)
+    return loader if limit is None else Limited(loader, limit)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """The first batches of a loader, each time it is iterated."""
+
+    loader: Any
+    limit: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.loader, self.limit)
+
+
+def _is_map_style(data: Any) -> bool:
+    return isinstance(data, Dataset) and not isinstance(data, IterableDataset)

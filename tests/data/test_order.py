@@ -1,57 +1,32 @@
-"""The order of samples is a function of seed, task, epoch and position, and of nothing else."""
+"""Batches of an epoch from a cursor on, each with a seed of its own."""
 
 from __future__ import annotations
 
-import random
+from array import array
 
 import torch
 
-from plugin_trainer.data.order import EpochBatches, SeededBatch, derive_seed, epoch_order
-
-
-def order(size=50, *, seed=0, task="", epoch=0, shuffle=True):
-    return epoch_order(size, seed=seed, task=task, epoch=epoch, shuffle=shuffle)
-
-
-def test_an_epoch_takes_every_sample_once():
-    assert sorted(order()) == list(range(50))
-    assert order() != list(range(50))
-
-
-def test_the_order_depends_on_no_random_stream_and_moves_none():
-    torch.manual_seed(1)
-    random.seed(1)
-    before = torch.get_rng_state(), random.getstate()
-    first = order()
-    assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
-    torch.manual_seed(2)
-    assert order() == first
-
-
-def test_another_seed_task_or_epoch_gives_another_order():
-    orders = [order(), order(seed=1), order(task="b"), order(epoch=1), order(seed=1, epoch=1)]
-    assert len({tuple(one) for one in orders}) == len(orders)
-
-
-def test_the_order_is_the_same_in_every_version():
-    # A checkpoint is a cursor into this order: changing it would break every run in progress.
-    assert order(10, seed=3, task="a", epoch=2) == [1, 7, 8, 4, 5, 3, 6, 9, 0, 2]
-    assert derive_seed(1, "a", 2) == 7966048045017696035
-
-
-def test_without_shuffling_the_order_is_that_of_the_data():
-    assert order(5, shuffle=False) == [0, 1, 2, 3, 4]
+from plugin_trainer.data.order import Chosen, EpochBatches, SeededBatch, derive_seed
 
 
 def test_seeds_of_different_parts_are_unrelated_and_fit_a_generator():
     seeds = {derive_seed(*parts) for parts in [(1, 2), (12,), (2, 1), ("1", 2), (1, "2"), ()]}
     assert len(seeds) == 6
     assert all(0 <= seed < 2**63 for seed in seeds)
+    # A checkpoint is a cursor into an order that depends on it.
+    assert derive_seed(1, "a", 2) == 7966048045017696035
+
+
+REST = {"drop_last": False, "seed": 0}
 
 
 def batches(**given):
-    options = {"size": 10, "batch_size": 4, "shuffle": True, "drop_last": False, "seed": 0}
-    return EpochBatches(**{**options, **given})
+    options = {"size": 10, "batch_size": 4, "drop_last": False, "seed": 0, **given}
+    return EpochBatches(order=lambda epoch: order_of(options["size"], epoch=epoch), **options)
+
+
+def order_of(size, *, epoch):
+    return torch.randperm(size, generator=torch.Generator().manual_seed(epoch))
 
 
 def test_a_short_last_batch_is_kept_or_dropped():
@@ -75,3 +50,33 @@ def test_a_batchs_seed_is_its_own_wherever_it_is_loaded():
     assert len({batch.seed for batch in whole}) == 3
     assert list(batches(with_seeds=True, start=1)) == whole[1:]
     assert next(iter(batches(with_seeds=True, epoch=1))).seed != whole[0].seed
+
+
+def test_batches_are_lists_whatever_the_order_is_kept_in():
+    def first(order, batch_size):
+        made = EpochBatches(order=lambda epoch: order, size=3, batch_size=batch_size, **REST)
+        return next(iter(made))
+
+    orders = [
+        [4, 7, 9],
+        (4, 7, 9),
+        torch.tensor([4, 7, 9]),
+        array("q", [4, 7, 9]),
+        Chosen([9, 7, 4], torch.tensor([2, 1, 0])),
+    ]
+    for order in orders:
+        assert first(order, 2) == [4, 7] and type(first(order, 2)) is list
+        assert first(order, None) == 4 and type(first(order, None)) is int
+    assert first(range(3), 2) == [0, 1]
+
+
+def test_a_limit_ends_an_epoch_early():
+    assert [len(batch) for batch in batches(limit=2)] == [4, 4]
+    assert batches(limit=9).per_epoch == 3 and len(batches(limit=2, start=1)) == 1
+
+
+def test_the_cursor_is_that_of_the_moment_of_iterating():
+    sampler = batches()
+    first = iter(sampler)
+    sampler.epoch, sampler.start = 5, 2
+    assert next(first) == next(iter(batches()))

@@ -13,10 +13,8 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     IterableDataset,
-    RandomSampler,
     SequentialSampler,
     TensorDataset,
-    WeightedRandomSampler,
 )
 
 from plugin_trainer.data.stream import evaluation_batches, training_stream
@@ -38,6 +36,11 @@ class Counting(Dataset):
         return index
 
 
+class Unsized(Dataset):
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
 class Drawing(Dataset):
     """Each sample is what is drawn from every random stream while it is loaded."""
 
@@ -48,18 +51,27 @@ class Drawing(Dataset):
         return torch.tensor([index, random.random(), np.random.rand(), float(torch.rand(()))])
 
 
-class Endless(IterableDataset):
+class Sized(IterableDataset):
     def __iter__(self):
         return iter(range(10))
 
-
-class Sized(Endless):
     def __len__(self) -> int:
         return 10
 
 
 class Loader(DataLoader):
     """A loader of a class of its own."""
+
+
+class Backwards(SequentialSampler):
+    """A sampler of a class of its own."""
+
+    def __iter__(self):
+        return reversed(range(10))
+
+
+class Pairs(BatchSampler):
+    """A batch sampler of a class of its own."""
 
 
 class Liar:
@@ -187,22 +199,14 @@ def test_more_micro_batches_than_an_epoch_has_make_one_window():
     ("source", "reason"),
     [
         (
-            lambda: loader(shuffle=None, sampler=WeightedRandomSampler([1.0] * 10, 10)),
-            "the training loader has a sampler of its own (WeightedRandomSampler)",
-        ),
-        (
-            lambda: loader(shuffle=None, sampler=RandomSampler(range(10), replacement=True)),
-            "the training loader has a sampler of its own (RandomSampler)",
-        ),
-        (
-            lambda: loader(shuffle=None, sampler=RandomSampler(range(10), num_samples=4)),
-            "the training loader has a sampler of its own (RandomSampler)",
+            lambda: loader(shuffle=None, sampler=Backwards(range(10))),
+            "the training loader has a sampler of its own (Backwards)",
         ),
         (
             lambda: DataLoader(
-                Counting(10), batch_sampler=BatchSampler(SequentialSampler(range(10)), 2, False)
+                Counting(10), batch_sampler=Pairs(SequentialSampler(range(10)), 2, False)
             ),
-            "the training loader has a batch sampler of its own, or none",
+            "the training loader has a batch sampler of its own (Pairs)",
         ),
         (
             lambda: DataLoader(Sized(), batch_size=2),
@@ -247,13 +251,18 @@ def test_empty_data_is_refused(source):
     assert caught.value.hint == ("it is empty, or smaller than one batch and drop_last is on",)
 
 
-@pytest.mark.parametrize(
-    "source", [lambda: DataLoader(Endless(), batch_size=2), lambda: iter([1, 2]), lambda: None]
-)
-def test_data_without_a_length_is_refused(source):
+@pytest.mark.parametrize("source", [Unsized, lambda: DataLoader(Unsized())])
+def test_a_data_set_without_a_length_is_refused(source):
     with pytest.raises(DataError, match="the training data has no length: ") as caught:
         training_stream(source(), seed=0)
-    assert caught.value.hint == ("give its loader a __len__",)
+    assert caught.value.hint == ("give its data set a __len__",)
+
+
+@pytest.mark.parametrize("nothing", [None, 3])
+def test_what_cannot_be_iterated_is_refused(nothing):
+    kind = type(nothing).__name__
+    with pytest.raises(DataError, match=f"the training data is a {kind}, which cannot be iterated"):
+        training_stream(nothing, seed=0)
 
 
 def test_data_that_ends_early_is_named():
@@ -268,6 +277,51 @@ def test_an_evaluation_takes_a_data_set_in_order_and_a_loader_as_it_is():
     ]
     given = loader()
     assert evaluation_batches(given, batch_size=2) is given
+
+
+def test_the_window_of_known_data_costs_no_look_ahead():
+    data = loader()
+    stream = training_stream(data, seed=0)
+    (first,) = take(stream, 1)
+    assert first.last is False
+    assert len(data.dataset.loaded) == 3
+    assert stream.state_dict() == {}
+
+
+# -------------------------------------------------------------------------------------------- limit
+
+
+def test_a_limit_makes_an_epoch_of_its_first_batches():
+    whole = training_stream(loader(), seed=0)
+    data = loader()
+    stream = training_stream(data, seed=0, limit=2)
+    assert stream.batches_per_epoch == 2 and stream.steps_per_epoch == 2
+    windows = take(stream, 4)
+    assert [window.last for window in windows] == [False, True] * 2
+    assert [window.epoch for window in windows] == [0, 0, 1, 1]
+    assert numbers(windows[:2]) == numbers(take(whole, 2))
+    assert numbers(windows[2:]) == numbers(take(whole, 2, epoch=1))
+    assert len(data.dataset.loaded) == 4 * 3
+
+
+def test_a_limit_beyond_an_epoch_changes_nothing():
+    assert training_stream(loader(), seed=0, limit=9).batches_per_epoch == 4
+    assert training_stream([1, 2], seed=0, limit=9).batches_per_epoch == 2
+
+
+def test_a_limited_epoch_of_any_iterable_begins_anew():
+    stream = training_stream([torch.tensor([n]) for n in range(5)], seed=0, limit=2, accumulate=2)
+    assert stream.batches_per_epoch == 2 and stream.steps_per_epoch == 1
+    assert numbers(take(stream, 2)) == [[[0], [1]]] * 2
+
+
+def test_an_evaluations_limit_loads_no_batch_more_and_holds_each_time():
+    data = Counting(10)
+    batches = evaluation_batches(data, batch_size=3, limit=2)
+    assert [batch.tolist() for batch in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert data.loaded == [0, 1, 2, 3, 4, 5]
+    assert len([*batches]) == 2
+    assert len([*evaluation_batches(loader(), batch_size=9, limit=9)]) == 4
 
 
 def test_loaders_by_name_are_refused_in_words():

@@ -1,0 +1,163 @@
+"""Loaders that are iterated as they are: any iterable, and those that can save where they stand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
+from typing import Any
+
+import torch
+
+from plugin_trainer.data.order import derive_seed
+from plugin_trainer.data.private_streams import private_streams
+
+_NOTHING = object()
+
+
+class AsItIs:
+    """Any iterable of batches, iterated once an epoch.
+
+    batches_per_epoch  None if it has no length
+    once               whether it is an iterator, which has a single pass in it
+    """
+
+    def __init__(self, loader: Any, *, because: str, limit: int | None = None) -> None:
+        self._loader = loader
+        self.once = hasattr(loader, "__next__")
+        self.batches_per_epoch = length_of(loader, limit=limit)
+        self.inexact_because = because
+
+    def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
+        _tell_epoch(self._loader, epoch)
+        iterator = iter(self._loader)
+        for _ in islice(iterator, start):
+            pass
+        return iterator
+
+
+class Stateful:
+    """A loader with `state_dict` and `load_state_dict`, such as torchdata's.
+
+    What is drawn in this process while a batch is loaded is seeded by the batch's position: the
+    process's own streams must not depend on how often the loader was entered, nor on how far it
+    was looked ahead into. What the loader's workers draw is the loader's own affair.
+    """
+
+    inexact_because = ""
+    once = False
+
+    def __init__(self, loader: Any, *, seed: int, task: str, limit: int | None = None) -> None:
+        self._loader = loader
+        self._seed = (seed, task)
+        self.batches_per_epoch = length_of(loader, limit=limit)
+
+    def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
+        batches = self._iterate(epoch=epoch, start=0)
+        for _ in islice(batches, start):
+            pass
+        return batches
+
+    def state_dict(self) -> Any:
+        """Where the loader stands, as a copy that does not move on with it."""
+        return copy.deepcopy(self._loader.state_dict())
+
+    def batches_after(self, state: Mapping[str, Any], *, epoch: int, start: int) -> _Seeded:
+        """The rest of an epoch in which the loader's state was taken after `start` batches."""
+        self._loader.load_state_dict(state)
+        return self._iterate(epoch=epoch, start=start)
+
+    def epoch_after(
+        self, state: Mapping[str, Any], *, epoch: int, start: int, more: bool
+    ) -> Iterator[Any]:
+        """The epoch after `epoch`, which ended with this state after `start` batches.
+
+        more  whether the loader itself had not come to its end
+        """
+        rest = self.batches_after(state, epoch=epoch, start=start)
+        if more:  # The loader would go on with what the epoch left out.
+            return self.batches(epoch=epoch + 1, start=0)
+        # At its end, a loader gives nothing more the first time, or begins anew at once.
+        rest.enter(epoch + 1)
+        first = next(rest, _NOTHING)
+        if first is _NOTHING:
+            return self.batches(epoch=epoch + 1, start=0)
+        return chain([first], rest)
+
+    def _iterate(self, *, epoch: int, start: int) -> _Seeded:
+        _tell_epoch(self._loader, epoch)
+        self._seed_samplers(epoch)
+        with private_streams(derive_seed(*self._seed, epoch, "iterate")):
+            iterator = iter(self._loader)
+        return _Seeded(iterator, seed=self._seed, epoch=epoch, start=start)
+
+    def _seed_samplers(self, epoch: int) -> None:
+        """Make the order that a known sampler draws one of the epoch.
+
+        A loader that has to skip its way back into an epoch finds the same order only then.
+        """
+        for part in _parts(self._loader):
+            if type(part).__module__.startswith(("torch.utils.data.", "torchdata.")) and (
+                getattr(part, "generator", _NOTHING) is None
+                or isinstance(getattr(part, "generator", None), torch.Generator)
+            ):
+                part.generator = torch.Generator().manual_seed(derive_seed(*self._seed, epoch))
+
+
+class _Seeded:
+    """An iterator whose every batch is loaded under a seed of its own."""
+
+    def __init__(
+        self, iterator: Iterator[Any], *, seed: tuple[int, str], epoch: int, start: int
+    ) -> None:
+        self._iterator, self._seed, self._epoch, self._position = iterator, seed, epoch, start
+
+    def enter(self, epoch: int) -> None:
+        """Count what comes as the batches of another epoch."""
+        self._epoch, self._position = epoch, 0
+
+    def __iter__(self) -> _Seeded:
+        return self
+
+    def __next__(self) -> Any:
+        seed = derive_seed(*self._seed, self._epoch, self._position)
+        self._position += 1
+        with private_streams(seed):
+            return next(self._iterator)
+
+
+def is_stateful(loader: Any) -> bool:
+    """Whether a loader can save where it stands."""
+    return callable(getattr(loader, "state_dict", None)) and callable(
+        getattr(loader, "load_state_dict", None)
+    )
+
+
+def length_of(loader: Any, *, limit: int | None) -> int | None:
+    """The batches of an epoch, or None for a loader that cannot say."""
+    try:
+        length = len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+    return length if limit is None else min(length, limit)
+
+
+def _parts(loader: Any) -> list[Any]:
+    """The loader's samplers and its data set."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts = (
+        batch_sampler,
+        getattr(loader, "sampler", None),
+        getattr(batch_sampler, "sampler", None),
+        getattr(loader, "dataset", None),
+    )
+    return list({id(part): part for part in parts if part is not None}.values())
+
+
+def _tell_epoch(loader: Any, epoch: int) -> None:
+    """Call `set_epoch` of whatever has one: shuffling by epoch depends on it."""
+    for part in (loader, *_parts(loader)):
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)

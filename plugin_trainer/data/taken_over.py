@@ -1,0 +1,114 @@
+"""A map-style DataLoader whose order is ours: entered at any batch, exactly, loading nothing."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
+from plugin_trainer.data.samplers import sampler_order, sampling_of
+
+
+class TakenOver:
+    """A map-style DataLoader whose sampler is replaced by ours; everything else of it is kept."""
+
+    inexact_because = ""
+    once = False
+
+    def __init__(
+        self, loader: DataLoader, *, seed: int, task: str, limit: int | None = None
+    ) -> None:
+        in_workers = loader.num_workers > 0
+        sampling = sampling_of(loader)
+
+        def order(epoch: int) -> Indices:
+            return sampler_order(sampling.sampler, seed=seed, task=task, epoch=epoch)
+
+        self._batches = EpochBatches(
+            order=order,
+            size=len(sampling.sampler),
+            batch_size=sampling.batch_size,
+            drop_last=sampling.drop_last,
+            seed=seed,
+            task=task,
+            with_seeds=in_workers,
+            limit=limit,
+        )
+        self.batches_per_epoch = self._batches.per_epoch
+        sampler: dict[str, Any] = (
+            {"batch_sampler": self._batches}
+            if sampling.as_list
+            else {"sampler": self._batches, "batch_size": None}
+        )
+        # A loader draws a base seed each time it is iterated: from a generator of its own, so that
+        # the global stream, which dropout uses, does not move (it would once more after a resume).
+        generator = torch.Generator().manual_seed(derive_seed(seed, task, "workers"))
+        self._loader = DataLoader(
+            SeededDataset(loader.dataset) if in_workers else loader.dataset,
+            **sampler,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=WorkerStart(loader.worker_init_fn),
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+        )
+
+    def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
+        """The batches of an epoch from position `start` on; none before it is loaded."""
+        self._batches.epoch, self._batches.start = epoch, start
+        return iter(self._loader)
+
+
+class SeededDataset(Dataset):
+    """A data set whose batches are loaded under a seed of their own, wherever they are loaded.
+
+    Used in workers only: what a worker draws then depends on the batch alone, not on what the
+    worker loaded before, so that a resumed run's fresh workers draw the same.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, batch: SeededBatch) -> Any:
+        """What the data set has under the key that a loader without collation asks for."""
+        _seed(batch.seed)
+        return self._dataset[batch.indices]
+
+    def __getitems__(self, batch: SeededBatch) -> list[Any]:
+        """The samples of one batch."""
+        _seed(batch.seed)
+        if getattr(self._dataset, "__getitems__", None):
+            return self._dataset.__getitems__(batch.indices)
+        return [self._dataset[index] for index in batch.indices]
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class WorkerStart:
+    """Prepares a worker process: signals are the main process's to answer."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        """Run in the worker, before it loads anything."""
+        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
+        # process fail before it could save. SIGTERM is how the main process ends a worker.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._then is not None:
+            self._then(worker)

@@ -1,0 +1,1 @@
+"""Measurements that are not tests. Run from the root of the repository."""

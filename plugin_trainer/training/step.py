@@ -35,14 +35,11 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     # Until the optimizer moves, an error leaves the weights as the last step left them.
     run.sound = True
     run.optimizer.zero_grad(set_to_none=True)
-    outcomes = [_backward(run, batch, alone=len(micro_batches) == 1) for batch in micro_batches]
-    outcome = outcomes[0] if len(outcomes) == 1 else _as_one(outcomes)
-    if run.scaler is not None:
-        run.scaler.unscale_(run.optimizer)
+    outcome, divisor = _backward(run, micro_batches)
     gradients = [p.grad for group in run.optimizer.param_groups for p in group["params"]]
     gradients = [gradient for gradient in gradients if gradient is not None]
-    if len(outcomes) > 1:
-        divide(gradients, outcome.count)
+    if divisor is not None:
+        divide(gradients, divisor)
     run.grad_norm = clip_to_norm(gradients, max_norm=run.settings.optimizer.max_grad_norm)
     run.stopwatch.lap("forward_backward")
     if run.guard.passes(outcome, run.grad_norm, step=run.progress.step + 1):
@@ -54,14 +51,33 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     return outcome
 
 
-def _backward(run: Run, batch: Any, *, alone: bool) -> StepOutcome:
-    moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-    outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
+def _backward(
+    run: Run, micro_batches: Sequence[Any]
+) -> tuple[StepOutcome, int | float | Tensor | None]:
+    """The outcome of all micro-batches, and what their gradients are still to be divided by."""
+    outcomes: list[StepOutcome] = []
+    for batch in micro_batches:
+        moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
+        outcomes.append(run.hooks.forward(run=run, batch=moved))
+        _differentiate(run, outcomes, alone=len(micro_batches) == 1)
+    if run.scaler is not None:
+        run.scaler.unscale_(run.optimizer)
+    if len(outcomes) == 1:
+        return outcomes[0], None
+    outcome = _as_one(outcomes)
+    return outcome, outcome.count if run.scaler is None else outcome.count / outcomes[0].count
+
+
+def _differentiate(run: Run, outcomes: Sequence[StepOutcome], *, alone: bool) -> None:
+    outcome = outcomes[-1]
     # A mean over its own items weighs as much as it has items: the sum is divided by all of them
     # later.
     loss = outcome.loss if alone else outcome.loss * outcome.count
-    (loss if run.scaler is None else run.scaler.scale(loss)).backward()
-    return outcome
+    if run.scaler is not None:
+        # Under the loss scale a sum would overflow long before a mean does: it is counted in units
+        # of the first micro-batch.
+        loss = run.scaler.scale(loss if alone else loss / outcomes[0].count)
+    loss.backward()
 
 
 def _as_one(outcomes: Sequence[StepOutcome]) -> StepOutcome:

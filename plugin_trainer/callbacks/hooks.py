@@ -43,6 +43,12 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             settings=f"{_HERE}.settings:EarlyStoppingSettings",
             summary="stops a run whose evaluations no longer improve",
         ),
+        CallbackSpec(
+            name="profiler",
+            target=f"{_HERE}.profiler:Profiler",
+            settings=f"{_HERE}.settings:ProfilerSettings",
+            summary="records a few steps with torch.profiler: a trace and a table",
+        ),
     ]
 
 

@@ -50,3 +50,52 @@ class TensorBoardSettings:
     """
 
     folder: str = "tensorboard"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfilerSettings:
+    """Which steps to profile, and what to record of them.
+
+    skip_first     steps left alone at the start, which are slower than the others
+    wait           steps left alone at the start of each cycle
+    warmup         steps recorded and thrown away after that
+    active         steps recorded and written: one window
+    repeat         how many cycles to go through; 0 for no end
+    record_shapes  also what shapes the operators were given
+    memory         also what memory the operators took, and the peak
+    with_stack     also where in the Python code each operator was called; slower
+    compress       write the traces as .json.gz
+    folder         relative to the run folder
+    rows           operators in a table
+    sort_by        what comes first in a table: "auto" (self_device_time_total on a device that
+                   torch can record, else self_cpu_time_total), "cpu_time_total",
+                   "device_time_total", "self_cpu_memory_usage", "self_device_memory_usage" or
+                   "count"
+    """
+
+    skip_first: Annotated[int, Field(ge=0)] = 10
+    wait: Annotated[int, Field(ge=0)] = 1
+    warmup: Annotated[int, Field(ge=0)] = 2
+    active: Annotated[int, Field(ge=1)] = 3
+    repeat: Annotated[int, Field(ge=0)] = 1
+    record_shapes: bool = False
+    memory: bool = False
+    with_stack: bool = False
+    compress: bool = False
+    folder: str = "profiler"
+    rows: Annotated[int, Field(ge=1)] = 20
+    sort_by: Literal[
+        "auto",
+        "self_cpu_time_total",
+        "cpu_time_total",
+        "self_device_time_total",
+        "device_time_total",
+        "self_cpu_memory_usage",
+        "self_device_memory_usage",
+        "count",
+    ] = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse to sort by what is not recorded."""
+        if self.sort_by.endswith("memory_usage") and not self.memory:
+            raise ValueError(f"sort_by = {self.sort_by!r} needs memory = true")

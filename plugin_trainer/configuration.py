@@ -156,6 +156,36 @@ def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Ke
     return named
 
 
+def open_to_explain(
+    run_file: Layer | None = None, *, plugins: Sequence[str] = (), folder: Path | None = None
+) -> tuple[Catalog, dict[Kind, list[str]]]:
+    """The catalog of a run that may not be complete, and what it uses of each kind unasked.
+
+    Raises what the registry raises for a plugin that cannot be used.
+    """
+    values = run_file.values if run_file else {}
+    catalog = open_catalog([*_plugins_of(values, plugins)], folder=folder)
+    recipe = _recipe(catalog, plugins, {"plugins": values.get("plugins")})
+    if recipe is not None:
+        named = _plugins_of(merge([recipe, *([run_file] if run_file else [])]).values, plugins)
+        catalog = open_catalog([*named], folder=folder)
+    chosen: dict[Kind, list[str]] = {"model": [], "data": [], "scheduler": ["core/linear"]}
+    keys: dict[Kind, Key] = {
+        "model": ("model",), "data": ("data",), "scheduler": ("schedule", "name"),
+    }  # fmt: skip
+    for kind, key in keys.items():
+        default = catalog.default(kind) if kind != "scheduler" else None
+        in_recipe = look_up(recipe.values, key) if recipe else None
+        if default is not None:
+            chosen[kind].append(default.address)
+        if isinstance(in_recipe, str):
+            try:
+                chosen[kind].append(catalog.find(kind, in_recipe).address)
+            except UnknownOffer:
+                chosen[kind].append(in_recipe)
+    return catalog, chosen
+
+
 def _is_list_of_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 

@@ -24,19 +24,20 @@ set_option = click.option(
 )
 
 
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="NAME",
+    help="A plugin that takes part: a name, a ./path or a module.",
+)
+
+run_file_argument = click.argument("run_file", required=False, metavar="[RUN.toml]")
+
+
 def what_to_run(command: Command) -> Command:
     """RUN.toml, --plugin and --set: the three ways to say what a run is."""
-    for option in (
-        set_option,
-        click.option(
-            "--plugin",
-            "plugins",
-            multiple=True,
-            metavar="NAME",
-            help="A plugin that takes part: a name, a ./path or a module.",
-        ),
-        click.argument("run_file", required=False, metavar="[RUN.toml]"),
-    ):
+    for option in (set_option, plugin_option, run_file_argument):
         command = option(command)
     return command
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar
 
-from plugin_trainer.errors import PluginDuplicate, UnknownOffer
+from plugin_trainer.errors import PluginDuplicate, PluginError, UnknownOffer
 from plugin_trainer.registry.discovery import installed_plugins
 from plugin_trainer.registry.loading import LoadedPlugin, load
 from plugin_trainer.registry.names import CORE, TARGET, closest
@@ -166,6 +166,19 @@ def open_catalog(names: Sequence[str], *, folder: Path | None = None) -> Catalog
     """
     sources, notices = _sources(names, folder)
     return Catalog(plugins=(_core(), *(load(source) for source in sources)), notices=tuple(notices))
+
+
+def with_installed(catalog: Catalog) -> Catalog:
+    """The catalog and, behind its own, every other installed plugin that can be loaded."""
+    known = {plugin.name for plugin in catalog.plugins}
+    more = []
+    for name in dict.fromkeys(plugin.name for plugin in installed_plugins()):
+        if name not in known:
+            try:
+                more.append(load(resolve(name)))
+            except PluginError:
+                continue  # `ptrain plugins` says why
+    return Catalog((*catalog.plugins, *more), catalog.notices)
 
 
 def plugins_named_in(addresses: Iterable[str]) -> list[str]:

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from plugin_trainer.settings.render import to_values
@@ -20,30 +21,45 @@ class Described:
     """One key of a settings dataclass.
 
     default  as TOML would have it; empty if the key is required or off by default
+    value    the default as a TOML value; None where there is none, and for a table
     meaning  from the docstring; empty if that does not say
     """
 
     key: str
     default: str
+    value: Any
     required: bool
     meaning: str
 
 
 def describe(cls: type) -> list[Described]:
     """Every key of a settings dataclass, in order."""
-    meanings = docstring_entries(inspect.getdoc(cls) or "")
+    meanings = docstring_entries(_docstring(cls))
     described = []
     for field in dataclasses.fields(cls):
         default = _default_of(field)
+        plain = None if default in (_REQUIRED, None) else _plain(default)
         described.append(
             Described(
                 key=field.name,
-                default=_text(default),
+                default="" if plain is None else _text(plain, of=default),
+                value=None if isinstance(plain, dict) else plain,
                 required=default is _REQUIRED,
                 meaning=meanings.get(field.name, ""),
             )
         )
     return described
+
+
+def summary(cls: type) -> str:
+    """What a settings dataclass says of itself before it lists its keys."""
+    return " ".join(_docstring(cls).partition("\n\n")[0].split())
+
+
+def _docstring(cls: type) -> str:
+    """Its own: a dataclass without one is given its signature, which says nothing."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return "" if text.startswith(f"{cls.__name__}(") else text
 
 
 def docstring_entries(docstring: str) -> dict[str, str]:
@@ -54,8 +70,7 @@ def docstring_entries(docstring: str) -> dict[str, str]:
     entries: dict[str, str] = {}
     current: list[str] = []
     column = 0
-    lines = docstring.splitlines()
-    for line, below in zip(lines, [*lines[1:], ""], strict=True):
+    for line, below in pairwise([*docstring.splitlines(), ""]):
         match = _ENTRY.fullmatch(line)
         indent = len(below) - len(below.lstrip())
         if match:
@@ -81,15 +96,16 @@ def _default_of(field: dataclasses.Field[Any]) -> Any:
     return _REQUIRED
 
 
-def _text(value: Any) -> str:
-    if value is _REQUIRED or value is None:
-        return ""
+def _plain(value: Any) -> Any:
     holder = dataclasses.make_dataclass("Holder", [("value", Any)])(value)
-    plain = to_values(holder)["value"]
+    return to_values(holder)["value"]
+
+
+def _text(plain: Any, *, of: Any) -> str:
     if isinstance(plain, bool):
         return str(plain).lower()
     if isinstance(plain, str):
         return f'"{plain}"'
     if isinstance(plain, dict):
-        return "" if dataclasses.is_dataclass(value) else "{}"
+        return "" if dataclasses.is_dataclass(of) else "{}"
     return str(plain)

@@ -36,7 +36,8 @@ class Spelt:
         """What pydantic puts into the JSON Schema of the dataclass."""
         if self.schema:
             return dict(self.schema)
-        return {"anyOf": [*map(dict, self.also), handler(core_schema)]}
+        of_type: dict[str, Any] = handler(core_schema)
+        return {"anyOf": [*map(dict, self.also), of_type]} if self.also else of_type
 
 
 def in_words(hint: Any) -> str:

@@ -90,14 +90,14 @@ def assemble(
         )
         run = _run(
             configuration, disk=disk, device=device, model=model.to(device), data=data,
-            criterion=criterion, callbacks=callbacks, notify=notify,
+            criterion=criterion, callbacks=callbacks,
         )  # fmt: skip
         around = surroundings(configuration, run)
         resumption = _resumption(run, configuration, around, allow=allow) if resuming else None
         if resumption is not None:
             _go_on(run, resumption, notify=notify)
-        elif run.stream.inexact_because:
-            notify(f"resuming will not be exact: {run.stream.inexact_because}")
+        else:
+            _begin(run, notify=notify)
         _write_down(run, configuration, around, resumed=resumption is not None)
         return run
     except BaseException:
@@ -160,7 +160,6 @@ def _run(
     data: Any,
     criterion: Criterion | None,
     callbacks: Sequence[object],
-    notify: Callable[[str], None],
 ) -> Run:
     settings = configuration.settings
     stream = training_stream(
@@ -170,8 +169,6 @@ def _run(
         batch_size=settings.batch_size,
     )
     plan = make_plan(settings, stream)
-    if settings.init_from is not None:
-        notify(start_from(model, settings.init_from))
     checkpoint_activations(model, settings.activation_checkpointing)
     optimizer = build_optimizer(model, settings.optimizer)
     precision = pick_precision(settings.precision, device)
@@ -339,6 +336,15 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
     run.disk.cut_metrics_after(run.progress.step)
     for line in plan_of(run, resumption, snapshot):
         notify(line)
+
+
+def _begin(run: Run, *, notify: Callable[[str], None]) -> None:
+    if run.settings.init_from is not None:
+        notify(start_from(run.model, run.settings.init_from))
+        if run.ema is not None:
+            run.ema.begin()
+    if run.stream.inexact_because:
+        notify(f"resuming will not be exact: {run.stream.inexact_because}")
 
 
 def _write_down(

@@ -35,7 +35,7 @@ class Forward:
         label: str = "",
         compiled: Callable[..., Any] | None = None,
     ) -> None:
-        self._model = compiled or model
+        self._model = model if compiled is None else compiled
         self._criterion = criterion
         self._label = label
         self._accepted, self._accepts_all = _keywords_of(model)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import nn
 
 from plugin_trainer.errors import PtrainError
-from plugin_trainer.settings import OptimizerSettings
+from plugin_trainer.settings import GroupSettings, OptimizerSettings
 from plugin_trainer.training.optimizers import (
     build_optimizer,
     load_optimizer_state,
@@ -206,3 +208,110 @@ def test_the_state_split_into_other_groups_is_refused_in_words():
     together = build_optimizer(model, OptimizerSettings(no_decay="none"))
     with pytest.raises(PtrainError, match="parameter groups"):
         load_optimizer_state(together, model, tensors, rest)
+
+
+# ------------------------------------------------------------------------------------------ groups
+
+
+class Encoder(nn.Module):
+    """An encoder of two blocks with a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, features):
+        return self.head(self.encoder(features))
+
+
+def grouped(**groups):
+    """Name, rate, decay and the names of the parameters of each group of the optimizer."""
+    model = Encoder()
+    names = {id(p): name for name, p in model.named_parameters()}
+    settings = OptimizerSettings(learning_rate=0.1, weight_decay=0.2, groups=groups)
+    optimizer = build_optimizer(model, settings)
+    return [
+        (g["name"], g["lr"], g["weight_decay"], [names[id(p)] for p in g["params"]])
+        for g in optimizer.param_groups
+    ]
+
+
+def test_a_parameter_belongs_to_the_first_pattern_that_matches_it():
+    found = grouped(
+        **{
+            "encoder.0.*": GroupSettings(learning_rate=0.001),
+            "encoder.*": GroupSettings(learning_rate=0.01, weight_decay=0.5),
+        }
+    )
+    assert found == [
+        ("encoder.0.*", 0.001, 0.2, ["encoder.0.weight"]),
+        ("encoder.0.*", 0.001, 0.0, ["encoder.0.bias"]),
+        ("encoder.*", 0.01, 0.5, ["encoder.1.weight"]),
+        ("encoder.*", 0.01, 0.0, ["encoder.1.bias", "encoder.2.weight", "encoder.2.bias"]),
+        ("others", 0.1, 0.2, ["head.weight"]),
+        ("others", 0.1, 0.0, ["head.bias"]),
+    ]
+
+
+def test_a_pattern_that_matches_nothing_or_comes_too_late_is_refused():
+    with pytest.raises(
+        PtrainError, match=r"the pattern 'encodr\.\*' matches no parameter"
+    ) as caught:
+        grouped(**{"encodr.*": GroupSettings()})
+    assert "encoder.0.weight" in caught.value.hint[0]
+    with pytest.raises(
+        PtrainError, match=r"'encoder\.0\.\*' matches no parameter that 'encoder\.\*'"
+    ):
+        grouped(**{"encoder.*": GroupSettings(), "encoder.0.*": GroupSettings()})
+
+
+def test_frozen_parameters_do_not_move_and_are_not_averaged(fit, tmp_path):
+    torch.manual_seed(0)
+    model = Encoder()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    fit(
+        model,
+        optimizer={"learning_rate": 0.1, "groups": {"encoder.*": {"frozen": True}}},
+        ema={"decay": 0.9},
+    )
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (about["parameters"], about["trainable"]) == (58, 10)
+
+
+def test_the_schedule_moves_each_group_by_its_own_rate_and_the_log_says_so(
+    fit, tmp_path, metrics_of
+):
+    fit(
+        Encoder(),
+        log="1 steps",
+        optimizer={"learning_rate": 0.1, "groups": {"encoder.*": {"learning_rate": 0.02}}},
+        schedule={"name": "linear"},
+    )
+    lines = metrics_of(tmp_path / "run")
+    for step, line in enumerate(lines[:5], 1):
+        assert line["learning_rate/encoder.*"] == pytest.approx(0.02 * (1 - step / 6))
+        assert line["learning_rate/others"] == pytest.approx(0.1 * (1 - step / 6))
+
+
+def test_groups_are_resumed_and_a_changed_rate_of_one_holds_when_it_is_allowed(fit):
+    def settings(rate):
+        groups = {"encoder.*": {"learning_rate": rate}}
+        return {"save": "1 steps", "optimizer": {"learning_rate": 0.1, "groups": groups}}
+
+    class Rates:
+        def ptrain_step_end(self, run):
+            self.rates = [g["lr"] for g in run.optimizer.param_groups]
+            if run.progress.step == 3:
+                run.interrupt("enough", signal=15)
+
+    seen = Rates()
+    fit(Encoder(), callbacks=[seen], schedule={"name": "constant"}, **settings(0.02))
+    assert seen.rates == [0.02, 0.02, 0.1, 0.1]
+    fit(
+        Encoder(), callbacks=[seen], schedule={"name": "constant"}, resume="auto",
+        allow=["optimizer"], **settings(0.04),
+    )  # fmt: skip
+    assert seen.rates == [0.04, 0.04, 0.1, 0.1]

@@ -126,3 +126,112 @@ def test_a_warm_up_as_long_as_the_run_is_refused(fit, warmup):
         fit(schedule={"warmup": warmup})
     in_steps = "" if warmup.endswith("steps") else " (6 steps)"
     assert caught.value.message.startswith(f"schedule.warmup: {warmup}{in_steps} is no shorter")
+
+
+# --------------------------------------------------------------------- torch's own, and the plateau
+
+TORCH = "torch.optim.lr_scheduler:"
+
+
+def test_a_scheduler_of_torch_takes_its_keywords_and_the_length_where_it_asks(
+    fit, metrics_of, tmp_path
+):
+    found = logged(
+        fit, metrics_of, tmp_path, schedule={"name": TORCH + "StepLR"},
+        schedule_settings={"step_size": 2, "gamma": 0.1},
+    )  # fmt: skip
+    assert found == pytest.approx([BASE * f for f in (1, 0.1, 0.1, 0.01, 0.01, 0.001)])
+
+
+def test_one_cycle_knows_how_long_the_run_is(fit, metrics_of, tmp_path):
+    found = logged(
+        fit, metrics_of, tmp_path, schedule={"name": TORCH + "OneCycleLR"},
+        schedule_settings={"max_lr": BASE, "pct_start": 0.5},
+    )  # fmt: skip
+    assert max(found) == pytest.approx(BASE, rel=0.2)
+    assert found[-1] < found[0]
+
+
+PLATEAU = {
+    "schedule": {"name": TORCH + "ReduceLROnPlateau"},
+    "schedule_settings": {"factor": 0.5, "patience": 0},
+    "evaluate": "1 steps",
+}
+
+
+class Scores:
+    """Makes up what evaluations find."""
+
+    def __init__(self, *losses, name="val/loss"):
+        self.losses, self.name = list(losses), name
+
+    def ptrain_evaluation_end(self, run, metrics):
+        metrics[self.name] = self.losses[run.progress.step - 1]
+
+
+def test_a_plateau_schedule_steps_on_evaluations(fit, toy, metrics_of, tmp_path):
+    fit_with = dict(PLATEAU, validation=toy.loader(4), callbacks=[Scores(5, 4, 4, 3, 3, 3)])
+    found = logged(fit, metrics_of, tmp_path, **fit_with)
+    # The line of a step is written before its evaluation moves the rate.
+    assert found == pytest.approx([BASE * f for f in (1, 1, 1, 0.5, 0.5, 0.25)])
+
+
+def test_a_plateau_schedule_waits_for_its_warm_up_and_watches_what_it_is_told(
+    fit, toy, metrics_of, tmp_path
+):
+    found = logged(
+        fit, metrics_of, tmp_path, **{
+            **PLATEAU,
+            "schedule": {**PLATEAU["schedule"], "warmup": "2 steps", "watch": "val/score"},
+            "schedule_settings": {**PLATEAU["schedule_settings"], "mode": "max"},
+            "validation": toy.loader(4),
+            "callbacks": [Scores(1, 1, 1, 2, 2, 2, name="val/score")],
+        },
+    )  # fmt: skip
+    assert found == pytest.approx([BASE * f for f in (0.5, 1, 1, 0.5, 0.5, 0.25)])
+
+
+def test_a_plateau_schedule_follows_the_mode_of_the_best(fit, toy, metrics_of, tmp_path):
+    found = logged(
+        fit, metrics_of, tmp_path, **PLATEAU, best={"watch": "val/score", "mode": "max"},
+        validation=toy.loader(4), callbacks=[Scores(1, 2, 3, 3, 4, 5, name="val/score")],
+    )  # fmt: skip
+    assert found == pytest.approx([BASE * f for f in (1, 1, 1, 1, 0.5, 0.5)])
+
+
+def test_a_plateau_schedule_without_evaluations_or_with_an_unknown_metric_is_refused(fit, toy):
+    with pytest.raises(PtrainError, match="ReduceLROnPlateau goes by evaluations"):
+        fit(**PLATEAU)
+    with pytest.raises(PtrainError, match="val/los") as caught:
+        fit(
+            validation=toy.loader(4),
+            out="other",
+            **{**PLATEAU, "schedule": {**PLATEAU["schedule"], "watch": "val/los"}},
+        )
+    assert "val/loss" in str(caught.value)
+
+
+def test_R10_a_plateau_schedule_is_resumed(fit, toy, metrics_of, tmp_path):
+    losses = (5, 4, 4, 4, 4, 4)
+    settings = {
+        **PLATEAU,
+        "schedule_settings": {"factor": 0.5, "patience": 1},
+        "optimizer": {"learning_rate": BASE},
+        "save": "1 steps",
+        "log": "1 steps",
+        "validation": toy.loader(4),
+    }
+
+    class Stop:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 3:
+                run.interrupt("enough", signal=15)
+
+    fit(callbacks=[Scores(*losses)], out="whole", **settings)
+    fit(callbacks=[Scores(*losses), Stop()], out="cut", **settings)
+    fit(callbacks=[Scores(*losses)], out="cut", resume="auto", **settings)
+    whole, cut = (
+        {line["step"]: line["learning_rate"] for line in metrics_of(tmp_path / out)}
+        for out in ("whole", "cut")
+    )
+    assert whole == cut and len(set(whole.values())) > 1

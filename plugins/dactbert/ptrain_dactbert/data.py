@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -15,34 +16,38 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from plugin_trainer.errors import DataError
-from ptrain_dactbert import negation
+from ptrain_dactbert.broken import BrokenRows
 from ptrain_dactbert.labels import Labels, label_names
-from ptrain_dactbert.reading import Columns, Row, read_rows, suggestion
+from ptrain_dactbert.reading import Row
 from ptrain_dactbert.settings import TextClassificationSettings
+from ptrain_dactbert.sources import Place, Reader, all_labels_known
+from ptrain_dactbert.splits import Sources
+from ptrain_dactbert.streaming import StreamedBatches
 from ptrain_dactbert.tokenizing import (
     Padding,
     TokenizedTexts,
     pretrained_tokenizer,
     saved_tokenizer,
     tokenize,
+    tokenize_rows,
     trained_tokenizer,
 )
 
-BUILTIN = "builtin:"
 LABELS_FILE = "labels.json"
 
 Batch = Mapping[str, Any]
 
 
 class TextClassification:
-    """Texts with one label each.
+    """Texts, or pairs of texts, with one label each.
 
     tokenizer    what cuts texts into tokens; a Hugging Face fast tokenizer
     label_names  the labels in the order of their numbers
-    max_tokens   how many tokens of a text are read
+    max_tokens   how many tokens of a text, or of both texts of a pair, are read
+    pairs        whether each row has two texts
 
-    Everything is read and tokenised when the module is made, so that a broken line in the last file
-    is found before the first step.
+    Everything but a stream is read and tokenised when the module is made, so that a broken line in
+    the last file is found before the first step.
     """
 
     def __init__(
@@ -51,36 +56,60 @@ class TextClassification:
         *,
         tokenizer: Any = None,
         labels: Sequence[str] | None = None,
+        pairs: bool = False,
     ) -> None:
         self.settings = settings
         self.max_tokens = settings.max_tokens
+        self._sources = Sources(settings)
         self._splits: dict[str, TokenizedTexts] = {}
         if tokenizer is not None and labels is not None:
-            self.tokenizer, self.labels = tokenizer, Labels(tuple(labels))
+            self.tokenizer, self.labels, self.pairs = tokenizer, Labels(tuple(labels)), pairs
             return  # from a run's assets: its files are read only if they are asked for
-        rows = self._read("train")
-        self.labels = Labels(self._names(rows))
+        source = self._sources.needed("train")
+        check_labels(settings.labels)
+        if settings.streaming:
+            self.labels = Labels(all_labels_known(source, settings.labels))
+            reader = source.reader(None, epoch=0, known_labels=self.labels.names)
+            rows = list(islice(reader, settings.shuffle_buffer))
+        else:
+            rows = source.rows(known_labels=settings.labels)
+            declared = settings.labels or source.label_names
+            self.labels = Labels(declared or label_names(rows, path=source.where))
+        self.pairs = any(row.text_pair is not None for row in rows)
         if settings.tokenizer:
             self.tokenizer = pretrained_tokenizer(settings.tokenizer)
         else:
             self.tokenizer = trained_tokenizer(
-                [row.text for row in rows], vocabulary_size=settings.vocabulary_size
+                (text for row in rows for text in (row.text, row.text_pair) if text is not None),
+                vocabulary_size=settings.vocabulary_size,
+                pairs=self.pairs,
             )
-        self._splits["train"] = self._tokenize(rows, split="train")
+        if settings.streaming:
+            self._encode(rows[: settings.batch_size], where=source.where)
+        else:
+            self._splits["train"] = self._encode(rows, where=source.where)
         for split in ("validation", "test"):
-            if self._source(split):
+            if self._sources.of(split) is not None:
                 self._split(split)
 
     @classmethod
     def from_assets(cls, settings: TextClassificationSettings, folder: Path) -> TextClassification:
         """The same module from a run's assets: its tokenizer and labels, not those of the files."""
-        labels = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))["labels"]
-        return cls(settings, tokenizer=saved_tokenizer(folder / "tokenizer"), labels=labels)
+        task = json.loads((folder / LABELS_FILE).read_text(encoding="utf-8"))
+        return cls(
+            settings,
+            tokenizer=saved_tokenizer(folder / "tokenizer"),
+            labels=task["labels"],
+            pairs=task.get("pairs", False),
+        )
 
     def save_assets(self, folder: Path) -> None:
-        """Write the tokenizer and the label names."""
+        """Write the tokenizer and the label names, and whether it is a task of pairs."""
         self.tokenizer.save_pretrained(folder / "tokenizer")
-        text = json.dumps({"labels": self.labels.names}, ensure_ascii=False, indent=2)
+        task: dict[str, Any] = {"labels": self.labels.names}
+        if self.pairs:
+            task["pairs"] = True
+        text = json.dumps(task, ensure_ascii=False, indent=2)
         (folder / LABELS_FILE).write_text(text + "\n", encoding="utf-8")
 
     @property
@@ -104,25 +133,38 @@ class TextClassification:
         pad_id: int = self.tokenizer.pad_token_id
         return pad_id
 
-    def train(self) -> DataLoader[Any]:
+    def train(self) -> DataLoader[Any] | StreamedBatches:
         """The training part, shuffled."""
+        if self.settings.streaming:
+            return self._stream()
         return self._loader(self._split("train"), shuffle=True)
 
     def validation(self) -> DataLoader[Any] | None:
         """The validation part, or None if there is none."""
-        return self._loader(self._split("validation")) if self._source("validation") else None
+        return self._evaluated("validation")
 
     def test(self) -> DataLoader[Any] | None:
         """The test part, or None if there is none."""
-        return self._loader(self._split("test")) if self._source("test") else None
+        return self._evaluated("test")
 
     def predict(self, lines: Sequence[str]) -> Iterator[Batch]:
-        """Batches without labels, in the order of the lines."""
+        """Batches without labels, in the order of the lines.
+
+        A line is a text, or two with a tab between them if the run was trained on pairs. Raises
+        DataError for lines without one.
+        """
         texts = [line.rstrip("\r\n") for line in lines]
-        if texts:
-            yield from self._loader(
-                tokenize(texts, tokenizer=self.tokenizer, max_tokens=self.max_tokens)
+        if not texts:
+            return
+        firsts, seconds = texts, None
+        if self.pairs:
+            # Lines may come as a part of a file that knows where it begins.
+            firsts, seconds = split_pairs(texts, first_line=getattr(lines, "first_line", 1))
+        yield from self._loader(
+            tokenize(
+                firsts, tokenizer=self.tokenizer, max_tokens=self.max_tokens, text_pairs=seconds
             )
+        )
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
         """Label, probabilities and exit block of each row of a predicted batch."""
@@ -141,9 +183,11 @@ class TextClassification:
 
     def describe(self) -> str:
         """How many rows each split has, and the labels, as far as they fit a line."""
-        rows = ", ".join(f"{len(texts)} {split}" for split, texts in self._splits.items())
+        sizes = [f"{len(texts)} {split}" for split, texts in self._splits.items()]
+        rows = ", ".join(["streamed train", *sizes] if self.settings.streaming else sizes)
+        pairs = " pairs" if self.pairs else ""
         return shorten(
-            f"{rows}; labels {', '.join(self.label_names)}", width=70, placeholder=" ..."
+            f"{rows}{pairs}; labels {', '.join(self.label_names)}", width=70, placeholder=" ..."
         )
 
     def metrics(self) -> dict[str, Metric]:
@@ -155,59 +199,49 @@ class TextClassification:
 
     # ------------------------------------------------------------------------------- inside
 
-    def _source(self, split: str) -> str:
-        """The file or builtin task of a split; empty if it has none."""
-        source: str = getattr(self.settings, split)
-        if not source and split == "validation" and self.settings.train.startswith(BUILTIN):
-            return self.settings.train
-        return source
-
-    def _names(self, rows: Sequence[Row]) -> tuple[str, ...]:
-        """The label names: those of the settings, else of the builtin task, else of the file."""
-        if names := self.settings.labels:
-            if len(set(names)) < max(2, len(names)):
-                raise DataError(
-                    f"data_settings.labels is {', '.join(names)}",
-                    hint="list two labels or more, each once",
-                )
-            return names
-        if self.settings.train.startswith(BUILTIN):
-            return negation.LABELS
-        return label_names(rows, path=Path(self.settings.train))
-
-    def _read(self, split: str) -> list[Row]:
-        """The rows of a split."""
-        source, settings = self._source(split), self.settings
-        key = f"data_settings.{split}"
-        if not source:
-            raise DataError(f"{key} is not set", hint="give a .tsv, .csv or .jsonl file")
-        if source.startswith(BUILTIN):
-            if source != BUILTIN + negation.NAME:
-                known = BUILTIN + negation.NAME
-                raise DataError(
-                    f"{key}: there is no {source}{suggestion(source, known=[known])}",
-                    hint=f"generated tasks: {known}",
-                )
-            size = settings.examples if split == "train" else settings.validation_examples
-            return negation.rows(size, split=split, seed=settings.seed)
-        columns = Columns(settings.text, settings.label, settings.difficulty)
-        path = Path(source).expanduser()
-        return read_rows(path, key=key, columns=columns, header=settings.header)
+    def _evaluated(self, split: str) -> DataLoader[Any] | None:
+        return None if self._sources.of(split) is None else self._loader(self._split(split))
 
     def _split(self, split: str) -> TokenizedTexts:
         """A split, read and tokenised once."""
         if split not in self._splits:
-            self._splits[split] = self._tokenize(self._read(split), split=split)
+            source = self._sources.needed(split)
+            rows = source.rows(known_labels=self.labels.names)
+            self._splits[split] = self._encode(rows, where=source.where)
         return self._splits[split]
 
-    def _tokenize(self, rows: Sequence[Row], *, split: str) -> TokenizedTexts:
-        graded = all(row.difficulty >= 0 for row in rows)
-        return tokenize(
-            [row.text for row in rows],
+    def _encode(self, rows: Sequence[Row], *, where: str) -> TokenizedTexts:
+        check_pairs(rows, pairs=self.pairs, where=where)
+        return tokenize_rows(
+            rows,
             tokenizer=self.tokenizer,
             max_tokens=self.max_tokens,
-            labels=self.labels.numbers(rows, path=Path(self._source(split))),
-            difficulty=[row.difficulty for row in rows] if graded else None,
+            labels=self.labels.numbers(rows, path=where),
+        )
+
+    def _stream(self) -> StreamedBatches:
+        settings, source = self.settings, self._sources.needed("train")
+        if settings.num_workers:
+            raise DataError(
+                f"data_settings.num_workers is {settings.num_workers}, and a stream is read by the "
+                "main process",
+                hint="set data_settings.num_workers to 0: the tokenizer has threads of its own",
+            )
+
+        def open_reader(place: Place | None, epoch: int) -> Reader:
+            return source.reader(place, epoch=epoch, known_labels=self.labels.names)
+
+        def collate(rows: Sequence[Row]) -> dict[str, Any]:
+            texts = self._encode(rows, where=source.where)
+            batch = Padding(self.pad_id)([texts[number] for number in range(len(texts))])
+            return {**batch, "row": torch.tensor([row.line - 1 for row in rows])}
+
+        return StreamedBatches(
+            open_reader,
+            collate=collate,
+            batch_size=settings.batch_size,
+            block_size=settings.shuffle_buffer,
+            seed=settings.seed,
         )
 
     def _loader(self, texts: TokenizedTexts, *, shuffle: bool = False) -> DataLoader[Any]:
@@ -222,3 +256,42 @@ class TextClassification:
             num_workers=settings.num_workers,
             collate_fn=Padding(self.pad_id),
         )
+
+
+def check_labels(names: Sequence[str]) -> None:
+    """Refuse a list of labels in the settings that is no choice."""
+    if names and len(set(names)) < max(2, len(names)):
+        raise DataError(
+            f"data_settings.labels is {', '.join(names)}",
+            hint="list two labels or more, each once",
+        )
+
+
+def check_pairs(rows: Sequence[Row], *, pairs: bool, where: str) -> None:
+    """Refuse pairs where the run is one of single texts, and the other way round."""
+    for row in rows:
+        if (row.text_pair is not None) != pairs:
+            raise DataError(
+                f"{where}:{row.line}: {'one text' if pairs else 'a pair of texts'}, where the "
+                f"training data have {'pairs' if pairs else 'single texts'}",
+                hint="set data_settings.text and data_settings.text_pair to the columns to read",
+            )
+
+
+def split_pairs(lines: Sequence[str], *, first_line: int) -> tuple[list[str], list[str]]:
+    """The first and the second text of each line; DataError for lines that are not two texts."""
+    broken = BrokenRows("the input")
+    texts = []
+    for number, line in enumerate(lines, start=first_line):
+        fields = line.split("\t")
+        if len(fields) != 2:
+            count = "no tab" if len(fields) == 1 else f"{len(fields) - 1} tabs"
+            broken.add(
+                DataError(
+                    f"line {number}: {count} in {shorten(line, width=40, placeholder=' ...')!r}",
+                    hint="the run was trained on pairs: a line is first<TAB>second",
+                )
+            )
+        texts.append((fields[0], fields[-1]))
+    broken.check()
+    return [first for first, _ in texts], [second for _, second in texts]

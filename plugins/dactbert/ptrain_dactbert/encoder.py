@@ -15,6 +15,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, BertConfig, Pretr
 from transformers.utils import logging as transformers_logging
 
 from plugin_trainer.errors import PtrainError
+from ptrain_dactbert import hub
 from ptrain_dactbert.settings import ClassifierSettings
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -86,22 +87,38 @@ def quiet_transformers() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
+@contextmanager
+def reading(name: str, *, key: str, what: str) -> Iterator[dict[str, Any]]:
+    """Read a folder or Hub id in it, quietly, with these options for `from_pretrained`.
+
+    Where the Hub does not answer only its cache is read. Raises PtrainError, which names the
+    setting `key`, for what cannot be had.
+    """
+    why = "" if is_folder_path(name) else hub.why_unreachable()
+    try:
+        with quiet_transformers():
+            yield {"local_files_only": True} if why else {}
+    except (OSError, ValueError, KeyError) as error:
+        if why:
+            instead = "a folder (./name) that holds it"
+            raise hub.unreachable(name, key=key, why=why, instead=instead) from error
+        raise unreadable(name, key=key, what=what, error=error) from error
+
+
 def pretrained(name: str) -> nn.Module:
     """The encoder in a folder or on the Hub, with its weights, in float32."""
     key = "model_settings.encoder"
     source = locate(name, key=key)
-    try:
-        with quiet_transformers():
-            config = AutoConfig.from_pretrained(source)
-            model, info = AutoModel.from_pretrained(
-                source,
-                config=config,
-                dtype=torch.float32,
-                output_loading_info=True,
-                **poolerless(config),
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable(name, key=key, what="encoder", error=error) from error
+    with reading(name, key=key, what="encoder") as options:
+        config = AutoConfig.from_pretrained(source, **options)
+        model, info = AutoModel.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **poolerless(config),
+            **options,
+        )
     if missing := sorted(info["missing_keys"]):
         # transformers would fill them with random numbers and train on.
         raise PtrainError(

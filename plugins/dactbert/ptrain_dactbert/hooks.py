@@ -21,13 +21,13 @@ def ptrain_models() -> list[ModelSpec]:
 
 
 def ptrain_data() -> list[DataSpec]:
-    """One data module: labelled texts from files, or a generated task."""
+    """One data module: labelled texts from files, a Hugging Face data set or a generated task."""
     return [
         DataSpec(
             name="text_classification",
             target="ptrain_dactbert.data:TextClassification",
             settings="ptrain_dactbert.settings:TextClassificationSettings",
-            summary="labelled texts from TSV, CSV or JSONL files, or a generated task",
+            summary="labelled texts or pairs: files, Hugging Face data sets, a generated task",
             default=True,
             defaults_from={"tokenizer": "model_settings.encoder"},
         )

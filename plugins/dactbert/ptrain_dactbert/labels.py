@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugin_trainer.errors import DataError
-from ptrain_dactbert.reading import Row, suggestion
+from ptrain_dactbert.broken import BrokenRows
+from ptrain_dactbert.columns import suggestion
+from ptrain_dactbert.reading import Row, is_integer
 
 SHOWN = 20
 """How many label names a message lists."""
 
 
-def label_names(rows: Sequence[Row], *, path: Path) -> tuple[str, ...]:
+def label_names(rows: Sequence[Row], *, path: Path | str) -> tuple[str, ...]:
     """The labels of the training rows: numbers in their order, names sorted.
+
+    path  what a message calls the file or split
 
     Numbers 0 to C - 1 so keep their meaning. Raises DataError if there is nothing to tell apart.
     """
@@ -29,23 +33,28 @@ def label_names(rows: Sequence[Row], *, path: Path) -> tuple[str, ...]:
     return tuple(sorted(seen))
 
 
-def is_integer(label: str) -> bool:
-    """Whether a label is a whole number, such as 3 or -1."""
-    return label.removeprefix("-").isdecimal()
-
-
 @dataclass(frozen=True)
 class Labels:
     """The label names in order; the position of a name is its number."""
 
     names: tuple[str, ...]
 
-    def numbers(self, rows: Iterable[Row], *, path: Path) -> list[int]:
-        """The number of each row's label, which the file gives as a name or as that number."""
-        positions = {name: number for number, name in enumerate(self.names)}
-        return [self._number(row, positions=positions, path=path) for row in rows]
+    def numbers(self, rows: Iterable[Row], *, path: Path | str) -> list[int]:
+        """The number of each row's label, which the file gives as a name or as that number.
 
-    def _number(self, row: Row, *, positions: dict[str, int], path: Path) -> int:
+        Raises DataError, which tells of all the rows with another label at once.
+        """
+        positions = {name: number for number, name in enumerate(self.names)}
+        numbers, broken = [], BrokenRows(str(path))
+        for row in rows:
+            try:
+                numbers.append(self._number(row, positions=positions, path=path))
+            except DataError as error:
+                broken.add(error)
+        broken.check()
+        return numbers
+
+    def _number(self, row: Row, *, positions: dict[str, int], path: Path | str) -> int:
         if row.label in positions:
             return positions[row.label]
         last = len(self.names) - 1

@@ -3,73 +3,135 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from plugin_trainer.errors import DataError
-
-TEXT_NAMES = ("text", "sentence", "content", "review")
-LABEL_NAMES = ("label", "labels", "class", "target", "category", "sentiment")
+from ptrain_dactbert.broken import BrokenRows
+from ptrain_dactbert.columns import (
+    LABEL_NAMES,
+    TEXT_NAMES,
+    Columns,
+    Found,
+    named_columns,
+    names_columns,
+    plain_names,
+    table_columns,
+)
 
 Header = bool | Literal["auto"]
 
 
 @dataclass(frozen=True, slots=True)
-class Columns:
-    """Which columns to read, each a name or a position; "auto" looks for the usual names."""
-
-    text: str | int = "auto"
-    label: str | int = "auto"
-    difficulty: str | int = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Row:
-    """One labelled text, as the file has it; `line` is where it stands, counted from 1."""
+    """One labelled text or pair of texts, as the file has it.
+
+    line       where it stands, counted from 1
+    text_pair  the second text; None: there is one text only
+    """
 
     text: str
     label: str
     line: int
     difficulty: int = -1
+    text_pair: str | None = None
 
 
-def suggestion(wrong: str, *, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing."""
-    close = difflib.get_close_matches(wrong, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def read_rows(path: Path, *, key: str, columns: Columns, header: Header = "auto") -> list[Row]:
+def read_rows(
+    path: Path,
+    *,
+    key: str,
+    columns: Columns,
+    header: Header = "auto",
+    known_labels: Collection[str] = (),
+) -> list[Row]:
     """All rows of a .tsv, .csv or .jsonl file.
 
-    key  the dotted setting that names the file, for the messages. Raises DataError.
+    key           the dotted setting that names the file, for the messages
+    known_labels  the label names, as far as they are known: a first line that has one is data
+
+    Raises DataError, which tells of all the broken rows at once.
     """
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "not there"
-        raise DataError(
-            f"{key}: {path} is {what}",
-            hint=f"looked at {path.absolute()}; give a .tsv, .csv or .jsonl file",
-        )
-    if path.suffix not in READERS:
-        raise DataError(
-            f"{key}: {path} ends in {path.suffix or 'nothing'}",
-            hint=f"its ending says how a file is read: {', '.join(READERS)}",
-        )
+    rows, broken = [], BrokenRows(str(path))
     try:
-        rows = list(READERS[path.suffix](path, columns, header))
-    except OSError as error:
-        raise DataError(f"{key}: {path} cannot be read: {error.strerror}") from error
+        for row in rows_of_file(path, key=key, columns=columns, header=header):
+            if isinstance(row, DataError):
+                broken.add(row)
+            else:
+                rows.append(row)
+    except DataError as error:  # what comes after it in the file cannot be read
+        broken.add(error)
+    broken.check()
     if not rows:
         empty = path.stat().st_size == 0
         raise DataError(
             f"{key}: {path} " + ("is empty" if empty else "holds no row of data"),
             hint="give a file with one labelled text a line",
         )
+    if header == "auto" and path.suffix != ".jsonl" and not columns.named:
+        refuse_hidden_header(rows, path=path, known_labels=known_labels)
     return rows
+
+
+def rows_of_file(
+    path: Path, *, key: str, columns: Columns, header: Header = "auto"
+) -> Iterator[Row | DataError]:
+    """The rows of a file one by one, read as they are asked for; a broken one is its error.
+
+    Raises DataError where nothing more can be read.
+    """
+    if not path.is_file():
+        what = "a folder, not a file" if path.is_dir() else "not there"
+        raise DataError(
+            f"{key}: {path} is {what}",
+            hint=(
+                f"looked at {path.absolute()}; give a {KINDS} file",
+                *(["a folder of data goes into data_settings.dataset"] if path.is_dir() else []),
+            ),
+        )
+    if path.suffix not in READERS:
+        raise DataError(
+            f"{key}: {path} ends in {path.suffix or 'nothing'}",
+            hint=f"its ending says how a file is read: {KINDS}",
+        )
+    try:
+        yield from READERS[path.suffix](path, columns, header)
+    except OSError as error:
+        raise DataError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
+def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Collection[str]) -> None:
+    """Refuse a first line that was taken for data and looks like the names of the columns.
+
+    Its label is then in no other row, where the others are numbers or come again and again.
+    """
+    first, rest = rows[0], Counter(row.label for row in rows[1:])
+    if len(rows) < 3 or is_integer(first.label) or first.label in {*rest, *known_labels}:
+        return
+    cells = plain_names([first.text, first.label])
+    if any(len(cell.split()) > 3 for cell in cells):
+        return
+    usual = cells[0] in TEXT_NAMES or cells[1] in LABEL_NAMES
+    if usual or all(map(is_integer, rest)) or min(rest.values()) > 1:
+        raise DataError(
+            f"{path}:{first.line}: this looks like a header and not like data: "
+            f"{first.label!r} is the label of no other row",
+            hint=(
+                "if it names the columns: data_settings.header = true, or choose them by name in "
+                "data_settings.text and data_settings.label",
+                "if it is data: data_settings.header = false",
+            ),
+        )
+
+
+def is_integer(label: str) -> bool:
+    """Whether a label is a whole number, such as 3 or -1."""
+    return label.removeprefix("-").isdecimal()
 
 
 # ---------------------------------------------------------------------------------------- lines
@@ -119,120 +181,81 @@ def csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def read_table(
     records: Iterator[tuple[int, list[str]]], path: Path, columns: Columns, header: Header
-) -> Iterator[Row]:
+) -> Iterator[Row | DataError]:
     """Rows of a file whose every record has as many fields as its first."""
     first = next(records, None)
     if first is None:
         return
-    line, cells = first
+    _, cells = first
     names = cells if has_header(cells, columns=columns, header=header) else None
-    text, label, difficulty = find_columns(columns, names=names, width=len(cells), path=path)
-    rest = records if names is not None else chain_one(first, records)
-    for line, fields in rest:
+    found = table_columns(columns, names=names, width=len(cells), at=f"{path}:1")
+    for line, fields in records if names is not None else chain([first], records):
+        at = f"{path}:{line}"
         if len(fields) != len(cells):
-            raise DataError(
-                f"{path}:{line}: {len(fields)} fields, where the first line has {len(cells)}",
+            yield DataError(
+                f"{at}: {len(fields)} fields, where the first line has {len(cells)}",
                 hint="correct or remove the line",
             )
-        yield Row(
-            text=fields[text],
-            label=label_text(fields[label], at=f"{path}:{line}"),
-            line=line,
-            difficulty=-1 if difficulty is None else grade(fields[difficulty], at=f"{path}:{line}"),
-        )
-
-
-def chain_one(
-    first: tuple[int, list[str]], rest: Iterator[tuple[int, list[str]]]
-) -> Iterator[tuple[int, list[str]]]:
-    """The record already taken, then the rest."""
-    yield first
-    yield from rest
+        else:
+            yield made_row(fields, found=found, line=line, at=at)
 
 
 def has_header(cells: Sequence[str], *, columns: Columns, header: Header) -> bool:
     """Whether the first record names the columns."""
     if header != "auto":
         return header
-    wanted = (columns.text, columns.label, columns.difficulty)
-    if any(isinstance(column, str) and column not in ("", "auto") for column in wanted):
-        return True  # a column asked for by name: if it is not there, that is the message to give
-    plain = [cell.strip().lower() for cell in cells]
-    return any(name in plain for name in TEXT_NAMES) and any(name in plain for name in LABEL_NAMES)
+    # A column asked for by name: if it is not there, that is the message to give.
+    return columns.named or names_columns(cells)
 
 
-def find_columns(
-    columns: Columns, *, names: Sequence[str] | None, width: int, path: Path
-) -> tuple[int, int, int | None]:
-    """The positions of text, label and, if asked for, difficulty."""
-    text = find_column(columns.text, "text", TEXT_NAMES, 0, names, width, path)
-    label = find_column(columns.label, "label", LABEL_NAMES, 1, names, width, path)
-    if columns.difficulty == "":
-        return text, label, None
-    return text, label, find_column(columns.difficulty, "difficulty", (), 2, names, width, path)
-
-
-def find_column(
-    wanted: str | int,
-    role: str,
-    usual: Sequence[str],
-    position: int,
-    names: Sequence[str] | None,
-    width: int,
-    path: Path,
-) -> int:
-    """The position of one column, or a DataError that lists those seen."""
-    if wanted == "auto":
-        plain = [name.strip().lower() for name in names or ()]
-        wanted = next((plain.index(name) for name in usual if name in plain), position)
-    if isinstance(wanted, int):
-        if wanted < width:
-            return wanted
-        raise DataError(
-            f"{path}:1: no column {wanted} for the {role}: the line has {width}, counted from 0",
-            hint=f"set data_settings.{role} to a position or a name in the file",
+def made_row(cells: Sequence[str], *, found: Found, line: int, at: str) -> Row | DataError:
+    """The row of a record, or what is wrong with it."""
+    try:
+        return Row(
+            text=cells[found.text],
+            label=label_text(cells[found.label], at=at),
+            line=line,
+            difficulty=-1 if found.difficulty is None else grade(cells[found.difficulty], at=at),
+            text_pair=None if found.text_pair is None else cells[found.text_pair],
         )
-    if names is None:
-        raise DataError(
-            f"{path}: column {wanted!r} is asked for by name, and the file has no header",
-            hint=f"set data_settings.{role} to a position counted from 0",
-        )
-    if wanted in names:
-        return list(names).index(wanted)
-    raise no_column(wanted, role=role, names=names, at=f"{path}:1")
-
-
-def no_column(wanted: str, *, role: str, names: Sequence[str], at: str) -> DataError:
-    """The error for a column that is not there."""
-    return DataError(
-        f"{at}: no column {wanted!r} for the {role}{suggestion(wanted, known=names)}",
-        hint=(
-            f"columns: {', '.join(names) or 'none'}",
-            f"set data_settings.{role} to one of them, or to a position counted from 0",
-        ),
-    )
+    except DataError as error:
+        return error
 
 
 # ---------------------------------------------------------------------------------------- JSONL
 
 
-def read_jsonl(path: Path, columns: Columns, header: Header) -> Iterator[Row]:
+def read_jsonl(path: Path, columns: Columns, header: Header) -> Iterator[Row | DataError]:
     """Rows of a file with a JSON object on every line."""
     del header  # every line names its own columns
+    seen: dict[tuple[str, ...], Found] = {}
     for number, line in enumerate(decoded_lines(path), start=1):
-        if not line.strip():
-            continue
-        at = f"{path}:{number}"
+        if line.strip():
+            yield json_row(line, columns=columns, seen=seen, number=number, at=f"{path}:{number}")
+
+
+def json_row(
+    line: str, *, columns: Columns, seen: dict[tuple[str, ...], Found], number: int, at: str
+) -> Row | DataError:
+    """The row of a JSON object, or what is wrong with it.
+
+    seen  where the columns are, for each set of names met so far; a new one is added
+    """
+    try:
         fields = parse_object(line, at=at)
-        text = fields[field_name(columns.text, "text", TEXT_NAMES, fields, at)]
-        if not isinstance(text, str):
-            raise DataError(f"{at}: the text is {json.dumps(text)[:40]}, not a string")
-        label = fields[field_name(columns.label, "label", LABEL_NAMES, fields, at)]
-        difficulty = -1
-        if columns.difficulty != "":
-            name = field_name(columns.difficulty, "difficulty", (), fields, at)
-            difficulty = grade(json_text(fields[name]), at=at)
-        yield Row(text, label_text(json_text(label), at=at), number, difficulty)
+        names = tuple(fields)
+        found = seen.get(names)
+        if found is None:
+            found = seen[names] = named_columns(columns, names=names, at=at)
+        values = list(fields.values())
+        for position in (found.text, found.text_pair):
+            if position is not None and not isinstance(values[position], str):
+                raise DataError(
+                    f"{at}: the text is {json.dumps(values[position])[:40]}, not a string"
+                )
+        return made_row([json_text(value) for value in values], found=found, line=number, at=at)
+    except DataError as error:
+        return error
 
 
 def parse_object(line: str, *, at: str) -> dict[str, Any]:
@@ -246,22 +269,6 @@ def parse_object(line: str, *, at: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{at}: a JSON {type(value).__name__}, where an object is wanted")
     return value
-
-
-def field_name(
-    wanted: str | int, role: str, usual: Sequence[str], fields: dict[str, Any], at: str
-) -> str:
-    """The key that holds the text, the label or the difficulty."""
-    if isinstance(wanted, int):
-        raise DataError(
-            f"{at}: data_settings.{role} is the position {wanted}, and JSON lines have names only",
-            hint=f"keys: {', '.join(fields) or 'none'}",
-        )
-    if wanted == "auto":
-        wanted = next((name for name in usual if name in fields), usual[0])
-    if wanted not in fields:
-        raise no_column(wanted, role=role, names=list(fields), at=at)
-    return wanted
 
 
 def json_text(value: object) -> str:
@@ -291,14 +298,15 @@ def grade(cell: str, *, at: str) -> int:
     )
 
 
-def read_tsv(path: Path, columns: Columns, header: Header) -> Iterator[Row]:
+def read_tsv(path: Path, columns: Columns, header: Header) -> Iterator[Row | DataError]:
     """Rows of a .tsv file."""
     return read_table(tsv_records(path), path, columns, header)
 
 
-def read_csv(path: Path, columns: Columns, header: Header) -> Iterator[Row]:
+def read_csv(path: Path, columns: Columns, header: Header) -> Iterator[Row | DataError]:
     """Rows of a .csv file."""
     return read_table(csv_records(path), path, columns, header)
 
 
 READERS = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl}
+KINDS = ".tsv, .csv, .jsonl or .parquet"

@@ -65,38 +65,61 @@ class ClassifierSettings:
 class TextClassificationSettings:
     """Where the texts are, how to read them, and how they become batches.
 
-    train                  a .tsv, .csv or .jsonl file, or "builtin:negation", a generated task
-    validation             a file of the same kinds; left out, a file is trained on unevaluated and
-                           a builtin task uses its own validation part
-    test                   a file of the same kinds, scored once at the end of the run
+    train                  a .tsv, .csv, .jsonl or .parquet file, or "builtin:negation", a
+                           generated task; with `dataset`, a split of it, "train" by default
+    validation             a file of the same kinds, or a split; left out: a builtin task uses its
+                           own validation part, a `dataset` its split "validation" if it has one,
+                           and a file is trained on unevaluated
+    test                   a file of the same kinds or a split, scored once at the end of the run
+    dataset                a Hugging Face data set: its Hub id, or a folder of data files or from
+                           save_to_disk; train, validation and test are then splits of it, or parts
+                           such as "train[:10%]"; needs the extra "datasets"
+    subset                 which subset (configuration) of the data set, such as "sst2" of "glue"
+    revision               branch, tag or commit of a data set on the Hub; empty: the latest
     text                   the text's column: a name, or a position counted from 0; "auto": the
-                           column named text, sentence, content or review, else the first
+                           columns with the usual names of a pair of texts, or the column named
+                           text, sentence, content or review, else the first of a file
+    text_pair              the column of the second text of a sentence pair, likewise; "auto": the
+                           one that goes with the first by its name; empty: there is none
     label                  the label's column, likewise; "auto": the column named label, labels,
-                           class, target, category or sentiment, else the second
+                           class, target, category or sentiment, else the next of a file
     difficulty             column of a whole number for the exit statistics; empty: none
     header                 whether the first line names the columns; "auto": if its cells are the
                            names looked for
-    labels                 the label names in order; empty: those of the training file, sorted
+    labels                 the label names in order; empty: those that a `dataset` or a Parquet file
+                           declares (ClassLabel), else those of the training rows, sorted
+    unlabelled             what to do with rows of a `dataset` or a Parquet file whose label is -1
+                           or missing: "error" refuses them, "drop" leaves them out
+    streaming              read the training rows as they are needed, for data that do not fit in
+                           memory; the labels must be known and the run's length is in steps
+    shuffle_buffer         how many rows of a stream are in memory and shuffled at a time; 1: none
     batch_size             texts per training batch
     evaluation_batch_size  texts per batch of evaluation and prediction
     max_tokens             longer texts are cut to this many tokens
     num_workers            processes that prepare batches; 0: none but the main one
     tokenizer              folder or Hub id; left out: the model's encoder; empty: one trained on
-                           the training texts
+                           the training texts, of a stream on the first shuffle_buffer of them
     vocabulary_size        most tokens that a tokenizer trained here may know
     examples               size of the generated training part
     validation_examples    size of the generated validation part
-    seed                   chooses the generated texts
+    seed                   chooses the generated texts, and the order of a stream
     """
 
     train: str = "builtin:negation"
     validation: str = ""
     test: str = ""
+    dataset: str = ""
+    subset: str = ""
+    revision: str = ""
     text: Column = "auto"
+    text_pair: Column = "auto"
     label: Column = "auto"
     difficulty: Column = ""
     header: bool | Literal["auto"] = "auto"
     labels: tuple[str, ...] = ()
+    unlabelled: Literal["error", "drop"] = "error"
+    streaming: bool = False
+    shuffle_buffer: Positive = 10_000
     batch_size: Positive = 32
     evaluation_batch_size: Positive = 64
     max_tokens: Annotated[int, Field(ge=3)] = 128

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from plugin_trainer.errors import PtrainError
 from ptrain_dactbert import encoder as encoders
+from ptrain_dactbert.reading import Row
 
 # B rows, T tokens
 
@@ -34,11 +35,8 @@ def pretrained_tokenizer(name: str) -> Any:
     """The tokenizer in a folder or on the Hub."""
     key = "data_settings.tokenizer (left out, it is model_settings.encoder)"
     source = encoders.locate(name, key=key)
-    try:
-        with encoders.quiet_transformers():
-            tokenizer: Any = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise encoders.unreadable(name, key=key, what="tokenizer", error=error) from error
+    with encoders.reading(name, key=key, what="tokenizer") as options:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token_id is None:
         raise PtrainError(
             f"{key}: the tokenizer in {name} has no padding token",
@@ -47,8 +45,11 @@ def pretrained_tokenizer(name: str) -> Any:
     return tokenizer
 
 
-def trained_tokenizer(texts: Sequence[str], *, vocabulary_size: int) -> Any:
-    """A lower-casing byte-level BPE tokenizer that knows the pieces of these texts."""
+def trained_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pairs: bool = False) -> Any:
+    """A lower-casing byte-level BPE tokenizer that knows the pieces of these texts.
+
+    pairs  it also joins two texts, "[CLS] first [SEP] second [SEP]", and tells them apart by type
+    """
     # Not WordPiece: its trainer breaks ties by hash order, another vocabulary in every process.
     pieces = Tokenizer(models.BPE())
     pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -65,12 +66,14 @@ def trained_tokenizer(texts: Sequence[str], *, vocabulary_size: int) -> Any:
     pieces.train_from_iterator(texts, trainer=trainer)
     pieces.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1" if pairs else None,
         special_tokens=[(name, pieces.token_to_id(name)) for name in ("[CLS]", "[SEP]")],
     )
     wrapped_in: Any = PreTrainedTokenizerFast
+    types = ["token_type_ids"] if pairs else []
     return wrapped_in(
         tokenizer_object=pieces,
-        model_input_names=["input_ids", "attention_mask"],
+        model_input_names=["input_ids", *types, "attention_mask"],
         **{f"{role}_token": token for role, token in SPECIAL.items()},
     )
 
@@ -118,12 +121,21 @@ def tokenize(
     *,
     tokenizer: Any,
     max_tokens: int,
+    text_pairs: Sequence[str] | None = None,
     labels: Sequence[int] | None = None,
     difficulty: Sequence[int] | None = None,
 ) -> TokenizedTexts:
-    """Texts, with what is known of them, as a data set."""
+    """Texts, with what is known of them, as a data set.
+
+    text_pairs  the second text of each. Of two texts that are too long together, the longer one
+                is cut until they fit.
+    """
     encoded: Mapping[str, list[list[int]]] = tokenizer(
-        list(texts), truncation=True, max_length=max_tokens, return_attention_mask=False
+        list(texts),
+        None if text_pairs is None else list(text_pairs),
+        truncation="longest_first",
+        max_length=max_tokens,
+        return_attention_mask=False,
     )
     ids, segments, starts = array("q"), array("q"), array("q", [0])
     typed = encoded.get("token_type_ids")
@@ -138,6 +150,22 @@ def tokenize(
         segments=torch.tensor(segments) if typed else None,
         labels=None if labels is None else torch.tensor(labels),
         difficulty=None if difficulty is None else torch.tensor(difficulty),
+    )
+
+
+def tokenize_rows(
+    rows: Sequence[Row], *, tokenizer: Any, max_tokens: int, labels: Sequence[int]
+) -> TokenizedTexts:
+    """Labelled rows as a data set; they are all pairs or all single texts."""
+    graded = all(row.difficulty >= 0 for row in rows)
+    pairs = [row.text_pair for row in rows if row.text_pair is not None]
+    return tokenize(
+        [row.text for row in rows],
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        text_pairs=pairs or None,
+        labels=labels,
+        difficulty=[row.difficulty for row in rows] if graded else None,
     )
 
 

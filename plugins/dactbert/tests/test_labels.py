@@ -64,3 +64,15 @@ def test_any_other_label_is_named_with_its_line(
     with pytest.raises(DataError, match=message) as caught:
         Labels(names).numbers(rows(names[0], label), path=PATH)
     assert caught.value.hint[0] == f"labels: {', '.join(names)}"
+
+
+def test_all_unknown_labels_are_reported_at_once() -> None:
+    with pytest.raises(DataError, match=r"dev\.tsv: 12 rows cannot be used") as caught:
+        Labels(("neg", "pos")).numbers(rows("neg", *["maybe"] * 12), path=PATH)
+    assert caught.value.hint[0] == "dev.tsv:2: unknown label 'maybe'"
+    assert caught.value.hint[9:] == (
+        "dev.tsv:11: unknown label 'maybe'",
+        "and 2 more",
+        "labels: neg, pos",
+        "correct the row, or list the label in data_settings.labels",
+    )

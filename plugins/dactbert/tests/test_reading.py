@@ -161,3 +161,107 @@ def test_a_missing_file_is_named_with_its_setting(name: str, tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"data_settings\.train: .*" + name) as caught:
         read(tmp_path / name)
     assert str(tmp_path) in caught.value.hint[0]
+
+
+# --------------------------------------------------------------------------------------- pairs
+
+
+def test_a_pair_of_texts_is_read_from_every_kind_of_file(write: Write, jsonl: Write) -> None:
+    row = {"premise": "it rains", "hypothesis": "it is wet", "label": "yes"}
+    expected = [Row("it rains", "yes", line=2, text_pair="it is wet")]
+    header, cells = list(row), list(row.values())
+    for ending, mark in (("tsv", "\t"), ("csv", ",")):
+        path = write(f"a.{ending}", f"{mark.join(header)}\n{mark.join(cells)}\n")
+        assert read(path) == expected
+    assert read(jsonl("a.jsonl", row)) == [Row("it rains", "yes", line=1, text_pair="it is wet")]
+
+
+def test_a_pair_by_position(write: Write) -> None:
+    path = write("a.tsv", "it rains\tit is wet\tyes\n")
+    assert read(path, text_pair=1) == [Row("it rains", "yes", line=1, text_pair="it is wet")]
+
+
+def test_the_second_text_must_be_a_string_too(jsonl: Write) -> None:
+    path = jsonl("a.jsonl", {"premise": "it rains", "hypothesis": None, "label": 1})
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the text is null, not a string"):
+        read(path)
+
+
+# --------------------------------------------------------------------------- all that is broken
+
+
+def test_all_broken_lines_are_reported_at_once(write: Write) -> None:
+    path = write("a.tsv", "good\t1\ndull\nso\tso\t0\nfine\t0\nempty\t\n")
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert caught.value.message == f"{path}: 3 rows cannot be used"
+    assert caught.value.hint == (
+        f"{path}:2: 1 fields, where the first line has 2",
+        f"{path}:3: 3 fields, where the first line has 2",
+        f"{path}:5: no label",
+        "correct or remove the line",
+        "give the row a label, or remove it",
+    )
+
+
+def test_of_many_broken_lines_ten_are_shown_and_all_counted(jsonl: Write) -> None:
+    path = jsonl("a.jsonl", *({"text": number, "label": 0} for number in range(23)))
+    with pytest.raises(DataError, match="23 rows cannot be used") as caught:
+        read(path)
+    assert len(caught.value.hint) == 11
+    assert caught.value.hint[9] == f"{path}:10: the text is 9, not a string"
+    assert caught.value.hint[10] == "and 13 more"
+
+
+def test_what_ends_the_reading_comes_with_the_broken_lines_before_it(write: Write) -> None:
+    path = write("a.tsv", b"good\t1\ndull\nd\xfcll\t0\nalso broken\n")
+    with pytest.raises(DataError, match="2 rows cannot be used") as caught:
+        read(path)
+    assert caught.value.hint[1] == f"{path}:3: byte 2 of the line is not UTF-8"
+
+
+# -------------------------------------------------------------------------------- hidden headers
+
+ROWS = "good\t1\ndull\t0\nso so\t0\nfine\t1\n"
+NAMED = "good\tpos\ndull\tneg\nso so\tneg\nfine\tpos\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "phrase\tscore\n" + ROWS,
+        "Phrase Text\tStars\n" + NAMED,
+        "phrase\tlabel\ngood\tpos\ndull\tneg\n",
+        "text\tverdict\ngood\tpos\ndull\tneg\n",
+    ],
+)
+def test_a_header_that_was_not_recognised_is_not_taken_for_data(content: str, write: Write) -> None:
+    path = write("a.tsv", content)
+    with pytest.raises(DataError, match=r"a\.tsv:1: this looks like a header") as caught:
+        read(path)
+    assert "data_settings.header = false" in caught.value.hint[1]
+    assert len(read(path, header=True)) == len(read(path, header=False)) - 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ROWS,
+        NAMED,
+        "2\t2\n" + ROWS,  # a rare label that is a number
+        "mixed\tso\n" + "good\tpos\ndull\tneg\n",  # every label once: nothing tells
+        "a film of many faces and moods\tmixed\n" + NAMED,  # a text, not a name
+        "odd\tmixed\nfine\tmixed\n" + NAMED,
+    ],
+)
+def test_data_are_not_taken_for_a_header(content: str, write: Write) -> None:
+    assert len(read(write("a.tsv", content))) == content.count("\n")
+
+
+def test_a_first_line_with_a_known_label_is_data(write: Write) -> None:
+    path = write("a.tsv", "odd\tmixed\n" + NAMED)
+    with pytest.raises(DataError, match="looks like a header"):
+        read(path)
+    labels = ("mixed", "neg", "pos")
+    rows = read_rows(path, key="data_settings.train", columns=Columns(), known_labels=labels)
+    assert len(rows) == 5

@@ -1,0 +1,113 @@
+"""The rows of a data set of the `datasets` library, as a file would have them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plugin_trainer.errors import DataError
+from ptrain_dactbert.columns import Columns, Found, named_columns
+from ptrain_dactbert.reading import Row, json_text, made_row
+
+UNLABELLED = -1
+"""What the Hub's data sets write for a row without a label."""
+
+
+class Unlabelled(DataError):
+    """A row that has no label."""
+
+
+@dataclass(frozen=True)
+class TableReader:
+    """Makes rows of the records of one split.
+
+    where         what a message calls the split
+    names         its columns
+    found         where in `names` the texts, the label and the difficulty are
+    class_names   the label names that the split itself gives to numbers; empty: none
+    known_labels  the label names of the run, as far as they are known
+    """
+
+    where: str
+    names: Sequence[str]
+    found: Found
+    class_names: Sequence[str]
+    known_labels: Collection[str]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns that are read."""
+        found = self.found
+        positions = (found.text, found.text_pair, found.label, found.difficulty)
+        return [self.names[position] for position in positions if position is not None]
+
+    def row(self, record: dict[str, Any], *, number: int) -> Row | DataError:
+        """One row, or what is wrong with it; `number` counts from 1."""
+        at = f"{self.where}:{number}"
+        cells = [""] * len(self.names)
+        try:
+            for position in (self.found.text, self.found.text_pair):
+                if position is not None:
+                    cells[position] = self._text(record[self.names[position]], position, at=at)
+            cells[self.found.label] = self._label(record[self.names[self.found.label]], at=at)
+            if self.found.difficulty is not None:
+                cells[self.found.difficulty] = json_text(record[self.names[self.found.difficulty]])
+        except DataError as error:
+            return error
+        return made_row(cells, found=self.found, line=number, at=at)
+
+    def _text(self, value: Any, position: int, *, at: str) -> str:
+        if isinstance(value, str):
+            return value
+        raise DataError(
+            f"{at}: the text in {self.names[position]} is {str(value)[:40]}, not a string",
+            hint=f"columns: {', '.join(self.names)}",
+        )
+
+    def _label(self, value: Any, *, at: str) -> str:
+        column = self.names[self.found.label]
+        if value is None or (value == UNLABELLED and str(UNLABELLED) not in self.known_labels):
+            raise Unlabelled(
+                f"{at}: no label ({column} is {'missing' if value is None else value})",
+                hint='to leave such rows out: data_settings.unlabelled = "drop"',
+            )
+        if isinstance(value, float):
+            if not value.is_integer():
+                raise DataError(
+                    f"{at}: the label in {column} is {value}, not a class",
+                    hint="this data module classifies; it knows no regression",
+                )
+            value = int(value)
+        if self.class_names and isinstance(value, int) and 0 <= value < len(self.class_names):
+            name = self.class_names[value]
+            # With labels of the user's own the number is what the two have in common.
+            return name if not self.known_labels or name in self.known_labels else str(value)
+        if isinstance(value, (str, bool, int)):
+            return json_text(value)
+        raise DataError(
+            f"{at}: the label in {column} is {str(value)[:40]}, not a name or a number",
+            hint="one label a row; choose another column with data_settings.label",
+        )
+
+
+def table_reader(
+    split: Any, *, columns: Columns, where: str, known_labels: Collection[str]
+) -> TableReader:
+    """The reader that fits a split. Raises DataError, which lists the columns seen."""
+    names = split.column_names
+    if names is None:  # a stream of files that say nothing of their columns
+        names = list(next(iter(split), {}))
+    found = named_columns(columns, names=names, at=where)
+    feature = (split.features or {}).get(names[found.label])
+    class_names = getattr(feature, "names", None) or ()
+    return TableReader(where, names, found, class_names, known_labels)
+
+
+def read_split(
+    split: Any, *, columns: Columns, where: str, known_labels: Collection[str]
+) -> Iterator[Row | DataError]:
+    """The rows of a split in order."""
+    reader = table_reader(split, columns=columns, where=where, known_labels=known_labels)
+    for number, record in enumerate(split.select_columns(reader.columns), start=1):
+        yield reader.row(record, number=number)

@@ -69,22 +69,19 @@ class Stateful:
         self._loader.load_state_dict(state)
         return self._iterate(epoch=epoch, start=start)
 
-    def epoch_after(
-        self, state: Mapping[str, Any], *, epoch: int, start: int, more: bool
-    ) -> Iterator[Any]:
-        """The epoch after `epoch`, which ended with this state after `start` batches.
+    def epoch_after(self, state: Mapping[str, Any], *, epoch: int, more: bool) -> Iterator[Any]:
+        """The epoch after `epoch`, at whose end the loader's state was taken.
 
-        more  whether the loader itself had not come to its end
+        more  whether the loader itself had more to give
         """
-        rest = self.batches_after(state, epoch=epoch, start=start)
-        if more:  # The loader would go on with what the epoch left out.
-            return self.batches(epoch=epoch + 1, start=0)
-        # At its end, a loader gives nothing more the first time, or begins anew at once.
-        rest.enter(epoch + 1)
+        self._loader.load_state_dict(state)
+        rest = self._iterate(epoch=epoch + 1, start=0)
         first = next(rest, _NOTHING)
-        if first is _NOTHING:
-            return self.batches(epoch=epoch + 1, start=0)
-        return chain([first], rest)
+        if not more and first is not _NOTHING:
+            return chain([first], rest)  # it has begun anew of itself
+        # That was the end, or what the epoch had left out: the next iteration begins anew.
+        del rest
+        return self.batches(epoch=epoch + 1, start=0)
 
     def _iterate(self, *, epoch: int, start: int) -> _Seeded:
         _tell_epoch(self._loader, epoch)
@@ -113,10 +110,6 @@ class _Seeded:
         self, iterator: Iterator[Any], *, seed: tuple[int, str], epoch: int, start: int
     ) -> None:
         self._iterator, self._seed, self._epoch, self._position = iterator, seed, epoch, start
-
-    def enter(self, epoch: int) -> None:
-        """Count what comes as the batches of another epoch."""
-        self._epoch, self._position = epoch, 0
 
     def __iter__(self) -> _Seeded:
         return self

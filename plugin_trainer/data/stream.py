@@ -136,7 +136,7 @@ class TrainStream:
             if not state["over"]:
                 rest = self._source.batches_after(loader, epoch=number, start=batch)
                 return self._epoch_of(rest, number, batch)
-            after = self._source.epoch_after(loader, epoch=number, start=batch, more=state["more"])
+            after = self._source.epoch_after(loader, epoch=number, more=state["more"])
             return self._epoch_of(after, number + 1, 0)
         ended = state.get("over") and (state["epoch"], state["batch"]) == (number, batch)
         if ended or (self.batches_per_epoch is not None and batch >= self.batches_per_epoch):

@@ -234,7 +234,8 @@ class TextClassification:
         def collate(rows: Sequence[Row]) -> dict[str, Any]:
             texts = self._encode(rows, where=source.where)
             batch = Padding(self.pad_id)([texts[number] for number in range(len(texts))])
-            return {**batch, "row": torch.tensor([row.line - 1 for row in rows])}
+            del batch["row"]  # it would count within the batch: a stream has no numbers of rows
+            return {**batch, "line": torch.tensor([row.line for row in rows])}
 
         return StreamedBatches(
             open_reader,

@@ -93,17 +93,51 @@ def configure(
     Raises SettingsError with every mistake, or what the registry raises for a plugin that cannot be
     used if that is all that is wrong.
     """
-    given = [layer for layer in (run_file, overrides) if layer is not None]
-    catalog, _ = _open(merge(given).values, plugins, folder)
-    recipe = _recipe(catalog, plugins, merge(given).values)
-    merged = merge([recipe, *given] if recipe else given)
-    catalog, unusable = _open(merged.values, plugins, folder)
+    catalog, merged, unusable = _laid_over(run_file, plugins, overrides, folder)
     # Spelt out, so that the settings of a run can be read again from any folder.
     spelt_out = [p.source.spelling for p in catalog.plugins if p.source.origin != "core"]
     if spelt_out and _is_list_of_names(merged.values.get("plugins", [])):
         merged.values["plugins"] = spelt_out
         merged.origins.setdefault(("plugins",), "--plugin" if plugins else "default")
     return _Checker(merged, catalog, unusable).run(parts=parts)
+
+
+def open_to_explain(
+    run_file: Layer | None = None,
+    *,
+    plugins: Sequence[str] = (),
+    overrides: Layer | None = None,
+    folder: Path | None = None,
+) -> tuple[Catalog, Merged]:
+    """The plugins of a run that need not be complete or right, and what was given so far.
+
+    Raises what the registry raises for a plugin that cannot be used.
+    """
+    catalog, merged, unusable = _laid_over(run_file, plugins, overrides, folder)
+    for _, error in unusable:
+        raise error
+    values = with_texts(RunSettings, merged.values, merged.texts)
+    return catalog, dataclasses.replace(merged, values=values)
+
+
+def callbacks_in(catalog: Catalog, merged: Merged) -> list[str]:
+    """The addresses of a run's callbacks, as far as they can be told."""
+    return [*_Checker(merged, catalog, []).callback_offers()]
+
+
+def _laid_over(
+    run_file: Layer | None,
+    plugins: Sequence[str],
+    overrides: Layer | None,
+    folder: Path | None,
+) -> tuple[Catalog, Merged, Unusable]:
+    """The sources over each other, and the plugins that they name."""
+    given = [layer for layer in (run_file, overrides) if layer is not None]
+    catalog, _ = _open(merge(given).values, plugins, folder)
+    recipe = _recipe(catalog, plugins, merge(given).values)
+    merged = merge([recipe, *given] if recipe else given)
+    catalog, unusable = _open(merged.values, plugins, folder)
+    return catalog, merged, unusable
 
 
 Unusable = list[tuple[Key, PluginError]]
@@ -156,20 +190,14 @@ def _plugins_of(values: Mapping[str, Any], typed: Sequence[str]) -> dict[str, Ke
     return named
 
 
-def open_to_explain(
+def used_unasked(
     run_file: Layer | None = None, *, plugins: Sequence[str] = (), folder: Path | None = None
-) -> tuple[Catalog, dict[Kind, list[str]]]:
-    """The catalog of a run that may not be complete, and what it uses of each kind unasked.
-
-    Raises what the registry raises for a plugin that cannot be used.
-    """
-    values = run_file.values if run_file else {}
-    catalog = open_catalog([*_plugins_of(values, plugins)], folder=folder)
-    recipe = _recipe(catalog, plugins, {"plugins": values.get("plugins")})
-    if recipe is not None:
-        named = _plugins_of(merge([recipe, *([run_file] if run_file else [])]).values, plugins)
-        catalog = open_catalog([*named], folder=folder)
-    chosen: dict[Kind, list[str]] = {"model": [], "data": [], "scheduler": ["core/linear"]}
+) -> dict[Kind, list[str]]:
+    """By kind, the addresses of what a run may use whose file names nothing of that kind."""
+    catalog, _ = open_to_explain(run_file, plugins=plugins, folder=folder)
+    named = {"plugins": run_file.values.get("plugins")} if run_file else {}
+    recipe = _recipe(catalog, plugins, named)
+    used: dict[Kind, list[str]] = {"model": [], "data": [], "scheduler": ["core/linear"]}
     keys: dict[Kind, Key] = {
         "model": ("model",), "data": ("data",), "scheduler": ("schedule", "name"),
     }  # fmt: skip
@@ -177,13 +205,13 @@ def open_to_explain(
         default = catalog.default(kind) if kind != "scheduler" else None
         in_recipe = look_up(recipe.values, key) if recipe else None
         if default is not None:
-            chosen[kind].append(default.address)
+            used[kind].append(default.address)
         if isinstance(in_recipe, str):
             try:
-                chosen[kind].append(catalog.find(kind, in_recipe).address)
+                used[kind].append(catalog.find(kind, in_recipe).address)
             except UnknownOffer:
-                chosen[kind].append(in_recipe)
-    return catalog, chosen
+                used[kind].append(in_recipe)
+    return used
 
 
 def _is_list_of_names(value: Any) -> bool:
@@ -373,8 +401,8 @@ class _Checker:
                 if (typed := self.merged.texts.get(split_key(source))) is not None:
                     self.merged.texts[key] = typed
 
-    def _choose_callbacks(self) -> list[Choice]:
-        """The defaults and the listed ones, less those taken away, each with its settings."""
+    def callback_offers(self) -> dict[str, Offer[Any]]:
+        """The defaults and the listed ones, less those taken away, by address in calling order."""
         listed = self.merged.values.get("callbacks", [])
         names = (
             [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
@@ -390,7 +418,11 @@ class _Checker:
                 self._problem(
                     ("callbacks",), f"'{name}' takes away a callback that is not part of the run"
                 )
-        offers = dict(sorted(offers.items(), key=lambda item: item[1].spec.last))
+        return dict(sorted(offers.items(), key=lambda item: item[1].spec.last))
+
+    def _choose_callbacks(self) -> list[Choice]:
+        """The callbacks of the run, each with its settings."""
+        offers = self.callback_offers()
         tables = self._callback_tables(offers)
         choices = []
         for address, offer in offers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,7 +14,10 @@ from plugin_trainer.cli.options import (
     run_file_argument,
     what_to_run,
 )
-from plugin_trainer.cli.printing import emit_json
+from plugin_trainer.cli.printing import WIDTH, emit_json, facts, table
+
+if TYPE_CHECKING:
+    from plugin_trainer.registry.explaining import Explanation
 
 
 @click.group()
@@ -65,13 +69,93 @@ def schema(run_file: str | None, plugins: tuple[str, ...]) -> None:
 
     It knows what installed plugins offer, and those that RUN.toml or --plugin names.
     """
-    from plugin_trainer.configuration import open_to_explain
+    from plugin_trainer.configuration import open_to_explain, used_unasked
     from plugin_trainer.registry.catalog import with_installed
     from plugin_trainer.registry.discovery import installed_plugins
     from plugin_trainer.registry.run_schema import run_file_schema
     from plugin_trainer.settings.layers import read_toml
 
     layer = read_toml(Path(run_file)) if run_file else None
-    catalog, unnamed = open_to_explain(layer, plugins=plugins)
+    catalog, _ = open_to_explain(layer, plugins=plugins)
+    unnamed = used_unasked(layer, plugins=plugins)
     installed = [plugin.name for plugin in installed_plugins()]
     emit_json(run_file_schema(with_installed(catalog), installed=installed, unnamed=unnamed))
+
+
+@config.command()
+@click.argument("key")
+@what_to_run
+@json_option
+def explain(
+    key: str,
+    run_file: str | None,
+    plugins: tuple[str, ...],
+    assignments: tuple[str, ...],
+    json_: bool,
+) -> None:
+    """Say what KEY means, what it may be, its value and where that was given.
+
+    KEY is dotted: optimizer.learning_rate, or a table: optimizer. Without a run, the value is the
+    default.
+    """
+    from plugin_trainer import configuration
+    from plugin_trainer.registry import explaining
+    from plugin_trainer.registry.catalog import with_installed
+    from plugin_trainer.settings.layers import from_assignments, read_toml
+
+    catalog, merged = configuration.open_to_explain(
+        read_toml(Path(run_file)) if run_file else None,
+        plugins=plugins,
+        overrides=from_assignments(assignments) if assignments else None,
+    )
+    callbacks = configuration.callbacks_in(catalog, merged)
+    if key.partition(".")[0] == "callback_settings":
+        catalog = with_installed(catalog)
+    found = explaining.explain(key, catalog=catalog, merged=merged, callbacks=callbacks)
+    if json_:
+        emit_json(_as_json(found))
+    else:
+        click.echo(_as_text(found))
+
+
+def _as_json(found: Explanation) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(found)
+
+
+def _as_text(found: Explanation) -> str:
+    """What is known of the key, and a table of the keys below it."""
+    is_table = found.keys is not None
+    known = facts(
+        [
+            ("value", _value(found)),
+            ("origin", found.origin if found.in_run else ""),
+            ("default", "required" if found.required else "" if is_table else found.default),
+            ("takes", found.takes),
+            ("meaning", found.meaning),
+            ("part of", found.of),
+        ]
+    )
+    lines = [found.key, known]
+    if found.keys:
+        prefix = f"{found.key}."
+        rows = [
+            (row.key.removeprefix(prefix), _value(row), row.origin, row.meaning)
+            for row in found.keys
+        ]
+        lines += ["", table(rows, ("key", "value", "origin", "meaning"), width=WIDTH)]
+    return "\n".join(lines)
+
+
+def _value(found: Explanation) -> str:
+    """The value as TOML has it; of a table its keys say what it is."""
+    from plugin_trainer.settings.render import in_one_line
+
+    if not found.in_run:
+        return "not part of this run"
+    if found.keys is not None:
+        return "off" if found.value is False else ""
+    if found.value is None:
+        return "" if found.required else "left out"
+    return in_one_line(found.value)

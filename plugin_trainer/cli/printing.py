@@ -39,6 +39,15 @@ def _lines(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
         yield (" " * _GAP).join(parts).rstrip()
 
 
+def facts(rows: Iterable[tuple[str, str]], *, width: int = WIDTH) -> str:
+    """What is known of one thing: labels, and texts wrapped beside them; empty ones left out."""
+    kept = [(label, text) for label, text in rows if text]
+    column = max((len(label) for label, _ in kept), default=0)
+    widths = (column, width - column - 2 * _GAP)
+    lines = [line for row in kept for line in _lines(row, widths)]
+    return "\n".join(f"{'':<{_GAP}}{line}" for line in lines)
+
+
 def emit_json(value: Any) -> None:
     """Print a value as JSON, for programs that read what `ptrain` lists."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))

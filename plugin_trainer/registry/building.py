@@ -76,8 +76,8 @@ def settings_class(offer: Offer[Any]) -> type | None:
                 plugin=offer.owner,
             )
         return found
-    if offer.plugin is not None:
-        return None
+    if offer.plugin is not None or spec.target.startswith("torch."):
+        return None  # torch's own classes take keywords: no need to import them for that
     return _annotated_settings(import_target(spec.target))
 
 

@@ -248,6 +248,7 @@ def _suggestion(bare: str, offers: Sequence[Offer[Any]], *, subject: str, words:
         return f"{subject} no {words.noun}"
     by_name = {offer.spec.name: offer.address for offer in offers}
     listed = ", ".join(by_name if subject == "it offers" else [offer.address for offer in offers])
+    subject = "there are" if subject == "there is" and len(offers) > 1 else subject
     near = closest(bare, by_name) or (next(iter(by_name)) if len(by_name) == 1 else None)
     if near is None:
         return f"{subject}: {listed}"

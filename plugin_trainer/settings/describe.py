@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from plugin_trainer.settings.render import to_values
+from plugin_trainer.settings.render import in_one_line, to_values
 
 _ENTRY = re.compile(r"(?P<names>\w+(?:, \w+)*)(?P<gap>\s{2,})(?P<text>\S.*)")
 _LONG_NAME = re.compile(r"\w+")
@@ -102,10 +102,6 @@ def _plain(value: Any) -> Any:
 
 
 def _text(plain: Any, *, of: Any) -> str:
-    if isinstance(plain, bool):
-        return str(plain).lower()
-    if isinstance(plain, str):
-        return f'"{plain}"'
     if isinstance(plain, dict):
         return "" if dataclasses.is_dataclass(of) else "{}"
-    return str(plain)
+    return in_one_line(plain)

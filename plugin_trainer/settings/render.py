@@ -64,6 +64,16 @@ def _origin(origins: Mapping[Key, str], key: Key) -> str:
     return "default"
 
 
+def in_one_line(value: Any) -> str:
+    """A TOML value as it may stand behind a key: text in quotes, a table in braces."""
+    if isinstance(value, Mapping):
+        pairs = [f"{join_key((name,))} = {in_one_line(item)}" for name, item in value.items()]
+        return f"{{{', '.join(pairs)}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(in_one_line, value))}]"
+    return tomli_w.dumps({"value": value}).removeprefix("value = ").rstrip("\n")
+
+
 def flatten(values: Mapping[str, Any], *, at: Key = ()) -> dict[str, Any]:
     """Every leaf of a table under its dotted key."""
     flat: dict[str, Any] = {}

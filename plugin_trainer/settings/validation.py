@@ -29,6 +29,7 @@ from plugin_trainer.settings.words import (
     items_of,
     members,
     shown,
+    takes_none,
     values_of,
 )
 
@@ -202,7 +203,7 @@ class _Types:
         return value
 
     def _union(self, hint: Any, kinds: tuple[Any, ...], value: Any, key: Key) -> Any:
-        if value is None and type(None) in typing.get_args(bare(hint)[0]):
+        if value is None and takes_none(hint):
             return value
         lists = [kind for kind in kinds if items_of(kind) is not None]
         if isinstance(value, (list, tuple)) and len(lists) == 1:

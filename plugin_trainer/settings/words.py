@@ -66,6 +66,12 @@ def members(hint: Any) -> tuple[Any, ...]:
     return (inner,)
 
 
+def takes_none(hint: Any) -> bool:
+    """Whether a key may be without a value."""
+    inner, _ = bare(hint)
+    return type(None) in typing.get_args(inner)
+
+
 def dataclass_in(hint: Any) -> type | None:
     """The dataclass a hint stands for, alone or in a union; None if there are several."""
     found = [

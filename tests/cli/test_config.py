@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -72,12 +73,13 @@ def test_right_settings_are_said_to_be_right(toy, ptrain):
     )  # fmt: skip
 
 
-def test_checking_settings_needs_no_torch(toy):
-    import subprocess
-
+@pytest.mark.parametrize(
+    "command", [["show"], ["schema"], ["explain", "model_settings.width"]], ids=lambda c: c[0]
+)
+def test_showing_and_explaining_settings_needs_no_torch(toy, command):
     script = (
         "import sys\nfrom plugin_trainer.cli.main import main\n"
-        "code = main(['config', 'check', '--plugin', './toy.py'])\n"
+        f"code = main(['config', *{command!r}, '--plugin', './toy.py'])\n"
         "sys.exit(code or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
@@ -87,3 +89,71 @@ def test_checking_settings_needs_no_torch(toy):
 def test_config_alone_says_what_it_can_do(toy, ptrain):
     typed = ptrain("config")
     assert "show" in typed.out + typed.err and "Traceback" not in typed.err
+
+
+# ------------------------------------------------------------------------------------------ schema
+
+
+def test_the_schema_of_a_run_file_knows_the_plugins_it_names(toy, ptrain):
+    Path("run.toml").write_text('plugins = ["./toy.py"]\n')
+    for arguments in (PLUGIN, ("run.toml",)):
+        typed = ptrain("config", "schema", *arguments)
+        assert typed.code == 0
+        schema = json.loads(typed.out)
+        assert schema["properties"]["model"]["anyOf"][0]["enum"][:2] == ["toy/net", "net"]
+        assert schema["$defs"]["NetSettings"]["properties"]["width"]["minimum"] == 1
+    assert "NetSettings" not in json.loads(ptrain("config", "schema").out)["$defs"]
+
+
+def test_the_schema_suggests_what_is_installed_and_leaves_out_what_is_broken(installed, ptrain):
+    installed.install("vision")
+    installed.install("broken", hooks="raise SystemExit('broken')")
+    schema = json.loads(ptrain("config", "schema").out)
+    assert schema["properties"]["plugins"]["items"]["examples"] == ["broken", "vision"]
+    assert schema["properties"]["model"]["anyOf"][0]["enum"] == ["vision/base", "base"]
+    typed = ptrain("config", "schema", "--plugin", "broken")
+    assert typed.code == 2 and "plugin 'broken'" in typed.err and typed.out == ""
+
+
+# ----------------------------------------------------------------------------------------- explain
+
+
+def test_a_key_is_explained_in_a_few_lines(toy, ptrain):
+    typed = ptrain("config", "explain", "model_settings.width", *PLUGIN, "--set", "seed=3")
+    assert typed.code == 0
+    assert typed.out.splitlines() == [
+        "model_settings.width",
+        "  value    4",
+        "  origin   default",
+        "  default  4",
+        "  takes    a whole number, 1 or more",
+        "  part of  toy/net",
+    ]
+
+
+def test_core_is_explained_without_a_run(toy, ptrain):
+    found = json.loads(ptrain("config", "explain", "optimizer", "--json").out)
+    assert found["keys"][1]["key"] == "optimizer.learning_rate"
+    assert found["keys"][1]["value"] == 0.001
+    assert "off" in ptrain("config", "explain", "ema").out.splitlines()[1].split()
+
+
+def test_what_a_run_does_not_use_is_said_to_be_no_part_of_it(toy, ptrain):
+    typed = ptrain("config", "explain", "callback_settings.early_stopping.patience", *PLUGIN)
+    assert "  value    not part of this run\n  default  3\n" in typed.out
+
+
+@pytest.mark.parametrize(
+    "key", ["optimizer", "schedule.name", "callback_settings", "model_settings", "init_from"]
+)
+def test_an_explanation_is_80_columns_wide(toy, ptrain, key):
+    lines = ptrain("config", "explain", key, *PLUGIN).out.splitlines()
+    assert max(map(len, lines)) <= 80 and len(lines) > 3
+
+
+def test_a_key_that_does_not_exist_exits_2_with_the_nearest(toy, ptrain):
+    typed = ptrain("config", "explain", "optimizer.learnig_rate")
+    assert (typed.code, typed.out) == (2, "")
+    assert typed.err == (
+        "error: no such key 'optimizer.learnig_rate'\n  did you mean 'optimizer.learning_rate'?\n"
+    )

@@ -85,7 +85,7 @@ def test_an_unknown_bare_name_lists_addresses(installed):
     told = unknown(open_catalog(["alpha"]), "model", "larg")
     assert told.splitlines() == [
         "no model 'larg'",
-        "  did you mean 'alpha/large'?   (there is: alpha/base, alpha/large)",
+        "  did you mean 'alpha/large'?   (there are: alpha/base, alpha/large)",
         "  any class works too: --set model=package.module:Class",
     ]
 

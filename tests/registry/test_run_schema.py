@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer.cli.new import write_plugin
-from plugin_trainer.configuration import configure, open_to_explain
+from plugin_trainer.configuration import configure, open_to_explain, used_unasked
 from plugin_trainer.registry.run_schema import run_file_schema
 from plugin_trainer.settings.layers import read_toml
 from plugin_trainer.settings.render import to_toml
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 DACTBERT = ROOT / "plugins" / "dactbert"
 
 
-def schema_with(*plugins: str, **options) -> dict:
-    catalog, unnamed = open_to_explain(plugins=plugins, **options)
-    schema = run_file_schema(catalog, unnamed=unnamed)
+def schema_with(*plugins: str) -> dict:
+    catalog, _ = open_to_explain(plugins=plugins)
+    schema = run_file_schema(catalog, unnamed=used_unasked(plugins=plugins))
     jsonschema.Draft202012Validator.check_schema(schema)
     return json.loads(json.dumps(schema))  # as it is written to a file
 
@@ -116,7 +116,7 @@ RIGHT = """
     activation_checkpointing = ["blocks.*"]
     ---
     schedule.warmup = "10 %"
-""".split("---")
+"""
 
 WRONG = [
     ("lenght = 1", [""]),
@@ -150,7 +150,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("text", RIGHT)
+@pytest.mark.parametrize("text", RIGHT.split("---"))
 def test_what_is_right_is_not_marked(core, text):
     assert marked(core, text) == []
 

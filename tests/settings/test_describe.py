@@ -54,7 +54,7 @@ def test_defaults_are_given_as_toml_has_them():
     found = {key.key: (key.default, key.value, key.required) for key in describe(Documented)}
     assert found == {
         "needed": ("", None, True),
-        "names": ("['a']", ["a"], False),
+        "names": ('["a"]', ["a"], False),
         "a_name_that_is_longer_than_the_column": ("true", True, False),
         "one": ("{}", None, False),
         "two": ("", None, False),

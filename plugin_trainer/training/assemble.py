@@ -333,12 +333,13 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
             f"{run.progress.step} already",
             hint="give it a longer length, or start another run",
         )
-    run.disk.cut_metrics_after(run.progress.step)
+    run.disk.cut_metrics_after(snapshot.state["metric_lines"])
     for line in plan_of(run, resumption, snapshot):
         notify(line)
 
 
 def _begin(run: Run, *, notify: Callable[[str], None]) -> None:
+    run.disk.cut_metrics_after(0)  # of a process that was killed before its first checkpoint
     if run.settings.init_from is not None:
         notify(start_from(run.model, run.settings.init_from))
         if run.ema is not None:

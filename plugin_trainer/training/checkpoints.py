@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from plugin_trainer.errors import CheckpointError
@@ -228,9 +229,21 @@ def _write_tensors(
         if tensor.numel() and tensor.data_ptr() in seen:
             whole[name] = tensor.clone()
         seen.add(tensor.data_ptr())
-    safetensors.torch.save_file(whole, path, metadata={"format": "pt", **about})
+    try:
+        safetensors.torch.save_file(whole, path, metadata={"format": "pt", **about})
+    except SafetensorError as error:
+        raise _as_os_error(error, path) from error
     # The library makes its files readable by the owner alone; a user's umask says who may read.
     path.chmod(0o666 & ~_umask())
+
+
+def _as_os_error(error: SafetensorError, path: Path) -> Exception:
+    """What the disk answered, which the library hands on as text: "... (os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    if found is None:
+        return error
+    number = int(found[1])
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _umask() -> int:

@@ -10,14 +10,15 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import IO, Any
 
-from plugin_trainer.errors import RunFolderError
+from plugin_trainer.errors import NotSaved, RunFolderError
 from plugin_trainer.training.files import read_json, write_json, write_text
 
 RUNS = Path("runs")
-
+METRICS = "metrics.jsonl"
 
 _LOCKS: set[IO[str]] = set()
 
@@ -50,7 +51,8 @@ class RunFolder:
         self.assets = path / "assets"
         self._about: dict[str, Any] = {}
         self._lock: IO[str] | None = None
-        self._metrics: IO[str] | None = None
+        self._metrics: FileIO | None = None
+        self._lines = 0
 
     # ------------------------------------------------------------------------------- holding
 
@@ -83,10 +85,11 @@ class RunFolder:
 
     def release(self) -> None:
         """Close what is open and give the lock back."""
-        for file in (self._metrics, self._lock):
-            if file is not None:
-                _LOCKS.discard(file)
-                file.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            _LOCKS.discard(self._lock)
+            self._lock.close()
         self._metrics = self._lock = None
 
     # --------------------------------------------------------------------------------- about
@@ -108,28 +111,50 @@ class RunFolder:
     # ------------------------------------------------------------------------------- metrics
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        if self._metrics is None:
-            self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
-        self._metrics.write(
-            json.dumps({name: _finite(value) for name, value in metrics.items()}) + "\n"
-        )
-        self._metrics.flush()
+        """Append one line to metrics.jsonl, or nothing of it.
 
-    def cut_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run will make again, and a line cut short."""
-        path = self.path / "metrics.jsonl"
-        if not path.is_file():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("step", 0) <= step:
-                kept.append(line + "\n")
-        write_text(path, "".join(kept))
+        Raises NotSaved if the disk refuses.
+        """
+        line = json.dumps({name: _finite(value) for name, value in metrics.items()}) + "\n"
+        try:
+            file = self._open_metrics()
+            end = file.tell()
+            _write_whole(file, line.encode())
+            self._lines += 1
+        except OSError as error:
+            if self._metrics is not None:
+                self._metrics.truncate(end)
+            raise NotSaved(
+                f"{self.path / METRICS} could not be written: {error.strerror}",
+                hint="make room, then go on with --resume auto",
+            ) from error
+
+    def count_metrics(self) -> int:
+        """How many lines metrics.jsonl has, all of them on the disk."""
+        os.fsync(self._open_metrics().fileno())
+        return self._lines
+
+    def cut_metrics_after(self, count: int) -> None:
+        """Drop the lines after a checkpoint, which a resumed run will log again, and one that a
+        crash cut short.
+        """
+        path = self.path / METRICS
+        if path.is_file():
+            lines = path.read_bytes().splitlines(keepends=True)[:count]
+            os.truncate(path, sum(len(line) for line in lines if line.endswith(b"\n")))
+
+    def _open_metrics(self) -> FileIO:
+        if self._metrics is None:
+            path = self.path / METRICS
+            self._metrics = FileIO(path, "a")
+            self._lines = path.read_bytes().count(b"\n")
+        return self._metrics
+
+
+def _write_whole(file: FileIO, text: bytes) -> None:
+    """A full disk takes a part of the text before it refuses."""
+    while text:
+        text = text[file.write(text) :]
 
 
 def _finite(value: Any) -> Any:
@@ -139,7 +164,7 @@ def _finite(value: Any) -> Any:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """Every whole line of a run's metrics.jsonl."""
-    path = folder / "metrics.jsonl"
+    path = folder / METRICS
     if not path.is_file():
         return []
     entries = []

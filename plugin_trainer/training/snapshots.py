@@ -65,6 +65,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
             "meter": run.meter.state_dict(),
             "logged": run.logged,
+            "metric_lines": run.disk.count_metrics(),
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
             "model_extra": extra,
             "callbacks": callbacks,

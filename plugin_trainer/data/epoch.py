@@ -28,7 +28,7 @@ class Epoch:
         limit: int | None,
         state: Callable[[], Any] | None = None,
     ) -> None:
-        """Raise no question about the loader yet.
+        """Load nothing yet.
 
         length  batches in the epoch, None if that is not known before its end
         limit   batches after which it ends in any case
@@ -65,15 +65,8 @@ class Epoch:
             self._left -= len(taken)
         return taken
 
-    @property
-    def over(self) -> bool | Callable[[], bool]:
-        """Whether it has ended, or how to find out where that takes a look ahead."""
-        if self._promised or self._left == 0:
-            return self._left == 0
-        return self.is_over
-
     def is_over(self) -> bool:
-        """Whether no batch of it is left."""
+        """Whether no batch of it is left: takes a look ahead if it has no length."""
         return self._left == 0 or not (self._promised or self.has_more())
 
     def has_more(self) -> bool:

@@ -99,10 +99,11 @@ class TrainStream:
                 )
             while not over:
                 first = now.batch == 0
-                window = Window(now.take(self._accumulate), now.number, now.batch, first, now.over)
+                taken = now.take(self._accumulate)
+                window = Window(taken, now.number, now.batch, first, now.is_over)
                 yield window
                 over = window.last
-                del window  # its batches are not needed while the next are loaded
+                del taken, window  # not needed while the next batches are loaded
             following = now.number + 1
             del now  # and its workers end before those of the next epoch begin
             now = self._begin(following)

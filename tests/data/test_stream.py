@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from itertools import islice
 
 import numpy as np
@@ -286,6 +287,50 @@ def test_the_window_of_known_data_costs_no_look_ahead():
     assert first.last is False
     assert len(data.dataset.loaded) == 3
     assert stream.state_dict() == {}
+
+
+def test_an_epoch_is_let_go_before_the_next_begins():
+    """Or the workers of two epochs would live at once."""
+
+    class Open:
+        def __init__(self):
+            self.now = 0
+
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            assert self.now == 0
+            self.now += 1
+            return self.batches()
+
+        def batches(self):
+            try:
+                while True:
+                    yield torch.zeros(1)
+            finally:
+                self.now -= 1
+
+    windows = training_stream(Open(), seed=0).windows(epoch=0, batch=0)
+    assert [next(windows).epoch for _ in range(6)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_a_batch_is_let_go_before_the_next_is_loaded():
+    class Fresh:
+        def __len__(self):
+            return 9
+
+        def __iter__(self):
+            for _ in range(9):
+                assert alive() is None
+                batch = torch.zeros(1)
+                yield batch
+                del batch
+
+    windows = training_stream(Fresh(), seed=0).windows(epoch=0, batch=0)
+    alive = lambda: None  # noqa: E731
+    for _ in range(4):
+        alive = weakref.ref(next(windows).micro_batches[0])
 
 
 # -------------------------------------------------------------------------------------------- limit

@@ -93,7 +93,7 @@ def short(metrics: MutableMapping[str, float]) -> str:
 
 
 def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
-    """One evaluation on one line of at most 80 columns, what decides the best one first."""
+    """One evaluation, what decides the best one first, wrapped to fit 80 columns."""
     decisive = {best.watch for best in run.best.values()}
     scores = [
         (name, value)
@@ -102,10 +102,10 @@ def evaluation_line(run: Run, metrics: MutableMapping[str, float]) -> str:
     ]
     if not scores:
         return ""
-    line = f"step {run.progress.step}:"
+    lines = [f"step {run.progress.step}:"]
     for name, value in sorted(scores, key=lambda score: score[0] not in decisive):
         entry = f" {name} {value:.4g}"
-        if len(line) + len(entry) > 78:
-            return f"{line} ..."
-        line += entry
-    return line
+        if len(lines[-1]) + len(entry) > 78:
+            lines.append("  ")
+        lines[-1] += entry
+    return "\n".join(lines)

@@ -73,15 +73,20 @@ def test_a_failing_run_ends_its_line(fit, capfd, mode):
     assert capfd.readouterr().err.endswith("\n")
 
 
-def test_many_metrics_fit_on_a_line_of_80_columns(fit, capfd):
+def test_many_metrics_go_on_in_lines_of_80_columns_and_none_is_lost(fit, capfd):
     class Many:
         def ptrain_evaluation_end(self, metrics):
             metrics.update({f"val/a_rather_long_name_{index}": index / 7 for index in range(9)})
 
-    for line in shown(fit, capfd, "lines", callbacks=[Many()]).splitlines():
-        assert len(line) <= 80
-        if line.startswith("step 3:"):
-            assert line.endswith(" ...")
+    lines = shown(fit, capfd, "lines", callbacks=[Many()]).splitlines()
+    assert max(map(len, lines)) <= 80
+    first = next(number for number, line in enumerate(lines) if line.startswith("step 3: val/loss"))
+    evaluation = lines[first : first + 5]
+    assert all(line.startswith("   val/") for line in evaluation[1:])
+    assert re.findall(r"val/(\S+) \d", " ".join(evaluation)) == [
+        "loss",
+        *(f"a_rather_long_name_{index}" for index in range(9)),
+    ]
 
 
 def test_an_unknown_mode_is_refused(fit):

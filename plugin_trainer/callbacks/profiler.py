@@ -347,7 +347,8 @@ def _short(name: str) -> str:
     if name.startswith(_STEP):
         return "in no operator (Python, waiting)"
     name = name.replace("autograd::engine::evaluate_function: ", "autograd: ")
-    return name if len(name) <= 32 else f"{name[:29]}..."
+    # Long names differ at their ends: "..._for_cpu", "..._for_cpu_backward".
+    return name if len(name) <= 32 else f"{name[:12]}...{name[-17:]}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from plugin_trainer.callbacks.hooks import ptrain_callbacks
-from plugin_trainer.callbacks.profiler import Profiler, _table
+from plugin_trainer.callbacks.profiler import Profiler, _short, _table
 from plugin_trainer.callbacks.settings import ProfilerSettings
 from plugin_trainer.errors import PtrainError, SettingsError, TrainingFailed
 from plugin_trainer.settings.describe import describe
@@ -180,6 +180,12 @@ def test_on_a_device_the_table_has_its_time_too_and_leaves_the_kernels_out():
     assert header.endswith("calls    CPU ms CPU % device ms     %      MiB")
     assert [row.split()[0] for row in rows] == ["aten::a_rather_long_name_it_is", "aten::mm"]
     assert rows[1].split()[1:] == ["123456", "1000.000", "50.0", "1000.000", "25.0", "32768.00"]
+
+
+def test_long_names_of_operators_can_still_be_told_apart():
+    forward = "aten::_scaled_dot_product_flash_attention_for_cpu"
+    short = [_short(name) for name in (forward, f"{forward}_backward")]
+    assert short == ["aten::_scale...attention_for_cpu", "aten::_scale..._for_cpu_backward"]
 
 
 def test_memory_is_recorded_where_asked_for(profiled, tmp_path, trace):

@@ -106,7 +106,7 @@ def start(nursery):
 
     def run(out: Path, *, fault: dict | None = None, options: dict | None = None, **settings):
         chosen = {**SETTINGS, **{key.replace("__", "."): v for key, v in settings.items()}}
-        options = dict(options or {})
+        options = {"output": out.with_suffix(".txt"), **(options or {})}
         if fault is not None:
             fault = {"folder": str(out.parent), **fault}
             options["variables"] = {"PTRAIN_FAULT": json.dumps(fault)}
@@ -115,7 +115,6 @@ def start(nursery):
             *("-m", "plugin_trainer", "run", "--out", out, "--resume", "auto"),
             *("--plugin", TOY, "--plugin", HERE / "faults.py"),
             *(part for assignment in assignments for part in ("--set", assignment)),
-            output=out.with_suffix(".txt"),
             **options,
         )
 

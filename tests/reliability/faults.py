@@ -4,8 +4,8 @@ The environment variable PTRAIN_FAULT says what, as JSON:
 
     at       the moment: "MOMENT:N", see below
     do       "kill" (SIGKILL), "pause" (write FOLDER/reached and wait for FOLDER/go), "raise",
-             "fill" (fill the disk of the run folder up) or "list" (write FOLDER/operations at the
-             end: how many file operations each checkpoint took)
+             "fill" (fill the disk of the run folder up) or "photograph" (copy the run folder to
+             FOLDER/photo-K/run as it is before each file operation K of the save "file:N")
     folder   where notes are left for whoever waits for them
 
 Moments, N being `run.progress.step` where nothing else is said:
@@ -16,12 +16,14 @@ Moments, N being `run.progress.step` where nothing else is said:
     compiling:N      graph N is about to be compiled, by the backend "paused"
     file:N:K         the K-th file operation since the checkpoint of step N was begun is about to be
                      made: creating, renaming or deleting a file or a folder of the run
+    file:N-again:K   the same, where the checkpoint of step N is written a second time
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -52,8 +54,8 @@ class Faults:
         self.at, self.do = fault.get("at", ""), fault.get("do", "")
         self.notes = Path(fault.get("folder", "."))
         self.run_folder: Path | None = None
-        self.operations: Counter[int] = Counter()
-        self.saving = -1
+        self.operations: Counter[str] = Counter()
+        self.saving = ""
         self.loaded = 0
         if self.at.startswith("loading"):
             toy = sys.modules["ptrain_local_toy"]
@@ -65,7 +67,7 @@ class Faults:
 
     def ptrain_run_start(self, run) -> None:
         self.run_folder = run.folder
-        if self.at.startswith("file") or self.do == "list":
+        if self.at.startswith("file"):
             sys.addaudithook(self._operation)
         if self.at.startswith("forward"):
             run.model.register_forward_pre_hook(lambda model, given: self._forward(run))
@@ -84,15 +86,14 @@ class Faults:
         self._reach(f"epoch_end:{run.progress.step}")
 
     def ptrain_checkpoint_save(self, run) -> None:
-        self.saving = run.progress.step
+        again = str(run.progress.step) in self.operations
+        self.saving = f"{run.progress.step}-again" if again else str(run.progress.step)
         self._reach(f"saving:{run.progress.step}")
 
     def ptrain_checkpoint_committed(self, run) -> None:
         self._reach(f"committed:{run.progress.step}")
 
     def ptrain_run_end(self, run) -> None:
-        if self.do == "list":
-            (self.notes / "operations").write_text(json.dumps(self.operations))
         self._reach(f"run_end:{run.progress.step}")
 
     def _forward(self, run) -> None:
@@ -104,14 +105,17 @@ class Faults:
         self._reach(f"loading:{self.loaded}")
 
     def _operation(self, event: str, about: tuple) -> None:
-        if self.saving < 0 or not _changes_files(event, about):
+        if not self.saving or not _changes_files(event, about):
             return
         # What is inside a folder being deleted goes by its bare name.
         path = Path(os.fsdecode(about[0]))
         if path.is_absolute() and not path.is_relative_to(self.run_folder.absolute()):
             return
         self.operations[self.saving] += 1
-        self._reach(f"file:{self.saving}:{self.operations[self.saving]}")
+        number = self.operations[self.saving]
+        if self.do == "photograph" and self.at == f"file:{self.saving}":
+            shutil.copytree(self.run_folder, self.notes / f"photo-{number}" / "run")
+        self._reach(f"file:{self.saving}:{number}")
 
     # ---------------------------------------------------------------------------- what is done
 

@@ -87,6 +87,13 @@ def open_splits(name: str, *, subset: str, revision: str, streaming: bool) -> Ma
     if folder.is_dir():
         return loaded_splits(datasets, source, subset=subset, revision="", streaming=streaming)
     if why := hub.why_unreachable():
+        if revision:
+            raise DataError(
+                f"data_settings.revision: {name} could not be had from the Hugging Face Hub, "
+                f"{constants.ENDPOINT}: {why}",
+                hint="its cache does not tell revisions apart: be online, or leave the revision "
+                "out to take what is cached",
+            )
         try:
             with offline(datasets):
                 return loaded_splits(

@@ -2,50 +2,63 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("datasets")
+datasets = pytest.importorskip("datasets")
 
 CLOSED = "http://127.0.0.1:9"
 """Nothing listens at the discard port."""
 
 PROGRAM = """
-import json
+import json, sys
 from plugin_trainer.errors import PtrainError
 from ptrain_dactbert.data import TextClassification
 from ptrain_dactbert.encoder import pretrained
 from ptrain_dactbert.settings import TextClassificationSettings as Settings
-said = {}
-for key, call in {
-    "data_settings.dataset": lambda: TextClassification(Settings(dataset="nobody/films")),
-    "data_settings.tokenizer": lambda: TextClassification(Settings(tokenizer="nobody/bert")),
-    "model_settings.encoder": lambda: pretrained("nobody/bert"),
-}.items():
+for kind, name, options in json.loads(sys.argv[1]):
     try:
-        call()
+        if kind == "encoder":
+            said = [str(pretrained(name))]
+        elif kind == "tokenizer":
+            said = [TextClassification(Settings(tokenizer=name)).describe()]
+        else:
+            said = [TextClassification(Settings(dataset=name, **options)).describe()]
     except PtrainError as error:
-        said[key] = [type(error).__name__, error.message, *error.hint]
-print(json.dumps(said))
+        said = [type(error).__name__, error.message, *error.hint]
+    print(json.dumps(said))
 """
 
-KEYS = ("data_settings.dataset", "data_settings.tokenizer", "model_settings.encoder")
+Call = tuple[str, str, dict[str, Any]]
+
+NOWHERE: dict[str, Call] = {
+    "data_settings.dataset": ("dataset", "nobody/nothing", {}),
+    "data_settings.tokenizer": ("tokenizer", "nobody/nothing", {}),
+    "model_settings.encoder": ("encoder", "nobody/nothing", {}),
+}
+FILMS: Call = ("dataset", "nobody/films", {})
+STREAMED: Call = ("dataset", "nobody/films", {"streaming": True})
+TAGGED: Call = ("dataset", "nobody/films", {"revision": "main"})
 
 
-def said(*, environment: Mapping[str, str], cache: Path) -> dict[str, list[str]]:
-    """What a fresh process says of each: the libraries read the environment when imported."""
-    settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
+def said(*calls: Call, environment: Mapping[str, str], cache: Path) -> list[list[str]]:
+    """What a fresh process says to each: the libraries read the environment when imported."""
+    settings = {"HF_HOME": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        env={**os.environ, **settings},
+        [sys.executable, "-c", PROGRAM, json.dumps(calls)],
+        env={**os.environ, **settings, **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -55,9 +68,7 @@ def said(*, environment: Mapping[str, str], cache: Path) -> dict[str, list[str]]
     # Neither a traceback nor the announcement of another try: each of those is a wait.
     assert "Traceback" not in done.stderr
     assert "Retrying" not in done.stderr
-    answers: dict[str, list[str]] = json.loads(done.stdout)
-    assert tuple(answers) == KEYS
-    return answers
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -71,8 +82,8 @@ def said(*, environment: Mapping[str, str], cache: Path) -> dict[str, list[str]]
 def test_a_hub_that_does_not_answer_is_one_message(
     environment: Mapping[str, str], why: str, tmp_path: Path
 ) -> None:
-    for key, lines in said(environment=environment, cache=tmp_path).items():
-        kind, message, *hint = lines
+    answers = said(*NOWHERE.values(), environment=environment, cache=tmp_path)
+    for key, (kind, message, *hint) in zip(NOWHERE, answers, strict=True):
         assert kind == "DataError"
         assert message.startswith(key)
         assert "could not be had from the Hugging Face Hub" in message
@@ -83,23 +94,69 @@ def test_a_hub_that_does_not_answer_is_one_message(
         assert hint[2].startswith("or give ")
 
 
+COMMIT = "a" * 40
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The parts of the Hub that are asked for one public data set, nobody/films."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        resolved = re.fullmatch("/datasets/nobody/films/resolve/[^/]+/(.+)", path)
+        if path == "/":
+            self.answer(b"")
+        elif resolved and resolved[1] in self.files:
+            self.answer(self.files[resolved[1]])
+        elif resolved:
+            self.answer(b"", status=404, error="EntryNotFound")
+        elif path.startswith("/api/datasets/nobody/films/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(held), "oid": digest(held)}
+                for name, held in self.files.items()
+            ]
+            self.answer(json.dumps(tree).encode())
+        elif path.startswith("/api/datasets/nobody/films"):
+            siblings = [{"rfilename": name} for name in self.files]
+            about = {"id": "nobody/films", "sha": COMMIT, "siblings": siblings, "tags": []}
+            self.answer(json.dumps(about).encode())
+        else:
+            self.answer(b"", status=404, error="RepoNotFound")
+
+    do_HEAD = do_GET
+
+    def answer(self, body: bytes, *, status: int = 200, error: str = "") -> None:
+        self.send_response(status)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{digest(body)}"')
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def digest(body: bytes) -> str:
+    return hashlib.sha1(body).hexdigest()
+
+
 @pytest.fixture
-def empty_hub() -> Iterator[str]:
-    """The address of a Hub that answers and has nothing."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.send_response(200 if self.path == "/" else 404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a Hub that has one data set and nothing else."""
+    rows = {"sentence": ["good", "dull", "fine"], "label": [1, 0, 1]}
+    table = datasets.Dataset.from_dict(rows)
+    table.cast_column("label", datasets.ClassLabel(names=["neg", "pos"])).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    card = b"---\nconfigs:\n- config_name: short\n  data_files: train.parquet\n---\n"
+    parquet = (tmp_path / "train.parquet").read_bytes()
+    monkeypatch.setattr(Hub, "files", {"README.md": card, "train.parquet": parquet})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -108,14 +165,34 @@ def empty_hub() -> Iterator[str]:
     thread.join()
 
 
-def test_what_the_hub_has_not_got_is_named(empty_hub: str, tmp_path: Path) -> None:
-    answers = said(environment={"HF_ENDPOINT": empty_hub}, cache=tmp_path)
-    kind, message, *hint = answers["data_settings.dataset"]
+def test_a_data_set_is_fetched_once_and_needs_no_hub_afterwards(hub: str, tmp_path: Path) -> None:
+    online, offline = {"HF_ENDPOINT": hub}, {"HF_ENDPOINT": CLOSED}
+    wrong: Call = ("dataset", "nobody/films", {"subset": "shot"})
+    fetched, streamed, tagged, refused = said(
+        FILMS, STREAMED, TAGGED, wrong, environment=online, cache=tmp_path
+    )
+    assert fetched == tagged == ["3 train; labels neg, pos"]
+    assert streamed == ["streamed train; labels neg, pos"]
+    assert refused == [
+        "DataError",
+        "data_settings.subset: nobody/films has no subset 'shot'; did you mean short?",
+        "subsets: short",
+    ]
+    cached, streamed, tagged = said(FILMS, STREAMED, TAGGED, environment=offline, cache=tmp_path)
+    assert cached == fetched
+    assert streamed == ["streamed train; labels neg, pos"]
+    assert tagged[1].startswith("data_settings.revision: nobody/films could not be had")
+
+
+def test_what_the_hub_has_not_got_is_named(hub: str, tmp_path: Path) -> None:
+    answers = said(*NOWHERE.values(), environment={"HF_ENDPOINT": hub}, cache=tmp_path)
+    kind, message, *hint = answers[0]
     assert kind == "DataError"
-    assert message.startswith("data_settings.dataset: there is no data set nobody/films on http")
+    assert message.startswith(
+        f"data_settings.dataset: there is no data set nobody/nothing on {hub}"
+    )
     assert "check the spelling" in hint[-1]
-    for key in KEYS[1:]:
-        _, message, *hint = answers[key]
+    for key, (_, message, *hint) in zip(list(NOWHERE)[1:], answers[1:], strict=True):
         assert message.startswith(key)
-        assert "nobody/bert could not be had" in message
+        assert "nobody/nothing could not be had" in message
         assert "check the spelling" in hint[-1]

@@ -54,13 +54,18 @@ def map_of_a_run() -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "run": lambda: settings_table(schema.RunSettings),
     "optimizer": lambda: settings_table(schema.OptimizerSettings),
+    "groups": lambda: settings_table(schema.GroupSettings),
     "schedule": lambda: settings_table(schema.ScheduleSettings),
     "ema": lambda: settings_table(schema.EmaSettings),
     "best": lambda: settings_table(schema.BestSettings),
+    "compile": lambda: settings_table(schema.CompileSettings),
+    "limit_batches": lambda: settings_table(schema.LimitSettings),
+    "init_from": lambda: settings_table(schema.InitSettings),
     "decay": lambda: settings_table(schedules.DecaySettings),
     "early_stopping": lambda: settings_table(callback_settings.EarlyStoppingSettings),
     "progress_bar": lambda: settings_table(callback_settings.ProgressBarSettings),
     "tensorboard": lambda: settings_table(callback_settings.TensorBoardSettings),
+    "profiler": lambda: settings_table(callback_settings.ProfilerSettings),
     "map": map_of_a_run,
     "hooks": hook_reference,
 }

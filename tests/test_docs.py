@@ -51,13 +51,24 @@ def test_every_hook_says_when_it_is_called():
     assert all(function.__doc__ for function in hooks)
 
 
-def test_the_run_file_in_the_documentation_is_right(tmp_path):
+def test_every_table_of_a_run_has_its_keys_in_the_documentation():
+    page = (DOCS / "run-files.md").read_text(encoding="utf-8")
+    for cls in settings_classes():
+        for key in describe(cls):
+            assert f"| `{key.key}` |" in page, f"{cls.__name__}.{key.key}"
+
+
+def run_files() -> list[str]:
+    return code_blocks(DOCS / "run-files.md", "toml")
+
+
+@pytest.mark.parametrize("example", run_files())
+def test_the_parts_of_run_files_in_the_documentation_are_right(tmp_path, example):
     from plugin_trainer.configuration import configure
 
-    (example,) = code_blocks(DOCS / "run-files.md", "toml")
     path = tmp_path / "run.toml"
     path.write_text(example)
-    configure(read_toml(path))
+    configure(read_toml(path), parts="model " in example)
 
 
 @pytest.mark.parametrize("page", ["library.md", "../README.md"])

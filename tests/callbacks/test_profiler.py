@@ -18,11 +18,9 @@ from plugin_trainer.callbacks.hooks import ptrain_callbacks
 from plugin_trainer.callbacks.profiler import Profiler, _short, _table
 from plugin_trainer.callbacks.settings import ProfilerSettings
 from plugin_trainer.errors import PtrainError, SettingsError, TrainingFailed
-from plugin_trainer.settings.describe import describe
 
 QUIET = ("-progress_bar", "-tensorboard")
 HEADER = ("calls", "CPU", "ms", "CPU", "%")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -509,12 +507,6 @@ def test_a_trace_that_is_cut_short_is_noticed(profiled, monkeypatch):
 def test_settings_out_of_range_are_refused(profiled, wrong):
     with pytest.raises(SettingsError):
         profiled(profiler=wrong)
-
-
-def test_the_page_about_it_has_every_setting_as_the_code_has_it():
-    page = (ROOT / "docs" / "profiling.md").read_text(encoding="utf-8")
-    for key in describe(ProfilerSettings):
-        assert f"| `{key.key}` | `{key.default}` | {key.meaning} |" in page
 
 
 def test_the_callback_may_be_given_as_an_object(fit, tmp_path):

@@ -11,6 +11,7 @@ import torch
 
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.private_streams import private_streams
+from plugin_trainer.data.workers import prepare_workers
 
 _NOTHING = object()
 
@@ -23,6 +24,7 @@ class AsItIs:
     """
 
     def __init__(self, loader: Any, *, because: str, limit: int | None = None) -> None:
+        prepare_workers(loader)
         self._loader = loader
         self.once = hasattr(loader, "__next__")
         self.batches_per_epoch = length_of(loader, limit=limit)
@@ -49,6 +51,7 @@ class Stateful:
     once = False
 
     def __init__(self, loader: Any, *, seed: int, task: str, limit: int | None = None) -> None:
+        prepare_workers(loader)
         self._loader = loader
         self._seed = (seed, task)
         self.batches_per_epoch = length_of(loader, limit=limit)

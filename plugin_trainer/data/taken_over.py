@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
 from plugin_trainer.data.samplers import sampler_order, sampling_of
+from plugin_trainer.data.workers import WorkerStart
 
 
 class TakenOver:
@@ -96,19 +96,3 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-
-
-class WorkerStart:
-    """Prepares a worker process: signals are the main process's to answer."""
-
-    def __init__(self, then: Callable[[int], None] | None) -> None:
-        self._then = then
-
-    def __call__(self, worker: int) -> None:
-        """Run in the worker, before it loads anything."""
-        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
-        # process fail before it could save. SIGTERM is how the main process ends a worker.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._then is not None:
-            self._then(worker)

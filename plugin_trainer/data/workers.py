@@ -1,0 +1,35 @@
+"""What the worker processes of a loader do before they load anything."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+class WorkerStart:
+    """Prepares a worker process: signals are the main process's to answer."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        """Run in the worker, before it loads anything."""
+        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
+        # process fail before it could save. SIGTERM is how the main process ends a worker.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._then is not None:
+            self._then(worker)
+
+
+def prepare_workers(loader: Any) -> None:
+    """Have the workers of a loader that is not ours start like those of ours."""
+    if (
+        isinstance(loader, DataLoader)
+        and loader.num_workers > 0
+        and not isinstance(loader.worker_init_fn, WorkerStart)
+    ):
+        loader.worker_init_fn = WorkerStart(loader.worker_init_fn)

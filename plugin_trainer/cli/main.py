@@ -147,6 +147,11 @@ def _take_debug(args: list[str]) -> bool:
 def _report_usage(error: click.ClickException) -> int:
     hint = []
     context = getattr(error, "ctx", None)
+    of_ptrain = isinstance(getattr(context, "command", None), LazyGroup)
+    if isinstance(error, click.NoSuchOption) and of_ptrain:
+        hint.append(
+            f"options of a command stand behind its name: ptrain COMMAND {error.option_name}"
+        )
     if context is not None:
         hint.append(f"see: {context.command_path} --help")
     message = error.format_message().rstrip(".")

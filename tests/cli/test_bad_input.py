@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,99 @@ def test_a_wrong_command_line_exits_2(toy, ptrain, arguments, message):
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
+EVERYTHING = """\
+plugins = ["./toy.py", "dactbret"]
+lenght  = "3 epochs"
+model   = "toy/net"
+save    = "5 minutes"
+seed    = "3"
+callbacks = ["toy/break", "early_stoping"]
+
+[model_settings]
+width = 0
+widht = 3
+
+[data_settings]
+trian = "x"
+
+[optimizer]
+learning_rate = -1
+
+[optimizer.groups."head.*"]
+learning_rat = 1
+
+[callback_settings."toy/break"]
+step = "two"
+mommet = "x"
+"""
+
+FOUND = [
+    "everything.toml:1: plugins: no installed plugin is called 'dactbret'; did you mean 'dactb",
+    "everything.toml:2: lenght: no such key; did you mean 'length'?",
+    "everything.toml:4: save: 'minutes' in '5 minutes' is not a unit: write",
+    "everything.toml:5: seed: '3' is not a whole number: write it without quotes",
+    "everything.toml:6: callbacks: no callback 'early_stoping'; did you mean",
+    "everything.toml:9: model_settings.width: 0 is too small: it must be 1 or more",
+    "everything.toml:10: model_settings.widht: no such key; did you mean 'width'?",
+    "everything.toml:13: data_settings.trian: no such key; did you mean 'train'?",
+    "everything.toml:16: optimizer.learning_rate: -1 is too small: it must be more than 0",
+    'everything.toml:19: optimizer.groups."head.*".learning_rat: no such key; did you mean',
+    "everything.toml:22: callback_settings.\"toy/break\".step: 'two' is not a whole number",
+    'everything.toml:23: callback_settings."toy/break".mommet: no such key; did you mean',
+    '--set: keep: 0 is not "all" or a number of checkpoints, 1 or more',
+]
+
+
+@pytest.mark.parametrize("command", [["run"], ["config", "check"]])
+def test_P01_all_mistakes_come_together_with_file_line_key_and_what_was_meant(toy, ptrain, command):
+    Path("everything.toml").write_text(EVERYTHING)
+    typed = ptrain(*command, "everything.toml", "--set", "keep=0")
+    assert typed.code == 2
+    title, *lines = typed.err.splitlines()
+    assert title == f"error: {len(FOUND)} mistakes in the settings"
+    for line, start in zip(lines, FOUND, strict=True):
+        assert line.strip().startswith(start)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run.toml", "--plugin", "./toy.py", "--set", "seed=7", "--json"],
+        ["--plugin", "./toy.py", "run.toml", "--json", "--set", "seed=7"],
+        ["--set", "seed=7", "--json", "--plugin", "./toy.py", "run.toml"],
+        ["--set=seed=7", "--json", "--plugin=./toy.py", "--", "run.toml"],
+    ],
+)
+@pytest.mark.parametrize("debug", [0, 1, 2, None])
+def test_P02_the_order_of_run_file_and_options_is_free(toy, ptrain, arguments, debug):
+    Path("run.toml").write_text("accumulate = 3\n")
+    typed = ["config", "show", *arguments]
+    if debug is not None:
+        typed.insert(debug, "--debug")
+    shown = ptrain(*typed)
+    assert shown.code == 0, shown.err
+    found = json.loads(shown.out)
+    assert found["seed"]["value"] == 7 and found["accumulate"]["value"] == 3
+
+
+def test_P02_an_option_of_a_command_before_its_name_is_told_where_it_belongs(toy, ptrain):
+    typed = ptrain("--plugin", "./toy.py", "run")
+    assert typed.code == 2
+    assert typed.err == (
+        "error: no such option '--plugin'\n"
+        "  options of a command stand behind its name: ptrain COMMAND --plugin\n"
+        "  see: ptrain --help\n"
+    )
+
+
+def test_P04_a_broken_plugin_that_a_run_names_stops_it(toy, ptrain):
+    Path("broken.py").write_text("import a_package_that_is_not_there\n")
+    typed = ptrain(*PLUGIN, "--plugin", "./broken.py")
+    assert typed.code == 2
+    assert typed.err.startswith("error: plugin 'broken' (")
+    assert "ModuleNotFoundError" in typed.err and "Traceback" not in typed.err
+
+
 def test_a_missing_file_is_named_and_leaves_no_folder(toy, ptrain):
     typed = ptrain(*PLUGIN, "--set", "data_settings.train=gone.tsv")
     assert typed.code == 2
@@ -127,7 +221,7 @@ def test_a_changed_setting_is_refused_with_the_difference(trained, ptrain):
     typed = ptrain(*PLUGIN, "--out", "runs/first", "--resume", "auto", "--set", "seed=3")
     assert typed.code == 2
     assert typed.err.splitlines() == [
-        "error: the settings differ from those that runs/first was started with",
+        "error: the run has changed since runs/first was started",
         "  seed: 0 -> 3",
         "  to go on with the new ones: --allow seed",
     ]

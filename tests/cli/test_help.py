@@ -26,7 +26,7 @@ def modules_after(installed, *args):
     return done.stdout, set(json.loads(done.stdout.partition("MODULES ")[2]))
 
 
-def test_help_with_ten_plugins_imports_no_plugin_and_nothing_heavy(installed):
+def test_P03_help_with_ten_plugins_imports_no_plugin_and_nothing_heavy(installed):
     for number in range(10):
         installed.install(
             f"fake{number}",
@@ -41,6 +41,38 @@ def test_help_with_ten_plugins_imports_no_plugin_and_nothing_heavy(installed):
     commands = {target.partition(":")[0] for target, _ in cli.COMMANDS.values()}
     assert not commands & modules
     assert len(modules) < 250
+
+
+@pytest.mark.parametrize("args", [["--version"], ["run", "--help"], ["config", "--help"]])
+def test_P03_help_and_version_import_no_torch(installed, args):
+    _, modules = modules_after(installed, *args)
+    assert not {"torch", "pydantic", "numpy"} & modules
+
+
+COMPLETION = """
+import json, sys
+from plugin_trainer.cli.main import main
+try:
+    main([])
+finally:
+    print("MODULES", json.dumps(sorted(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("ptrain ", {"run", "config", "plugins"}), ("ptrain r", {"run", "runs"}),
+     ("ptrain run --pl", {"--plugin"}), ("ptrain config s", {"show", "schema"})],
+)  # fmt: skip
+def test_P03_completion_imports_no_torch(installed, typed, offered):
+    words = typed.split(" ")
+    done = installed.run(
+        "-c", COMPLETION, _PTRAIN_COMPLETE="bash_complete", COMP_WORDS=typed,
+        COMP_CWORD=str(len(words) - 1),
+    )  # fmt: skip
+    answers, _, modules = done.stdout.partition("MODULES ")
+    assert offered <= {line.partition(",")[2] for line in answers.splitlines()}, done.stderr
+    assert not {"torch", "pydantic", "numpy"} & set(json.loads(modules))
 
 
 def test_listing_plugins_imports_nothing_heavy_either(installed):
@@ -138,7 +170,7 @@ def test_training_that_failed_exits_with_1(monkeypatch, ptrain):
 
 
 @pytest.mark.parametrize("args", [("--debug", "runs"), ("runs", "--debug")])
-def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, ptrain, args):
+def test_P02_debug_shows_the_traceback_wherever_it_stands(monkeypatch, ptrain, args):
     failing(monkeypatch, PtrainError("the disk is full"))
     typed = ptrain(*args)
     assert typed.code == 2

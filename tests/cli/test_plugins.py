@@ -47,7 +47,7 @@ def install_broken(installed):
     installed.install("twice", package="again", distribution="ptrain-again")
 
 
-def test_the_list_shows_what_is_sound_and_what_is_not(installed, ptrain):
+def test_P04_P05_the_list_shows_what_is_sound_and_what_is_not(installed, ptrain):
     install_sound(installed)
     install_broken(installed)
     typed = ptrain("plugins")

@@ -37,7 +37,7 @@ def text(lines):
     return textwrap.dedent(lines).strip()
 
 
-def test_missing(installed):
+def test_P06_a_plugin_that_is_not_installed_is_named_with_the_nearest(installed):
     installed.install("dactbert")
     installed.install("toyvision")
     assert told(PluginNotFound, "dactbrt") == text(
@@ -50,7 +50,7 @@ def test_missing(installed):
     )
 
 
-def test_broken(installed):
+def test_P04_a_broken_plugin_is_named_with_its_package_and_version(installed):
     hooks = '"""Hooks."""\n\nimport torchvision_is_not_here\n'
     installed.install("toyvision", package="toyvision", hooks=hooks)
     assert told(PluginBroken, "toyvision") == text(
@@ -63,7 +63,7 @@ def test_broken(installed):
     )
 
 
-def test_duplicate(installed):
+def test_P05_a_name_that_two_packages_claim_names_both(installed):
     installed.install("dactbert", version="0.3.0")
     installed.install("dactbert", distribution="ptrain-dup", package="dup")
     folder = installed.folder
@@ -175,7 +175,7 @@ def test_some_names_no_plugin_may_have(installed, name):
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_a_broken_plugin_does_not_hide_its_neighbours(installed, broken):
+def test_P04_a_broken_plugin_does_not_hide_its_neighbours(installed, broken):
     installed.install(broken, hooks=BROKEN[broken])
     installed.install("sound")
     assert open_catalog(["sound"]).find("model", "sound/base").spec.name == "base"

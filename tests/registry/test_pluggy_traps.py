@@ -115,7 +115,7 @@ def test_trap_6_an_argument_with_a_default_is_refused():
     ]
 
 
-def test_trap_7_of_two_packages_with_one_name_neither_is_taken(installed):
+def test_trap_7_P05_of_two_packages_with_one_name_neither_is_taken(installed):
     installed.install("vision")
     installed.install("vision", distribution="ptrain-dup", package="dup")
     with pytest.raises(PluginDuplicate):

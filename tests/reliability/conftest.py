@@ -147,8 +147,8 @@ def reached(folder):
     """Waits until a run has reached the moment at which its fault lets it pause, and lets it go."""
 
     class Pause:
-        def wait(self, process, notes: Path = folder) -> None:
-            while not (notes / "reached").exists():
+        def wait(self, process, notes: Path = folder, *, note: str = "reached") -> None:
+            while not (notes / note).exists():
                 assert process.poll() is None, process.text
                 time.sleep(0.002)
 

@@ -3,7 +3,8 @@
 The environment variable PTRAIN_FAULT says what, as JSON:
 
     at       the moment: "MOMENT:N", see below
-    do       "kill" (SIGKILL), "pause" (write FOLDER/reached and wait for FOLDER/go), "raise",
+    do       "kill" (SIGKILL), "pause" (write FOLDER/reached and wait for FOLDER/go; write
+             FOLDER/signalled once the run has noticed a signal meanwhile), "raise",
              "fill" (fill the disk of the run folder up) or "photograph" (copy the run folder to
              FOLDER/photo-K/run as it is before each file operation K of the save "file:N")
     folder   where notes are left for whoever waits for them
@@ -21,6 +22,7 @@ Moments, N being `run.progress.step` where nothing else is said:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -28,6 +30,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from plugin_trainer import CallbackSpec
@@ -39,6 +42,7 @@ _OPERATIONS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", 
 
 def ptrain_callbacks():
     """The one callback."""
+    _register_backend()  # before the settings that name it are looked at
     return [CallbackSpec(name="faults", target="ptrain_local_faults:Faults")]
 
 
@@ -53,20 +57,21 @@ class Faults:
         fault = json.loads(os.environ.get("PTRAIN_FAULT", "{}"))
         self.at, self.do = fault.get("at", ""), fault.get("do", "")
         self.notes = Path(fault.get("folder", "."))
+        self.run = None
         self.run_folder: Path | None = None
         self.operations: Counter[str] = Counter()
         self.saving = ""
-        self.loaded = 0
+        self.loaded = self.graphs = 0
         if self.at.startswith("loading"):
             toy = sys.modules["ptrain_local_toy"]
             toy.Noisy.before_loading = self._loading
         if self.at.startswith("compiling"):
-            _register_backend(self)
+            _compiled.append(self._compiling)
 
     # ------------------------------------------------------------------------------- moments
 
     def ptrain_run_start(self, run) -> None:
-        self.run_folder = run.folder
+        self.run, self.run_folder = run, run.folder
         if self.at.startswith("file"):
             sys.addaudithook(self._operation)
         if self.at.startswith("forward"):
@@ -104,6 +109,10 @@ class Faults:
         self.loaded += 1
         self._reach(f"loading:{self.loaded}")
 
+    def _compiling(self) -> None:
+        self.graphs += 1
+        self._reach(f"compiling:{self.graphs}")
+
     def _operation(self, event: str, about: tuple) -> None:
         if not self.saving or not _changes_files(event, about):
             return
@@ -137,6 +146,8 @@ class Faults:
         deadline = time.monotonic() + 60
         while not (self.notes / "go").exists():
             time.sleep(0.002)
+            if self.run is not None and self.run.signal:
+                (self.notes / "signalled").touch()
             if time.monotonic() > deadline:
                 os._exit(99)  # nobody is waiting any more
 
@@ -160,14 +171,17 @@ def _changes_files(event: str, about: tuple) -> bool:
     return event in _OPERATIONS
 
 
-def _register_backend(faults: Faults) -> None:
+_compiled: list[Callable[[], None]] = []
+
+
+def _register_backend() -> None:
     from torch import _dynamo
 
-    compiled = Counter()
-
     def paused(graph, inputs):
-        compiled["graphs"] += 1
-        faults._reach(f"compiling:{compiled['graphs']}")
+        # Not this function's own list: a process may have imported this file more than once.
+        for waiting in sys.modules["ptrain_local_faults"]._compiled:
+            waiting()
         return graph.forward
 
-    _dynamo.register_backend(paused, name="paused")
+    with contextlib.suppress(AssertionError):  # it is registered
+        _dynamo.register_backend(paused, name="paused")

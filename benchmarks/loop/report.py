@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .contestants import CONTESTANTS, Contestant
-from .timing import TIMED_STEPS, Burst
+from .timing import Turn
+from .tiny import LOG_EVERY
 
 PACKAGES = ("torch", "lightning", "transformers", "accelerate")
 
@@ -43,25 +44,25 @@ class Row:
     over: Over | None
 
 
-def summarise(bursts: Mapping[str, Sequence[Burst]]) -> list[Row]:
+def summarise(turns: Mapping[str, Sequence[Turn]]) -> list[Row]:
     """One row a contestant."""
     rows = []
-    for name, mine in bursts.items():
+    for name, mine in turns.items():
         contestant = CONTESTANTS[name]
-        hand = bursts.get(contestant.against)
-        median = statistics.median(burst.cpu for burst in mine)
+        hand = turns.get(contestant.against)
+        median = statistics.median(turn.cpu for turn in mine)
         rows.append(Row(contestant, median, _over(mine, hand) if hand is not None else None))
     return rows
 
 
-def _over(mine: Sequence[Burst], hand: Sequence[Burst]) -> Over:
-    # Within a round, so that a slow minute of the machine is on both sides of the difference.
+def _over(mine: Sequence[Turn], hand: Sequence[Turn]) -> Over:
+    # Within a round, so that a slow moment of the machine is on both sides of the difference.
     cpu = [a.cpu - b.cpu for a, b in zip(mine, hand, strict=True)]
     first, median, third = statistics.quantiles(cpu, n=4) if len(cpu) > 1 else cpu * 3
     return Over(
         median,
         (first, third),
-        min(burst.fastest for burst in mine) - min(burst.fastest for burst in hand),
+        min(turn.cpu for turn in mine) - min(turn.cpu for turn in hand),
         statistics.median(a.wall - b.wall for a, b in zip(mine, hand, strict=True)),
     )
 
@@ -80,7 +81,7 @@ def lines(rows: Sequence[Row], *, absent: Sequence[Contestant] = ()) -> list[str
 def markdown(rows: Sequence[Row], *, absent: Sequence[Contestant] = (), rounds: int) -> list[str]:
     """The machine, and the table, as docs/performance.md has them."""
     found = [
-        f"{machine()}. {rounds} rounds of {TIMED_STEPS} steps.",
+        f"{machine()}. {rounds} rounds of {LOG_EVERY} steps.",
         "",
         "| loop | CPU | over by hand | quartiles | fastest | wall |",
         "|---|---:|---:|---:|---:|---:|",
@@ -90,11 +91,11 @@ def markdown(rows: Sequence[Row], *, absent: Sequence[Contestant] = (), rounds: 
     return found
 
 
-def values(rows: Sequence[Row], bursts: Mapping[str, Sequence[Burst]]) -> dict[str, Any]:
+def values(rows: Sequence[Row], turns: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     """Everything, for a file."""
     return {
         "machine": machine(),
-        "timed_steps": TIMED_STEPS,
+        "steps_a_turn": LOG_EVERY,
         "rows": [
             {
                 "name": row.contestant.name,
@@ -103,7 +104,7 @@ def values(rows: Sequence[Row], bursts: Mapping[str, Sequence[Burst]]) -> dict[s
             }
             for row in rows
         ],
-        "bursts": {name: [vars(burst) for burst in own] for name, own in bursts.items()},
+        "turns": {name: [vars(turn) for turn in own] for name, own in turns.items()},
     }
 
 

@@ -1,124 +1,159 @@
-"""Times the steps of a loop from inside its data, in rounds in which everybody runs once.
+"""Times the steps of loops that take turns: 50 steps each, round after round.
 
-The clocks are read when a loader makes a batch, every 50 batches: what lies between is whole steps
-and nothing else, whoever's loop it is, and neither the set-up of a run nor its end is part of it.
-Timing whole runs of two lengths would give the same with the noise of two set-ups; a hook at the
-end of a step is not there in every loop, and costs.
+Every loop runs in a process of its own, so that none pays for what another has imported, and only
+the one whose turn it is runs. A loop is stopped and timed from inside its data, where its loader
+makes a batch: between two such points lie whole steps and nothing else, whoever's loop it is.
+Timing whole runs of two lengths would leave seconds between the loops that are compared, in which
+a shared machine changes its speed by more than what is to be measured; a hook at the end of a step
+is not there in every loop, and costs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import multiprocessing
 import os
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import default_collate
 
-from .contestants import Contestant
+from .contestants import CONTESTANTS, Contestant
 from .tiny import LOG_EVERY, Task
 
-WARM_UP_STEPS = 50
-TIMED_STEPS = 8 * LOG_EVERY
+WARM_UP_STEPS = 100
+# Then all processes are started anew: where a process lies in memory is worth some microseconds.
+ROUNDS_A_SITTING = 40
+PATIENCE_S = 300
 
 
 @dataclass(frozen=True)
-class Burst:
-    """Microseconds per step in one short run.
+class Turn:
+    """Microseconds per step over 50 steps, one log line among them.
 
-    cpu      of this process, all its threads: what neighbours on the machine disturb least
-    fastest  the same in the fastest 50 steps
-    wall     by the clock
+    cpu   of the process, all its threads: what neighbours on the machine disturb least
+    wall  by the clock
     """
 
     cpu: float
-    fastest: float
     wall: float
 
 
+@dataclass
 class Stopwatch:
-    """A collate function that reads the clocks every 50 batches, once the loop is warm.
+    """A collate function that divides the steps of a loop into turns, once the loop is warm.
 
-    at_first, at_last  are called when the timed steps begin and when they end
+    between  called before the first turn and after each, with the turns so far
     """
 
-    def __init__(
-        self,
-        *,
-        at_first: Callable[[], Any] = lambda: None,
-        at_last: Callable[[], Any] = lambda: None,
-    ) -> None:
-        self._calls = 0
-        self._at_first, self._at_last = at_first, at_last
-        self._cpu_ns: list[int] = []
-        self._wall_ns: list[int] = []
+    between: Callable[[Sequence[Turn]], Any] = lambda turns: None
+    turns: list[Turn] = field(default_factory=list)
+    _calls: int = 0
+    _cpu_ns: int = 0
+    _wall_ns: int = 0
 
     def __call__(self, rows: list[Any]) -> Any:
         """Make a batch."""
-        timed = self._calls - WARM_UP_STEPS
-        if timed == TIMED_STEPS:
-            self._at_last()
-        if 0 <= timed <= TIMED_STEPS and timed % LOG_EVERY == 0:
-            self._cpu_ns.append(time.process_time_ns())
-            self._wall_ns.append(time.perf_counter_ns())
-        if timed == 0:
-            self._at_first()
+        if self._calls >= WARM_UP_STEPS and (self._calls - WARM_UP_STEPS) % LOG_EVERY == 0:
+            self._change()
         self._calls += 1
         return default_collate(rows)
 
-    def burst(self) -> Burst:
-        """What was measured."""
-        assert len(self._cpu_ns) == 1 + TIMED_STEPS // LOG_EVERY, f"{self._calls} batches only"
-        cpu, wall = _us_per_step(self._cpu_ns), _us_per_step(self._wall_ns)
-        # The median stretch: a neighbour that wakes up for a moment spoils one and not the burst.
-        return Burst(statistics.median(cpu), min(cpu), statistics.median(wall))
+    def _change(self) -> None:
+        cpu_ns, wall_ns = time.process_time_ns(), time.perf_counter_ns()
+        if self._calls > WARM_UP_STEPS:
+            per_step = LOG_EVERY * 1000
+            self.turns.append(
+                Turn((cpu_ns - self._cpu_ns) / per_step, (wall_ns - self._wall_ns) / per_step)
+            )
+        self.between(self.turns)
+        # What its threads do while it waits is its own work, so the CPU clock goes on.
+        self._cpu_ns, self._wall_ns = cpu_ns, time.perf_counter_ns()
 
 
-def _us_per_step(times_ns: list[int]) -> list[float]:
-    """Of each stretch of 50 steps; each holds one log line."""
-    return [(after - before) / LOG_EVERY / 1000 for before, after in pairwise(times_ns)]
-
-
-def run(train: Callable[[Task], Any], *, stopwatch: Stopwatch | None = None) -> Burst:
-    """One short run of one contestant."""
+def run(
+    train: Callable[[Task], Any], *, turns: int, stopwatch: Stopwatch | None = None
+) -> list[Turn]:
+    """One run of one loop in this process."""
     stopwatch = stopwatch or Stopwatch()
-    gc.collect()  # everybody cleans up after themselves, not after whoever ran before
+    torch.set_num_threads(1)
+    # The garbage collector is to look at what a loop makes, not at all that was ever imported.
+    gc.collect()
+    gc.freeze()
     with tempfile.TemporaryDirectory() as folder, silent():
-        steps = WARM_UP_STEPS + TIMED_STEPS + 1
+        steps = WARM_UP_STEPS + turns * LOG_EVERY + 1
         train(Task(steps=steps, folder=Path(folder), collate=stopwatch))
-    return stopwatch.burst()
+    gc.unfreeze()
+    assert len(stopwatch.turns) == turns, "the loop did not take all its steps"
+    return stopwatch.turns
 
 
 def measure(
     contestants: Iterable[Contestant],
     *,
     rounds: int,
-    progress: Callable[[int], Any] = lambda _: None,
-) -> dict[str, list[Burst]]:
-    """All contestants once in each round, each round beginning with another. By name."""
-    torch.set_num_threads(1)
-    loaded = [(contestant.name, contestant.load()) for contestant in contestants]
-    for _, train in loaded:
-        run(train)  # imports, kernels, caches
-    # The garbage collector is to look at what a loop makes, not at all that was ever imported.
-    gc.collect()
-    gc.freeze()
-    bursts: dict[str, list[Burst]] = {name: [] for name, _ in loaded}
-    for number in range(rounds):
-        turn = number % len(loaded)
-        for name, train in loaded[turn:] + loaded[:turn]:
-            bursts[name].append(run(train))
-        progress(number + 1)
-    gc.unfreeze()
-    return bursts
+    progress: Callable[[int], Any] = lambda done: None,
+) -> dict[str, list[Turn]]:
+    """Give each loop one turn in each round, each round beginning with another. By name."""
+    names = [contestant.name for contestant in contestants]
+    measured: dict[str, list[Turn]] = {name: [] for name in names}
+    for done in range(0, rounds, ROUNDS_A_SITTING):
+        count = min(ROUNDS_A_SITTING, rounds - done)
+        for number, turns in enumerate(_sitting(names, rounds=count), start=1):
+            for name, turn in turns.items():
+                measured[name].append(turn)
+            progress(done + number)
+    return measured
+
+
+def _sitting(names: Sequence[str], *, rounds: int) -> Iterator[dict[str, Turn]]:
+    """Rounds between processes that are started for them."""
+    spawn = multiprocessing.get_context("spawn")
+    ours: dict[str, Connection] = {}
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            ours[name], theirs = spawn.Pipe()
+            process = spawn.Process(target=_take_part, args=(name, rounds, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(ours[name].close)
+        for name in names:
+            _answer(name, ours[name])  # it is warm
+        for number in range(rounds):
+            first = number % len(names)
+            turns = {}
+            for name in [*names[first:], *names[:first]]:
+                ours[name].send(None)
+                turns[name] = _answer(name, ours[name])
+            yield turns
+
+
+def _take_part(name: str, turns: int, connection: Connection) -> None:
+    """In a process of its own: run a loop, and wait after each turn to be called up again."""
+
+    def between(done: Sequence[Turn]) -> None:
+        connection.send(done[-1] if done else None)
+        if len(done) < turns:
+            connection.recv()
+
+    run(CONTESTANTS[name].load(), turns=turns, stopwatch=Stopwatch(between))
+
+
+def _answer(name: str, connection: Connection) -> Any:
+    if not connection.poll(PATIENCE_S):
+        raise TimeoutError(f"{name} has not answered for {PATIENCE_S} s")
+    try:
+        return connection.recv()
+    except EOFError:
+        raise RuntimeError(f"{name} has failed; what it said stands above") from None
 
 
 @contextlib.contextmanager

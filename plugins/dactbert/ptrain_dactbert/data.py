@@ -1,4 +1,4 @@
-"""Labelled texts, from files or generated, as batches of token ids."""
+"""Labelled texts or pairs of texts, wherever they come from, as batches of token ids."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ class TextClassification:
             self.labels = Labels(all_labels_known(source, settings.labels))
             reader = source.reader(None, epoch=0, known_labels=self.labels.names)
             rows = list(islice(reader, settings.shuffle_buffer))
+            if not rows:
+                raise DataError(f"data_settings.train: {source.where} holds no row of data")
         else:
             rows = source.rows(known_labels=settings.labels)
             declared = settings.labels or source.label_names

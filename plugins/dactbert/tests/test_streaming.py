@@ -176,6 +176,17 @@ def test_from_any_place_the_rest_is_the_same(cut: int, build: Build) -> None:
         assert [content(batch) for batch in again] == following
 
 
+def test_a_resumed_stream_can_be_resumed_again(build: Build) -> None:
+    whole = [content(batch) for batch in build().train()]
+    state, pieces = build().train().state_dict(), []
+    for _ in whole:
+        loader = build().train()
+        loader.load_state_dict(state)
+        pieces.append(content(next(iter(loader))))
+        state = json.loads(json.dumps(loader.state_dict()))
+    assert pieces == whole
+
+
 def test_the_trainer_resumes_a_stream_exactly(stream: Build) -> None:
     def windows(count: int, *, state: Any = None, epoch: int = 0, batch: int = 0) -> list[Any]:
         feed = training_stream(stream().train(), seed=0)
@@ -263,6 +274,11 @@ def test_unlabelled_rows_of_a_stream(unlabelled: str, make_data: MakeData, tmp_p
     else:
         with pytest.raises(DataError, match=r"a\.parquet:21: no label"):
             list(batches)
+
+
+def test_a_stream_without_a_row_is_refused(make_data: MakeData, write: Callable[..., Path]) -> None:
+    with pytest.raises(DataError, match=r"empty\.jsonl holds no row of data"):
+        make_data(**(SETTINGS | {"train": str(write("empty.jsonl", ""))}))
 
 
 def test_what_cannot_be_streamed_is_refused(stream: Build, make_data: MakeData) -> None:

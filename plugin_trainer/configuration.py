@@ -58,6 +58,7 @@ class Configuration:
 
     model, data  None if the caller brings them as objects
     origins      where each key of the settings was given
+    places       the recipe, the run file, --set: what there is of them, the lowest first
     """
 
     settings: RunSettings
@@ -67,6 +68,7 @@ class Configuration:
     schedule: Choice
     callbacks: tuple[Choice, ...]
     origins: Mapping[Key, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """The whole run as a table of TOML values: what `run.toml` in the run folder says."""
@@ -282,7 +284,14 @@ class _Checker:
             place_of=self._place_of,
         )
         return Configuration(
-            settings, self.catalog, model, data, schedule, tuple(callbacks), self.merged.origins
+            settings,
+            self.catalog,
+            model,
+            data,
+            schedule,
+            tuple(callbacks),
+            self.merged.origins,
+            self.merged.places,
         )
 
     def _refuse_mistakes(self) -> None:
@@ -296,8 +305,7 @@ class _Checker:
             where = self._place_of(key) if key else "--plugin"
             self.problems.append(Problem(where, join_key(key), text))
         if self.problems:
-            places = self.merged.places
-            raise SettingsError(sorted(self.problems, key=lambda problem: _rank(problem, places)))
+            raise SettingsError(in_order(self.problems, self.merged.places))
 
     def _place_of(self, key: Key) -> str:
         """Where a key was given; for one that was not, the run file where it could be."""
@@ -456,12 +464,16 @@ class _Checker:
         return tables
 
 
-def _rank(problem: Problem, places: Sequence[str]) -> tuple[int, int]:
-    """Where a problem comes in a list: by layer, by line, and last what stands nowhere."""
-    file, _, line = problem.where.rpartition(":")
-    if file in places and line.isdigit():
-        return places.index(file), int(line)
-    return (places.index(problem.where) if problem.where in places else len(places)), 0
+def in_order(problems: Sequence[Problem], places: Sequence[str]) -> list[Problem]:
+    """The problems by layer and by line, and last what stands nowhere."""
+
+    def rank(problem: Problem) -> tuple[int, int]:
+        file, _, line = problem.where.rpartition(":")
+        if file in places and line.isdigit():
+            return places.index(file), int(line)
+        return (places.index(problem.where) if problem.where in places else len(places)), 0
+
+    return sorted(problems, key=rank)
 
 
 def _is_class_name(name: str) -> bool:

@@ -52,9 +52,20 @@ def show(
 @config.command()
 @what_to_run
 def check(run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str, ...]) -> None:
-    """Check every setting of a run without building it; all mistakes are named at once."""
+    """Check every setting of a run without building it; all mistakes are named at once.
+
+    Names of optimizers, losses and schedules of torch are checked too, and what these take.
+    """
     configuration = configured(run_file, plugins, assignments)
+
+    from plugin_trainer.cli.config_check import notes_on, problems_in
+    from plugin_trainer.errors import SettingsError
+
+    if problems := problems_in(configuration):
+        raise SettingsError(problems)
     settings = configuration.settings
+    for note in notes_on(configuration):
+        click.echo(f"note: {note}", err=True)
     click.echo(f"the settings are right: {settings.model} on {settings.data}, {settings.length}")
 
 

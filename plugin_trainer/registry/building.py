@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from plugin_trainer.errors import DataError, PluginBroken, Problem, PtrainError, SettingsError
@@ -107,35 +107,53 @@ def _keywords(
     offer: Offer[Any], target: Any, settings: Mapping[str, Any], context: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The settings, and of the context what the target's signature asks for by name."""
+    wrong = wrong_keywords(target, settings, given=context)
+    if wrong:
+        raise SettingsError(
+            [Problem(_label(offer), f"{_table(offer)}.{key}", text) for key, text in wrong]
+        )
     parameters = _parameters(target)
-    given = {name: value for name, value in context.items() if name in parameters}
+    return {**{name: context[name] for name in context if name in parameters}, **settings}
+
+
+def wrong_settings(offer: Offer[Any], settings: Any) -> list[tuple[str, str]]:
+    """What `build` would refuse of an offer that takes keywords, without building: key and text."""
+    target = import_target(offer.spec.target, plugin=offer.owner)
+    if settings_class(offer) is not None or _takes_whole_settings(offer, target):
+        return []
+    return wrong_keywords(target, settings, given=_CONTRACTS[type(offer.spec)])
+
+
+def wrong_keywords(
+    target: Any, keywords: Collection[str], *, given: Collection[str] = ()
+) -> list[tuple[str, str]]:
+    """The keywords that a target does not take or cannot do without, each with a sentence.
+
+    given  what it is given beside them, if it asks for it
+    """
+    parameters = _parameters(target)
     kinds = {parameter.kind for parameter in parameters.values()}
-    if parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-        accepted = [
-            name
-            for name, parameter in parameters.items()
-            if name not in given and parameter.kind is not inspect.Parameter.VAR_POSITIONAL
-        ]
-        problems = [_unknown(offer, key, accepted) for key in settings if key not in parameters]
-        problems += [
-            _missing(offer, name)
-            for name in accepted
-            if parameters[name].default is inspect.Parameter.empty and name not in settings
-        ]
-        if problems:
-            raise SettingsError(problems)
-    return {**given, **settings}
+    if not parameters or inspect.Parameter.VAR_KEYWORD in kinds:
+        return []
+    accepted = [
+        name
+        for name, parameter in parameters.items()
+        if name not in given and parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+    ]
+    wrong = [(key, _takes_no(key, accepted)) for key in keywords if key not in parameters]
+    wrong += [
+        (name, "it cannot be made without")
+        for name in accepted
+        if parameters[name].default is inspect.Parameter.empty and name not in keywords
+    ]
+    return wrong
 
 
-def _unknown(offer: Offer[Any], key: str, accepted: list[str]) -> Problem:
+def _takes_no(key: str, accepted: list[str]) -> str:
     near = closest(key, accepted)
     text = f"it takes no '{key}'" + (f"; did you mean '{near}'?" if near else "")
     takes = f"it takes: {', '.join(accepted)}" if accepted else "it takes none"
-    return Problem(_label(offer), f"{_table(offer)}.{key}", f"{text} ({takes})")
-
-
-def _missing(offer: Offer[Any], key: str) -> Problem:
-    return Problem(_label(offer), f"{_table(offer)}.{key}", "it cannot be made without")
+    return f"{text} ({takes})"
 
 
 def _label(offer: Offer[Any]) -> str:

@@ -223,7 +223,7 @@ def test_a_changed_setting_is_refused_with_the_difference(trained, ptrain):
     assert typed.err.splitlines() == [
         "error: the run has changed since runs/first was started",
         "  seed: 0 -> 3",
-        "  to go on with the new ones: --allow seed",
+        "  to go on with the new: --allow seed",
     ]
 
 

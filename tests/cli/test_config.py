@@ -91,6 +91,90 @@ def test_config_alone_says_what_it_can_do(toy, ptrain):
     assert "show" in typed.out + typed.err and "Traceback" not in typed.err
 
 
+# ------------------------------------------------------------------------------------------- check
+
+WRONG = [
+    (
+        "optimizer.name=adamaxx",
+        "optimizer.name: torch.optim has no optimizer 'adamaxx'; did you me",
+    ),
+    (
+        "optimizer.settings.beta=1",
+        "optimizer.settings.beta: it takes no 'beta'; did you mean 'beta",
+    ),
+    ("optimizer.settings.lr=1", "optimizer.settings.lr: it is given by optimizer.learning_rate"),
+    ("loss=CrossEntropy", "loss: torch.nn has no loss 'CrossEntropy'; there are: "),
+    ("loss=nowhere:Loss", "loss: nowhere:Loss could not be imported; ModuleNotFoundError"),
+    ("schedule.name=OneCycleLR", "schedule_settings.max_lr: it cannot be made without"),
+    ("schedule.name=StepLR", "schedule_settings.step_sz: it takes no 'step_sz'; did yo"),
+    (
+        "schedule.warmup='2 epochs'",
+        "schedule.warmup: 2 epochs is no shorter than the whole run of ",
+    ),
+    (
+        "schedule.warmup='100 %'",
+        "schedule.warmup: 100 % is no shorter than the whole run of 2 epoc",
+    ),
+    ("best.watch=accuracy", "best.watch: 'accuracy' names no split; did you mean 'val/accuracy'?"),
+    ("best.watch=val_ema/loss", "best.watch: it is named as for raw weights: 'val/loss'"),
+    ("best.watch=test/loss", "best.watch: 'test/loss' is of no evaluation"),
+    ("model=nowhere:Net", "nowhere:Net could not be imported"),
+]
+
+
+@pytest.mark.parametrize(("assignment", "message"), WRONG, ids=[row[0] for row in WRONG])
+def test_check_finds_what_would_stop_the_run_when_it_is_put_together(
+    toy, ptrain, assignment, message
+):
+    more = ("--set", "schedule_settings.step_sz=3") if "StepLR" in assignment else ()
+    typed = ptrain("config", "check", *PLUGIN, "--set", assignment, *more)
+    assert typed.code == 2 and typed.out == ""
+    assert message in typed.err
+    assert "Traceback" not in typed.err and "internal" not in typed.err
+
+
+def test_check_names_all_that_torch_would_refuse_with_the_place(toy, ptrain):
+    Path("run.toml").write_text(
+        'callbacks = ["early_stopping"]\nloss = "Los"\n[callback_settings.early_stopping]\n'
+        'watch = "loss"\n[optimizer]\nname = "sgd"\n[optimizer.settings]\nmomentun = 0.9\n'
+    )
+    typed = ptrain("config", "check", "run.toml", *PLUGIN)
+    assert [line.split(": ")[0].strip() for line in typed.err.splitlines()[1:]] == [
+        "run.toml:2", "run.toml:4", "run.toml:8",
+    ]  # fmt: skip
+
+
+def test_what_is_allowed_and_perhaps_not_meant_is_only_noted(toy, ptrain):
+    typed = ptrain(
+        "config", "check", *PLUGIN, "--set", "save=9 epochs", "--set", "evaluate=5 steps"
+    )
+    assert typed.code == 0 and typed.out.startswith("the settings are right")
+    assert typed.err == (
+        "note: save: every 9 epochs is longer than the run of 2 epochs: "
+        "it happens at the end only\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        ["schedule.name=OneCycleLR", "schedule_settings.max_lr=0.1"],
+        ["schedule.name=StepLR", "schedule_settings.step_size=3"],
+        ["schedule.name=ReduceLROnPlateau"],
+        ["optimizer.name=SGD", "optimizer.settings.momentum=0.9"],
+        ["optimizer.settings.betas=[0.9, 0.98]", "optimizer.settings.fused=false"],
+        ["schedule.warmup=5 steps", "length=6 steps"],
+        ["schedule.warmup=99 %"],
+        ["best.watch=val/my_task/f1"],
+    ],
+    ids=lambda assignments: assignments[0],
+)
+def test_check_lets_pass_what_torch_takes(toy, ptrain, assignments):
+    sets = [part for assignment in assignments for part in ("--set", assignment)]
+    typed = ptrain("config", "check", *PLUGIN, *sets)
+    assert (typed.code, typed.err) == (0, "")
+
+
 # ------------------------------------------------------------------------------------------ schema
 
 

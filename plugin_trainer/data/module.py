@@ -22,7 +22,8 @@ class DataModule(Protocol):
     test()                  scored once at the end with the best weights, as `test/...`
     metrics()               torchmetrics by name, or by head: {"accuracy": Metric} or
                             {"sentiment": {"accuracy": Metric}}; see Fed
-    predict(lines)          batches for `ptrain predict`, in the order of the lines
+    predict(lines)          batches for `ptrain predict`, in the order of the lines; a message
+                            about one may count from `lines.first_line`, where it has that
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
     describe()              one line about the data, shown when a run starts
     save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run's

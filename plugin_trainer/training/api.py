@@ -111,7 +111,7 @@ def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
         status=about["status"],
         reason=about["reason"],
         step=about["step"],
-        epoch=(about["step"] - 1) // about["steps_per_epoch"],
+        epoch=about["epoch"],
         samples=about["samples"],
         metrics=about["metrics"],
         best={weights: BestCheckpoint(**best) for weights, best in about["best"].items()},

@@ -15,7 +15,7 @@ from torch import nn
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.stream import TrainStream, training_stream
-from plugin_trainer.errors import DataError, PtrainError, ResumeError
+from plugin_trainer.errors import DataError, Problem, PtrainError, ResumeError, SettingsError
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.render import to_toml
@@ -167,6 +167,7 @@ def _run(
         seed=settings.seed,
         accumulate=settings.accumulate,
         batch_size=settings.batch_size,
+        limit=settings.limit_batches.train,
     )
     plan = make_plan(settings, stream)
     checkpoint_activations(model, settings.activation_checkpointing)
@@ -202,18 +203,33 @@ def _run(
 
 
 def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
-    """The settings' spans in optimizer steps."""
+    """The settings' spans in optimizer steps.
+
+    Raises SettingsError for every one that cannot be told in data whose length nobody knows.
+    """
     per_epoch = stream.steps_per_epoch
+    problems = []
 
-    def every(cadence: Span | None) -> Cadence:
-        return recurrence(cadence, steps_per_epoch=per_epoch)
+    def known(key: str, in_steps: Callable[[], Any]) -> Any:
+        try:
+            return in_steps()
+        except ValueError as error:
+            problems.append(Problem("this data", key, str(error)))
 
-    return Plan(
-        total_steps=whole_steps(settings.length, steps_per_epoch=per_epoch),
-        evaluate=every(settings.evaluate),
-        save=every(settings.save),
-        log=every(settings.log),
+    def every(key: str) -> Cadence:
+        cadence: Span | None = getattr(settings, key)
+        return known(key, lambda: recurrence(cadence, steps_per_epoch=per_epoch))
+
+    total = known("length", lambda: whole_steps(settings.length, steps_per_epoch=per_epoch))
+    plan = Plan(total, evaluate=every("evaluate"), save=every("save"), log=every("log"))
+    warmup = settings.schedule.warmup
+    known(
+        "schedule.warmup",
+        lambda: whole_steps(warmup, steps_per_epoch=per_epoch, total_steps=total or 0),
     )
+    if problems:
+        raise SettingsError(problems)
+    return plan
 
 
 def evaluation_loaders(data: Any) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from plugin_trainer.training.files import (
 from plugin_trainer.training.state_codec import decode, encode
 
 FORMAT = 1
+_ALWAYS = {"model.safetensors", "optimizer.safetensors", "state.json"}
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -98,6 +99,10 @@ class CheckpointStore:
 
     def clean(self) -> None:
         """Remove what killed processes left half-written. Only with the run folder's lock held."""
+        for old in self.folder.glob(".step-*.tmp-old-*"):
+            place = self.folder / old.name[1:].partition(".")[0]
+            if not place.exists():  # killed between moving it away and moving its successor in
+                old.rename(place)
         for left in self.folder.glob(".*.tmp-*"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
@@ -284,25 +289,40 @@ def verify(checkpoint: Path) -> None:
     """Check every file against the manifest. Raises CheckpointError naming the first that does not
     fit.
     """
-    manifest = read_json(checkpoint / "manifest.json")
-    if not isinstance(manifest, dict) or "files" not in manifest:
-        raise CheckpointError(f"{checkpoint} has no manifest: it was never completed")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(
-            f"{checkpoint} has format {manifest['format']}; this ptrain reads {FORMAT}",
-            hint="upgrade plugin-trainer",
-        )
-    for name, expected in manifest["files"].items():
+    for name, (size, sha256) in _read_manifest(checkpoint).items():
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{checkpoint} is not sound: {name} is missing")
-        if path.stat().st_size != expected["size"]:
+        if path.stat().st_size != size:
             raise CheckpointError(
                 f"{checkpoint} is not sound: {name} has {path.stat().st_size} bytes "
-                f"in place of {expected['size']}"
+                f"in place of {size}"
             )
-        if sha256_of(path) != expected["sha256"]:
+        if sha256_of(path) != sha256:
             raise CheckpointError(f"{checkpoint} is not sound: the hash of {name} does not fit")
+
+
+def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
+    """The size and the hash that each file of a checkpoint should have."""
+    if not (checkpoint / "manifest.json").is_file():
+        raise CheckpointError(f"{checkpoint} has no manifest: it was never completed")
+    try:
+        manifest = read_json(checkpoint / "manifest.json")
+        version = int(manifest["format"])
+        files = {
+            str(name): (int(file["size"]), str(file["sha256"]))
+            for name, file in manifest["files"].items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{checkpoint} is not sound: its manifest is broken") from None
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint} has format {version}; this ptrain reads {FORMAT}",
+            hint="upgrade plugin-trainer",
+        )
+    if not files.keys() >= _ALWAYS or any(Path(name).name != name for name in files):
+        raise CheckpointError(f"{checkpoint} is not sound: its manifest names other files")
+    return files
 
 
 def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -43,31 +42,37 @@ class Scored(Protocol):
         ...
 
 
-def evaluate(run: Scored, *, split: str = "val") -> dict[str, float]:
-    """Every metric of the split, for the raw weights and, if there are any, the EMA weights.
+def evaluate(run: Scored) -> dict[str, float]:
+    """Every metric of the validation split, for the raw and, if there are any, the EMA weights.
 
     Named val/... and val_ema/.... Draws from random streams of its own, so that training after an
     evaluation is the same as training without one, and leaves the model in training mode. Empty if
     there is no such split.
     """
-    if split not in run.loaders:
+    if "val" not in run.loaders:
         return {}
+    limit = run.settings.limit_batches.validation
     sets: dict[str, AbstractContextManager[None]] = {"raw": nullcontext()}
     if run.ema is not None:
         sets["ema"] = run.ema.applied()
     metrics: dict[str, float] = {}
     for weights, applied in sets.items():
         with applied:
-            metrics.update(score(run, split=split, weights=weights))
+            metrics.update(score(run, split="val", weights=weights, limit=limit))
     run.hooks.evaluation_end(run=run, metrics=metrics)
     return metrics
 
 
-def score(run: Scored, *, split: str, weights: str) -> dict[str, float]:
-    """Losses and metrics of the model with the weights it has now, over one pass of the split."""
+def score(run: Scored, *, split: str, weights: str, limit: int | None = None) -> dict[str, float]:
+    """Losses and metrics of the model with the weights it has now, over one pass of the split.
+
+    limit  only so many batches of it
+    """
     meter = Meter()
     metrics = build_metrics(run.data, run.device, label=run.settings.label)
-    batches = evaluation_batches(run.loaders[split], batch_size=run.settings.batch_size)
+    batches = evaluation_batches(
+        run.loaders[split], batch_size=run.settings.batch_size, limit=limit
+    )
     empty = True
     with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
         for batch in batches:
@@ -96,9 +101,9 @@ def rehearse(run: Scored) -> None:
     """
     for split, loader in run.loaders.items():
         metrics = build_metrics(run.data, run.device, label=run.settings.label)
-        batches = evaluation_batches(loader, batch_size=run.settings.batch_size)
+        batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
         with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
-            for batch in islice(batches, 1):
+            for batch in batches:
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
                 outcome = run.hooks.forward(run=run, batch=moved)
                 for name, fed in metrics.items():

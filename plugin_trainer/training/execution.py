@@ -38,6 +38,7 @@ def _about(result: Result) -> dict[str, Any]:
         "status": result.status,
         "reason": result.reason,
         "step": result.step,
+        "epoch": result.epoch,
         "samples": result.samples,
         "metrics": dict(result.metrics),
         "best": {weights: vars(best) for weights, best in result.best.items()},

@@ -29,6 +29,12 @@ Weights = Literal["raw", "ema"]
 _LINES_AT_ONCE = 1024
 
 
+class Lines(list[str]):
+    """Some lines of an input, and the number of the first of them, for messages."""
+
+    first_line = 1
+
+
 @dataclass(eq=False, kw_only=True)
 class LoadedRun:
     """The model of a run, its data module and its settings.
@@ -85,8 +91,10 @@ class LoadedRun:
                 f"the data module {self.settings.data} cannot predict",
                 hint="it needs the methods predict(lines) and decode(outputs, batch)",
             )
-        remaining = iter(lines)
-        while some := list(islice(remaining, _LINES_AT_ONCE)):
+        remaining, first_line = iter(lines), 1
+        while some := Lines(islice(remaining, _LINES_AT_ONCE)):
+            some.first_line = first_line
+            first_line += len(some)
             for batch in self.data.predict(some):
                 moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
                 with torch.no_grad(), self.precision.autocast():

@@ -34,15 +34,16 @@ def train(run: Run) -> Result:
         hooks.step_end(run=run, outcome=outcome)
         run.stopwatch.lap("callbacks")
 
-        metrics = evaluate(run) if run.is_due(plan.evaluate) else {}
+        # Whatever falls due now and then falls due at the end as well.
+        metrics = evaluate(run) if run.is_due(plan.evaluate) or run.is_ending else {}
         if metrics:
             run.stopwatch.lap("evaluation")
-        if metrics or run.is_due(plan.log):
-            run.write_log(metrics, training=run.is_due(plan.log))
+        if metrics or run.is_due(plan.log) or run.is_ending:
+            run.write_log(metrics, training=run.is_due(plan.log) or run.is_ending)
         best_of = run.note_evaluation(metrics) if metrics else []
         if window.last:
             hooks.epoch_end(run=run)
-        if best_of or run.is_due(plan.save):
+        if best_of or run.is_due(plan.save) or run.is_ending:
             save(run, best_of=best_of)
             run.stopwatch.lap("saving")
         if run.stop_reason:
@@ -51,7 +52,7 @@ def train(run: Run) -> Result:
 
 
 def _finish(run: Run, *, seconds: float) -> Result:
-    """One last evaluation and checkpoint, where the last step had none; then the test split."""
+    """The last evaluation and checkpoint, where the last step had none; then the test split."""
     done = run.progress.step >= run.plan.total_steps
     status: Status = "finished" if done else run.stop_status
     best_of = []

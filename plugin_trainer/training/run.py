@@ -137,6 +137,12 @@ class Run:
             return what.is_due(self.progress.epoch) and self.window.last
         return what.is_due(self.progress.step)
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the step just made is the last, and the run is not merely interrupted."""
+        stopped = bool(self.stop_reason) and self.stop_status != "interrupted"
+        return stopped or self.progress.step >= self.plan.total_steps
+
     def note_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
         """Keep an evaluation, and say which weight sets it is the best of: "best", "best_ema"."""
         self.metrics = dict(metrics)

@@ -60,7 +60,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "optimizer": optimizer_rest,
             "schedule": run.schedule.state_dict(),
             "guard": run.guard.state_dict(),
-            "stream": getattr(run.stream, "state_dict", dict)(),
+            "stream": run.stream.state_dict(),
             "ema": run.ema.counters() if run.ema is not None else None,
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
             "meter": run.meter.state_dict(),
@@ -93,8 +93,7 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     )
     run.schedule.load_state_dict(state["schedule"])
     run.guard.load_state_dict(state["guard"])
-    if hasattr(run.stream, "load_state_dict"):
-        run.stream.load_state_dict(state["stream"])
+    run.stream.load_state_dict(state["stream"])
     if run.ema is not None:
         if snapshot.ema is None:  # [ema] is new to the run, which --allow has let pass
             run.ema.begin()
@@ -105,6 +104,7 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     for pointer, best in run.best.items():
         if pointer in state["best"]:
             best.load_state_dict(state["best"][pointer])
+            _point_again(run, pointer)
     run.meter.load_state_dict(state["meter"], device=run.device)
     run.logged = dict(state["logged"])
     run.metrics = dict(state["metrics"])
@@ -112,6 +112,14 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     run.saved_at = run.progress.step
     run.hooks.checkpoint_load(run=run, state=state["callbacks"])
     run.rng = state["rng"]
+
+
+def _point_again(run: Run, pointer: str) -> None:
+    """Move a pointer that a kill left behind, between a checkpoint's commit and the move."""
+    best, path = run.best[pointer], run.store.path_of(run.best[pointer].step)
+    there = run.store.pointer(pointer) or {}
+    if best.value is not None and there.get("checkpoint") != path.name and path.is_dir():
+        run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
 
 
 def restore_streams(run: Run) -> None:

@@ -26,7 +26,8 @@ def score_test_split(run: Run) -> dict[str, float]:
         which = pointer if run.store.pointer(pointer) is not None else "last"
         tensors = read_weights(run.store.find(which).path, weights=weights)
         with _holding(run.model, tensors):
-            metrics.update(score(run, split="test", weights=weights))
+            limit = run.settings.limit_batches.test
+            metrics.update(score(run, split="test", weights=weights, limit=limit))
     run.hooks.evaluation_end(run=run, metrics=metrics)
     return metrics
 

@@ -168,8 +168,8 @@ DAMAGES = {
     "grown": r"is not sound: model.safetensors has \d+ bytes in place of \d+",
     "flipped": "is not sound: the hash of model.safetensors does not fit",
     "no manifest": "has no manifest: it was never completed",
-    "empty manifest": "has no manifest: it was never completed",
-    "odd manifest": "has no manifest: it was never completed",
+    "empty manifest": "is not sound: its manifest is broken",
+    "odd manifest": "is not sound: its manifest is broken",
     "newer format": "has format 99; this ptrain reads 1",
 }
 

@@ -188,10 +188,9 @@ def test_L01_the_moments_of_a_run_that_is_asked_to_stop(fit, toy):
     assert (result.status, result.reason, result.step) == ("stopped early", "enough", 4)
     assert diary.lines[diary.lines.index("4 step_end") :] == lines("""
 4 step_end
-4 log train
 4 evaluation_batch val raw
 4 evaluation_end val/loss
-4 log val
+4 log train+val
 4 checkpoint_save
 4 checkpoint_committed step-00000004
 4 run_end stopped early

@@ -247,8 +247,42 @@ def _check_all(names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
     results = []
     for name in typed:
         try:
-            problems = problems_of(load(resolve(name)))
+            plugin = load(resolve(name))
+            problems = problems_of(plugin)
+            # A settings class that is broken is told already.
+            told = " ".join(problems)
+            problems += [
+                f"{recipe}: {text}"
+                for recipe, text in _mistakes_in_recipes(plugin, typed=name)
+                if text.partition(";")[0] not in told
+            ]
         except PtrainError as error:
             problems = [error.message, *error.hint]
         results.append((name, problems))
     return results
+
+
+def _mistakes_in_recipes(plugin: LoadedPlugin, *, typed: str) -> list[tuple[str, str]]:
+    """What is wrong in the run files that a plugin ships, but for what a user must give."""
+    from plugin_trainer.configuration import configure
+    from plugin_trainer.errors import SettingsError
+    from plugin_trainer.registry.loading import recipe_path
+    from plugin_trainer.settings.layers import read_toml
+
+    found = []
+    for recipe in plugin.recipes:
+        try:
+            layer = read_toml(recipe_path(plugin, recipe), where=recipe.file)
+        except PtrainError:
+            continue  # told with the offers
+        try:
+            configure(layer, plugins=[typed])
+        except SettingsError as error:
+            found += [
+                (f"recipe '{recipe.name}'", str(problem))
+                for problem in error.problems
+                if not problem.text.startswith("is required")
+            ]
+        except PtrainError as error:
+            found.append((f"recipe '{recipe.name}'", "; ".join((error.message, *error.hint))))
+    return found

@@ -9,8 +9,10 @@ import pytest
 
 from plugin_trainer.cli.new import write_plugin
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import open_catalog
 from plugin_trainer.registry.loading import recipe_path
+from plugin_trainer.settings.describe import describe
 
 FILES = """
     README.md
@@ -63,7 +65,26 @@ def test_what_it_writes_passes_the_check_and_its_own_tests(installed):
     assert checked.stdout == "./here: ok\n"
     tested = installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "here")
     assert tested.returncode == 0, tested.stdout
-    assert "3 passed" in tested.stdout
+    assert "4 passed" in tested.stdout
+
+
+def test_what_it_writes_explains_all_its_settings(installed):
+    write_plugin("my_rings", to=installed.cwd / "here")
+    catalog = open_catalog(["./here"])
+    for kind in ("model", "data", "callback", "scheduler"):
+        cls = settings_class(catalog.default(kind))
+        assert [key.key for key in describe(cls) if not key.meaning] == []
+
+
+def test_text_that_is_no_point_is_told_and_no_internal_error(installed, ptrain):
+    write_plugin("my_rings", to=installed.cwd / "here")
+    run = ("run", "--plugin", "./here", "--set", "length=2 steps", "--out", "made")
+    assert ptrain(*run).code == 0
+    for text in ("left right", "1 2 3"):
+        installed.write("points.txt", f"0.5 -1.2\n{text}\n")
+        typed = ptrain("predict", "made", "points.txt")
+        assert typed.code == 2
+        assert f"'{text}' is not a point" in typed.err and "internal error" not in typed.err
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,21 @@ def test_check_without_a_name_checks_all_and_fails_if_one_is_wrong(installed, pt
         ({}, {"small.toml": "length = = 3"}, "recipe 'small': "),
         (
             {},
+            {"small.toml": "seed = 1\nlenght = '1 epoch'\n"},
+            "recipe 'small': small.toml:2: lenght: no such key; did you mean 'length'?",
+        ),
+        (
+            {},
+            {"small.toml": "model = 'sound/base'\nmodel_settings.widht = 1\n"},
+            "recipe 'small': small.toml:2: model_settings.widht: no such key; did you mean 'width",
+        ),
+        (
+            {},
+            {"small.toml": "plugins = ['nowhere']\n"},
+            "recipe 'small': no installed plugin is called 'nowhere'",
+        ),
+        (
+            {},
             {"hooks.py": "try:\n    import torch\nexcept ImportError: ...\n"},
             "imports torch, at ",
         ),

@@ -10,7 +10,6 @@ import gc
 import json
 import os
 import signal
-import time
 import weakref
 from pathlib import Path
 
@@ -394,8 +393,15 @@ class Seen:
             raise KeyboardInterrupt
 
 
+def lingering(ending: str):
+    reason = "they live on until garbage is collected, which then waits five seconds for each"
+    return pytest.param(ending, marks=pytest.mark.xfail(run=False, reason=reason))
+
+
 @pytest.mark.parametrize("persistent", [False, True], ids=["new-each-epoch", "persistent"])
-@pytest.mark.parametrize("ending", ["finished", "callback", "worker", "interrupt"])
+@pytest.mark.parametrize(
+    "ending", ["finished", "callback", lingering("worker"), lingering("interrupt")]
+)
 def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent):
     data = Breaks(64, at=63 if ending == "worker" else -1)
 
@@ -405,22 +411,17 @@ def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent
     seen = Seen(ending)
     try:
         plugin_trainer.fit(
-            nn.Linear(4, 2), loader(data), loader(Breaks(8)), loss="CrossEntropyLoss", length="1 epoch",
-            callbacks=["-progress_bar", "-tensorboard", seen], out=folder / "run",
+            nn.Linear(4, 2), loader(data), loader(Breaks(8)), loss="CrossEntropyLoss",
+            length="1 epoch", callbacks=["-progress_bar", "-tensorboard", seen], out=folder / "run",
         )  # fmt: skip
     except (PtrainError, KeyboardInterrupt):
         assert ending in ("callback", "worker", "interrupt")
     assert len(seen.workers) >= 2
-    gc.collect()
-    deadline = time.monotonic() + 20
-    while (left := children() & seen.workers) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert left == set()
+    # At once, and not when garbage happens to be collected.
+    assert children() & seen.workers == set()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="torch's words are shown, which say that something was caught"
-)
+@pytest.mark.xfail(strict=True, reason="torch says only that it caught something")
 def test_L08_an_error_in_a_worker_is_told_in_its_own_words_and_with_its_own_place(folder):
     with pytest.raises(PtrainError) as caught:
         plugin_trainer.fit(

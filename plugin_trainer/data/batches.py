@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,7 +90,7 @@ def count_rows(batch: Any) -> int:
 
 
 def count_valid(labels: Any) -> int | Tensor:
-    """How many items a mean loss over these labels is a mean over; a tensor is not read.
+    """How many items a mean loss over these labels is a mean over; on a device it is not read.
 
     Class labels count where they are not -100; other labels count by row.
     """
@@ -98,5 +99,7 @@ def count_valid(labels: Any) -> int | Tensor:
             return 1
         if labels.is_floating_point() or labels.dtype == torch.bool:
             return labels.shape[0]
+        if labels.device.type == "cpu":  # where it lies, in a third of the time
+            return int(np.count_nonzero(labels.numpy() != IGNORED_LABEL))
         return (labels != IGNORED_LABEL).sum()
     return count_rows(labels)

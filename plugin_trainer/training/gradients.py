@@ -1,4 +1,4 @@
-"""What is done to gradients between the backward pass and the optimizer: divide, measure, clip."""
+"""What is done to gradients between the backward pass and the optimizer: measured and clipped."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ import torch
 from torch import Tensor
 
 
-@torch.no_grad()
-def divide(gradients: Sequence[Tensor], count: int | Tensor) -> None:
-    """Divide all gradients, in place."""
-    torch._foreach_div_(gradients, count)
-
-
-@torch.no_grad()
 def clip_to_norm(gradients: Sequence[Tensor], *, max_norm: float) -> Tensor:
     """Scale the gradients down to a global norm, in place; 0 does not clip. Returns the norm
-    before, not read by the host.
+    before, not read by the host. Call it without gradients being recorded.
 
     The same as torch.nn.utils.clip_grad_norm_, whose arithmetic this repeats without grouping the
     gradients anew at each step where all lie on one device in one dtype.

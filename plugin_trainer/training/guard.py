@@ -22,6 +22,7 @@ from plugin_trainer.outcome import StepOutcome
 
 # A run that neither logs nor saves is looked at this often, so that what is kept stays small.
 _AT_MOST = 1024
+_NUMPY_HAS = (torch.float32, torch.float64)
 # Each skipped step halves the loss scale: after so many in a row it is not the scale.
 _SKIPPED_IN_A_ROW = 24
 
@@ -56,7 +57,7 @@ class AtOnce:
 
     def passes(self, outcome: StepOutcome, grad_norm: Tensor, *, step: int) -> bool:
         """Raise NonFiniteError for a step that is not finite."""
-        if not _is_finite(outcome.loss.detach() + grad_norm):
+        if not _are_finite(outcome.loss.detach(), grad_norm):
             raise _non_finite(outcome, grad_norm, step=step, untouched=True)
         return True
 
@@ -100,7 +101,7 @@ class Latched:
         if not since or not self._found.item():
             return
         for step, outcome, grad_norm in since:
-            if not _is_finite(outcome.loss + grad_norm):
+            if not _are_finite(outcome.loss, grad_norm):
                 raise _non_finite(outcome, grad_norm, step=step, untouched=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,10 +165,11 @@ def build_guard(
     return AtOnce()
 
 
-def _is_finite(value: Tensor) -> bool:
-    if value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64):
-        return math.isfinite(value.numpy())  # where it lies; nothing has to be waited for
-    return math.isfinite(value.item())
+def _are_finite(loss: Tensor, norm: Tensor) -> bool:
+    if loss.dtype in _NUMPY_HAS and norm.dtype in _NUMPY_HAS and loss.device.type == "cpu":
+        # Where they lie; nothing has to be waited for.
+        return math.isfinite(loss.numpy()) and math.isfinite(norm.numpy())
+    return math.isfinite((loss + norm).item())
 
 
 def _non_finite(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from plugin_trainer.data.batches import move_batch
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.gradients import clip_to_norm, divide
+from plugin_trainer.training.gradients import clip_to_norm
 from plugin_trainer.training.meter import sum_of_means
 
 if TYPE_CHECKING:
@@ -34,13 +34,15 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     """
     # Until the optimizer moves, an error leaves the weights as the last step left them.
     run.sound = True
-    run.optimizer.zero_grad(set_to_none=True)
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = None
     outcome, divisor = _backward(run, micro_batches)
-    gradients = [p.grad for group in run.optimizer.param_groups for p in group["params"]]
-    gradients = [gradient for gradient in gradients if gradient is not None]
-    if divisor is not None:
-        divide(gradients, divisor)
-    run.grad_norm = clip_to_norm(gradients, max_norm=run.settings.optimizer.max_grad_norm)
+    with torch.no_grad():
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if divisor is not None:
+            torch._foreach_div_(gradients, divisor)
+        run.grad_norm = clip_to_norm(gradients, max_norm=run.settings.optimizer.max_grad_norm)
     run.stopwatch.lap("forward_backward")
     if run.guard.passes(outcome, run.grad_norm, step=run.progress.step + 1):
         run.sound = False

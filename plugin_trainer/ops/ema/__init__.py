@@ -47,7 +47,6 @@ def ema_decay(updates: int, *, decay: float, warmup: bool) -> float:
     return min(decay, (1 + updates) / (10 + updates)) if warmup else decay
 
 
-@torch.no_grad()
 def ema_update_(
     shadows: Sequence[Tensor], weights: Sequence[Tensor], *, decay: float | Tensor
 ) -> None:
@@ -80,11 +79,11 @@ class PreparedEma:
             raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
         self._groups = reference.grouped(_checked_pairs(shadows, weights))
 
-    @torch.no_grad()
     def __call__(self, decay: float | Tensor) -> None:
         """shadow <- decay * shadow + (1 - decay) * weight, in place, for every pair."""
         _check_decay(decay)
-        (library.find() or reference).ema_update_(self._groups, decay=decay)
+        with torch.no_grad():
+            (library.find() or reference).ema_update_(self._groups, decay=decay)
 
 
 def _check_decay(decay: float | Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import nn
+from torch.nn import functional
 
 import plugin_trainer
 
@@ -31,7 +32,7 @@ def _fit(task: Task, **settings: Any) -> nn.Module:
     result = plugin_trainer.fit(
         tiny.make_model(),
         tiny.make_loader(task),
-        loss=nn.CrossEntropyLoss(),
+        loss=functional.cross_entropy,
         length=f"{task.steps} steps",
         optimizer={
             "learning_rate": tiny.LEARNING_RATE,

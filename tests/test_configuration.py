@@ -279,6 +279,14 @@ def test_settings_for_a_callback_that_is_not_listed_are_a_mistake(here):
     ]
 
 
+def test_what_is_wrong_in_the_table_of_a_callback_that_is_not_listed_is_told_too(here):
+    found = mistakes("", "callback_settings.early_stopping.patience=0")
+    assert [line.split(": ")[1] for line in found] == [
+        "callback_settings.early_stopping",
+        "callback_settings.early_stopping.patience",
+    ]
+
+
 def test_settings_of_a_callback_are_found_under_its_short_and_its_full_name(here):
     for name in ("count", '"all/count"'):
         configuration = configured(

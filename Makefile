@@ -10,7 +10,7 @@ NEEDS  := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format bench clean
+.PHONY: run test check format bench soak clean
 run: $(STAMP)
 	$(BIN)/ptrain run --plugin dactbert
 
@@ -29,6 +29,10 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-enable
+
+# Kills, signals, full disks and corruption at random, for 20 minutes; then compares every bit.
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

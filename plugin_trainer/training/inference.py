@@ -13,6 +13,7 @@ from torch import nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
+from plugin_trainer.registry.blame import in_words, raised_at
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
@@ -95,11 +96,24 @@ class LoadedRun:
         while some := Lines(islice(remaining, _LINES_AT_ONCE)):
             some.first_line = first_line
             first_line += len(some)
-            for batch in self.data.predict(some):
-                moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
-                with torch.no_grad(), self.precision.autocast():
-                    outputs = self.forward.outputs(moved)
-                yield from self.data.decode(outputs, moved)
+            try:
+                yield from self._predicted(some)
+            except PtrainError:
+                raise
+            except Exception as error:
+                place = raised_at(error)
+                raise DataError(
+                    f"{self.settings.data} or {self.settings.model} failed to predict, somewhere "
+                    f"in lines {some.first_line} to {first_line - 1}",
+                    hint=[in_words(error), f"raised at {place}", "see everything with --debug"],
+                ) from error
+
+    def _predicted(self, some: Lines) -> Iterator[Mapping[str, Any]]:
+        for batch in self.data.predict(some):
+            moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
+            with torch.no_grad(), self.precision.autocast():
+                outputs = self.forward.outputs(moved)
+            yield from self.data.decode(outputs, moved)
 
 
 def load_run(

@@ -40,6 +40,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
         )
     groups = _groups(decayed, exempt, settings)
     cls = optimizer_class(settings.name)
+    if isinstance(cls, type) and issubclass(cls, torch.optim.LBFGS):
+        raise PtrainError(
+            "optimizer.name: LBFGS computes the loss several times in a step, which the engine's "
+            "step does once",
+            hint="a plugin can make the whole step itself: see ptrain_train_step",
+        )
     options = dict(settings.settings)
     if cls is torch.optim.AdamW and _all_on_fused_devices(decayed + exempt):
         # One pass over all parameters instead of a Python loop over each of them.

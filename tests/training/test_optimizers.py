@@ -315,3 +315,8 @@ def test_groups_are_resumed_and_a_changed_rate_of_one_holds_when_it_is_allowed(f
         allow=["optimizer"], **settings(0.04),
     )  # fmt: skip
     assert seen.rates == [0.04, 0.04, 0.1, 0.1]
+
+
+def test_an_optimizer_that_wants_the_loss_again_is_refused_in_words(fit):
+    with pytest.raises(PtrainError, match="LBFGS computes the loss several times in a step"):
+        fit(optimizer={"name": "LBFGS", "learning_rate": 1.0})

@@ -100,7 +100,7 @@ class TrainingFailed(PtrainError):
 
 
 class NonFiniteError(TrainingFailed):
-    """The loss or a gradient is NaN or infinite; carries the step, and what it was by metric name."""
+    """The loss or a gradient is NaN or infinite: at which step, and what it was by metric name."""
 
     def __init__(
         self,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from plugin_trainer.cli.config_check import problems_in
 from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.cli.printing import table
-from plugin_trainer.errors import RunFolderError
+from plugin_trainer.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
     from plugin_trainer.configuration import Configuration
@@ -64,6 +65,8 @@ def run(
         if run_file is None and not plugins:
             run_file = str(out / "run.toml")
     configuration = configured(run_file, plugins, assignments)
+    if problems := problems_in(configuration):
+        raise SettingsError(problems)
 
     from plugin_trainer.training.assemble import AlreadyDone, assemble
     from plugin_trainer.training.execution import execute

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +12,8 @@ from plugin_trainer.errors import DataError
 
 IGNORED_LABEL = -100
 """The label that torch's losses leave out by default."""
+
+_FEW = 256
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:
@@ -99,7 +100,8 @@ def count_valid(labels: Any) -> int | Tensor:
             return 1
         if labels.is_floating_point() or labels.dtype == torch.bool:
             return labels.shape[0]
-        if labels.device.type == "cpu":  # where it lies, in a third of the time
-            return int(np.count_nonzero(labels.numpy() != IGNORED_LABEL))
+        if labels.device.type == "cpu" and labels.dim() == 1 and len(labels) <= _FEW:
+            # Two operations of torch cost 15 us, which a step of a small model would notice.
+            return len(labels) - labels.tolist().count(IGNORED_LABEL)
         return (labels != IGNORED_LABEL).sum()
     return count_rows(labels)

@@ -160,7 +160,13 @@ def build_criterion(name: str) -> Criterion | None:
         return None
     if ":" in name:
         found = import_target(name)
-        return found() if isinstance(found, type) else found
+        try:
+            return found() if isinstance(found, type) else found
+        except TypeError as error:
+            raise PtrainError(
+                f"loss: {name} cannot be made without arguments: {error}",
+                hint="name a function, or a class whose arguments all have defaults",
+            ) from error
     cls = getattr(nn, name, None)
     if not (name.endswith("Loss") and isinstance(cls, type) and issubclass(cls, nn.Module)):
         losses = sorted(key for key in vars(nn) if key.endswith("Loss"))

@@ -63,7 +63,7 @@ class RunHooks:
             return _nothing
         if any(impl.wrapper or impl.hookwrapper for impl in impls):
             return caller
-        return _directly(impls, first=bool(caller.spec.opts["firstresult"]))
+        return _directly(impls, caller.spec)
 
     def blame(self, error: BaseException) -> tuple[str, str] | None:
         """The plugin or callback, and its hook, out of which an error came; None if it is the
@@ -90,11 +90,13 @@ class RunHooks:
         )
 
 
-def _directly(impls: Sequence[pluggy.HookImpl], *, first: bool) -> Call:
+def _directly(impls: Sequence[pluggy.HookImpl], spec: Any) -> Call:
     """What pluggy's call comes to where nothing wraps it: each implementation with the arguments it
     names, the last registered first. Found once a run, because a call through pluggy costs some
     3 us and a step makes several.
     """
+    if len(impls) == 1 and set(impls[0].argnames) == set(spec.argnames):
+        return impls[0].function
     calls = [(impl.function, impl.argnames) for impl in reversed(impls)]
 
     def each(**given: Any) -> None:
@@ -108,7 +110,7 @@ def _directly(impls: Sequence[pluggy.HookImpl], *, first: bool) -> Call:
                 return answer
         return None
 
-    return first_answer if first else each
+    return first_answer if spec.opts["firstresult"] else each
 
 
 def _nothing(**_: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plugin_trainer.errors import PtrainError
-from plugin_trainer.registry.building import import_target
+from plugin_trainer.errors import Problem, PtrainError, SettingsError
+from plugin_trainer.registry.building import import_target, wrong_keywords
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
 
 Named = list[tuple[str, nn.Parameter]]
@@ -50,6 +50,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     if cls is torch.optim.AdamW and _all_on_fused_devices(decayed + exempt):
         # One pass over all parameters instead of a Python loop over each of them.
         options.setdefault("fused", True)
+    if wrong := wrong_keywords(cls, options, given=("params", "lr", "weight_decay")):
+        label = f"optimizer {cls.__name__}"
+        raise SettingsError([Problem(label, f"optimizer.settings.{k}", text) for k, text in wrong])
     try:
         return cls(groups, lr=settings.learning_rate, **options)
     except (TypeError, ValueError) as error:

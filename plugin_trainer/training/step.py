@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
 
 
-def ptrain_move_batch(batch: Any, device: torch.device) -> Any:
+def ptrain_move_batch(run: Run, batch: Any, device: torch.device) -> Any:
     """Move every tensor of the batch."""
+    del run
     return move_batch(batch, device)
 
 

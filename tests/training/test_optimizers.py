@@ -164,9 +164,15 @@ def test_an_unknown_optimizer_is_named_with_the_nearest():
     assert "SGD" in caught.value.hint[1]
 
 
-@pytest.mark.parametrize("settings", [{"momentun": 0.9}, {"momentum": -1}])
-def test_settings_that_the_optimizer_refuses_are_the_users_to_change(settings):
-    with pytest.raises(PtrainError, match="the optimizer SGD refuses its settings: "):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"momentun": 0.9}, r"optimizer.settings.momentun: it takes no 'momentun'; did you mean"),
+        ({"momentum": -1}, "the optimizer SGD refuses its settings: "),
+    ],
+)
+def test_settings_that_the_optimizer_refuses_are_the_users_to_change(settings, message):
+    with pytest.raises(PtrainError, match=message):
         build_optimizer(nn.Linear(2, 2), OptimizerSettings(name="sgd", settings=settings))
 
 

@@ -78,12 +78,13 @@ class PreparedEma:
         if len(shadows) != len(weights):
             raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
         self._groups = reference.grouped(_checked_pairs(shadows, weights))
+        self._ema_update_ = (library.find() or reference).ema_update_
 
     def __call__(self, decay: float | Tensor) -> None:
         """shadow <- decay * shadow + (1 - decay) * weight, in place, for every pair."""
         _check_decay(decay)
         with torch.no_grad():
-            (library.find() or reference).ema_update_(self._groups, decay=decay)
+            self._ema_update_(self._groups, decay=decay)
 
 
 def _check_decay(decay: float | Tensor) -> None:

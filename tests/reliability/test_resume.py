@@ -1,4 +1,4 @@
-"""Resuming is exact: R01, R02, R03, R05, R06, R07, R08, R11 and R13 of the reliability bar."""
+"""Resuming is exact: R01 to R08, R11 and R13 of the reliability bar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import (
+    DataLoader,
+    RandomSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
 
+import plugin_trainer
 from plugin_trainer.training.checkpoints import read_snapshot
 from plugin_trainer.training.files import sha256_of
 
@@ -147,6 +155,141 @@ def test_R03_R07_every_sample_is_seen_once_an_epoch_in_a_new_order_whatever_was_
         orders = [tuple(epoch.tolist()) for epoch in seen]
         assert all(sorted(order) == list(range(toy.SAMPLES)) for order in orders)
         assert len(set(orders)) == 4
+
+
+# ---------------------------------------------------------------------- R04: loaders of other kinds
+
+
+class Stop:
+    """Interrupts the run at some of its steps, as a signal would."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def ptrain_step_end(self, run):
+        if run.progress.step in self.steps:
+            run.interrupt("enough", signal=15)
+
+
+def trained_on(toy, loader, out, *, stop=(), **settings):
+    """Train the diary on a loader; goes on with what the folder holds. The result, and what was
+    said.
+    """
+    said = []
+    torch.manual_seed(0)
+    result = plugin_trainer.fit(
+        toy.Diary(),
+        loader,
+        DataLoader(toy.Noisy(9), batch_size=4, collate_fn=toy.collate),
+        out=out,
+        resume="auto",
+        notify=said.append,
+        callbacks=["-progress_bar", "-tensorboard", Stop(*stop)],
+        **{
+            "length": "15 steps",
+            "evaluate": "never",
+            "save": "never",
+            "log": "2 steps",
+            "ema": {"decay": 0.9},
+            **settings,
+        },
+    )
+    return result, said
+
+
+def seen_by(run: Path, *, step: int) -> list[int]:
+    """The numbers of the samples that the diary was trained on, in order."""
+    model = read_snapshot(run / "checkpoints" / f"step-{step:08d}").model
+    return model["seen"][: int(model["count"])].tolist()
+
+
+SAMPLERS = {
+    "weighted": lambda data: WeightedRandomSampler([1.0 + row for row in range(len(data))], 22),
+    "subset": lambda data: SubsetRandomSampler([*range(2, 23)]),
+    "replacement": lambda data: RandomSampler(data, replacement=True),
+    "distributed": lambda data: DistributedSampler(data, num_replicas=2, rank=0),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids=["0", "2-persistent"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_R04_a_run_with_any_sampler_interrupted_twice_equals_one_that_never_stopped(
+    toy, differences, folder, sampler, workers
+):
+    def loader():
+        data = toy.Noisy()
+        return DataLoader(
+            data,
+            batch_size=toy.BATCH,
+            sampler=SAMPLERS[sampler](data),
+            collate_fn=toy.collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    trained_on(toy, loader(), folder / "whole")
+    # In the middle of two epochs, whether they have three steps or six.
+    for step in (2, 8):
+        assert trained_on(toy, loader(), folder / "run", stop=(step,))[0].step == step
+    result, said = trained_on(toy, loader(), folder / "run")
+    assert result.step == 15
+    assert differences(folder / "whole", folder / "run") == []
+    assert not any("not exact" in line for line in said)
+    epochs = seen_by(folder / "run", step=15)
+    assert len(set(epochs)) > 9 and epochs[:9] != epochs[-9:]
+
+
+class Quiet(torch.utils.data.Dataset):
+    """The numbered samples, without anything random."""
+
+    def __init__(self, toy) -> None:
+        self.samples = [toy.Noisy()[index] for index in range(toy.SAMPLES)]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.samples[index]
+
+
+def interrupted_twice(toy, make_loader, folder) -> list[str]:
+    """A whole run, and one interrupted in an epoch and at its end; what the last resume said."""
+    trained_on(toy, make_loader(), folder / "whole")
+    for step in (4, STEPS_PER_EPOCH):
+        trained_on(toy, make_loader(), folder / "run", stop=(step,))
+    result, said = trained_on(toy, make_loader(), folder / "run")
+    assert result.step == 15
+    return said
+
+
+@pytest.mark.parametrize(
+    ("workers", "random"),
+    [
+        pytest.param(0, True, id="0"),
+        # What the workers of such a loader draw is not in its state.
+        pytest.param(2, False, id="2-persistent"),
+    ],
+)
+def test_R04_a_stateful_loader_goes_on_exactly(toy, differences, folder, workers, random):
+    stateful = pytest.importorskip("torchdata.stateful_dataloader")
+
+    def loader():
+        torch.manual_seed(5)
+        return stateful.StatefulDataLoader(
+            toy.Noisy() if random else Quiet(toy),
+            batch_size=toy.BATCH,
+            shuffle=True,
+            collate_fn=toy.collate if random else None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+    said = interrupted_twice(toy, loader, folder)
+    orders = [seen_by(folder / run, step=15) for run in ("whole", "run")]
+    assert orders[0] == orders[1]
+    assert sorted(orders[0][: toy.SAMPLES]) == [*range(toy.SAMPLES)]
+    assert differences(folder / "whole", folder / "run") == []
+    assert not any("not exact" in line for line in said)
 
 
 def test_R08_evaluating_more_often_does_not_change_the_training(toy, tmp_path):

@@ -110,15 +110,18 @@ def start(nursery):
         if fault is not None:
             fault = {"folder": str(out.parent), **fault}
             options["variables"] = {"PTRAIN_FAULT": json.dumps(fault)}
-        assignments = [f"{key}={_toml(value)}" for key, value in chosen.items()]
-        return nursery.start(
-            *("-m", "plugin_trainer", "run", "--out", out, "--resume", "auto"),
-            *("--plugin", TOY, "--plugin", HERE / "faults.py"),
-            *(part for assignment in assignments for part in ("--set", assignment)),
-            **options,
-        )
+        return nursery.start(*run_command(out, chosen), **options)
 
     return run
+
+
+def run_command(out: Path, settings: dict) -> list[str | Path]:
+    """`ptrain run` of the toy with these settings, which goes on with what the folder holds."""
+    command = ["-m", "plugin_trainer", "run", "--out", out, "--resume", "auto"]
+    command += ["--plugin", TOY, "--plugin", HERE / "faults.py"]
+    for key, value in settings.items():
+        command += ["--set", f"{key}={_toml(value)}"]
+    return command
 
 
 def _toml(value) -> str:

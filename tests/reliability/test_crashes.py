@@ -33,11 +33,6 @@ SHORT = {"length": "4 steps", "log": "1 steps"}
 ONE_KEPT = {**SHORT, "keep": 1, "best.mode": "max"}
 
 
-def known(what: str):
-    """A fault of the engine that these tests found; the mark goes with it."""
-    return pytest.mark.xfail(strict=True, reason=what)
-
-
 def done(process, code: int = 0):
     assert process.wait() == code, process.text
     return process
@@ -111,14 +106,17 @@ def saved_before(start, memory):
     return run
 
 
-@known("pointers to a best, and lines of a last evaluation, that a kill has separated from a save")
 @pytest.mark.parametrize(
     ("save", "settings"),
     [
         # A new best, and the checkpoint of step 2 is deleted.
         pytest.param("3", ONE_KEPT, id="a-best"),
-        # The only checkpoint there is, written a second time with the evaluation that ends the run.
-        pytest.param("4-again", {**SHORT, "keep": 1, "evaluate": "never"}, id="the-last-again"),
+        # The last, with the evaluation that ends the run, of which there is no other.
+        pytest.param(
+            *("4", {**SHORT, "keep": 1, "evaluate": "never"}),
+            id="the-last",
+            marks=pytest.mark.xfail(strict=True, reason="latest.json may stay one behind"),
+        ),
     ],
 )
 def test_C02_killed_before_any_of_the_file_operations_of_a_save_nothing_is_lost(
@@ -195,7 +193,6 @@ def disk(folder) -> Iterator[Disk]:
 BIG = {**SHORT, "length": "6 steps", "model_settings__ballast_mb": 0.2}
 
 
-@known("safetensors' own error is not taken for the disk's")
 def test_C03_a_disk_that_is_full_stops_the_run_in_words_and_it_goes_on_once_there_is_room(
     start, twin, disk, differences, leftovers
 ):
@@ -220,9 +217,7 @@ def test_C03_a_disk_that_is_full_stops_the_run_in_words_and_it_goes_on_once_ther
 @pytest.mark.parametrize(
     ("moment", "broken"),
     [
-        pytest.param(
-            "step_end:2", "metrics.jsonl", id="metrics", marks=known("closing it fails once more")
-        ),
+        pytest.param("step_end:2", "metrics.jsonl", id="metrics"),
         pytest.param("run_end:4", "run.json", id="run.json"),
         pytest.param("committed:2", "checkpoint", id="checkpoint"),
     ],
@@ -258,7 +253,6 @@ def test_C03_a_disk_that_is_full_for_tensorboard_stops_no_checkpoint(
     assert differences(twin(**settings), run) == []
 
 
-@known("safetensors' own error is not taken for the disk's")
 def test_C03_a_file_that_may_not_grow_stops_the_run_in_words_and_it_goes_on_without_the_limit(
     start, twin, differences, leftovers, folder
 ):
@@ -372,14 +366,15 @@ def test_C05_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     run = copied(three_saved, folder / "run")
     damage(run / "checkpoints" / "step-00000003" / file)
     process = done(start(run, **SHORT))
-    reason = "has no manifest" if file == "manifest.json" else f"is not sound: .*{file}"
+    reason = "(has no|is not sound: its) manifest"
+    if file != "manifest.json":
+        reason = f"is not sound: .*{file}"
     named = rf"passed over.*checkpoints/step-00000003 {reason}"
     assert re.search(named, process.text), process.text
     assert re.search(r"going on from .*checkpoints/step-00000002, step 2", process.text)
     assert differences(twin(**SHORT), run) == []
 
 
-@known("a manifest that lacks a key")
 def test_C05_a_manifest_with_any_bit_flipped_is_refused_or_still_true(three_saved, folder):
     run = copied(three_saved, folder / "run")
     checkpoint = run / "checkpoints" / "step-00000003"
@@ -411,6 +406,18 @@ def test_C05_a_run_all_of_whose_checkpoints_are_damaged_is_refused_with_every_re
     for step in (1, 2, 3):
         assert re.search(f"step-{step:08d} is not sound: the hash of state.json", process.text)
     assert sorted(path.name for path in (run / "checkpoints").glob("step-*"))[0].endswith("1")
+
+
+@pytest.mark.xfail(strict=True, reason="it is reported as finished, without a word of the damage")
+def test_C05_a_finished_run_whose_last_checkpoint_is_damaged_makes_its_last_steps_again(
+    start, twin, differences, folder
+):
+    run = copied(twin(**SHORT), folder / "run")
+    truncated(run / "checkpoints" / "step-00000004" / "state.json")
+    process = done(start(run, **SHORT))
+    assert re.search(r"passed over.*step-00000004 is not sound", process.text), process.text
+    assert newest(run) == 4
+    assert differences(twin(**SHORT), run) == []
 
 
 # ------------------------------------------------------------------------------ C06: retention

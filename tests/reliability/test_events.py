@@ -6,6 +6,7 @@ every moment, a resume. L06 is in tests/training/test_guard.py.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -355,12 +356,19 @@ def test_L07_the_run_and_the_model_are_freed_once_fit_is_over(toy, folder, endin
 
 def children() -> set[int]:
     """The processes that this one has started and that still run."""
-    found = set()
+    found: set[int] = set()
     for task in Path("/proc/self/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.add(int(child))
-    return found
+        # A thread, or a child, may end while it is looked at.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(child) for child in (task / "children").read_text().split()}
+    return {child for child in found if _runs(child)}
+
+
+def _runs(child: int) -> bool:
+    try:
+        return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 class Breaks(Dataset):

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer import configuration as module
-from plugin_trainer.configuration import configure
+from plugin_trainer.configuration import callbacks, configure
 from plugin_trainer.errors import PluginBroken, SettingsError
 from plugin_trainer.settings.layers import from_assignments, read_toml
 from plugin_trainer.settings.render import to_toml
@@ -204,9 +203,9 @@ def test_what_is_written_down_configures_the_same_run(here):
 
 def test_a_run_written_down_with_tensorboard_is_read_where_there_is_none(here, monkeypatch):
     write("moved.toml", to_toml(configured().values()))
-    found = module.find_spec
+    found = callbacks.find_spec
     monkeypatch.setattr(
-        module, "find_spec", lambda name: None if name == "tensorboard" else found(name)
+        callbacks, "find_spec", lambda name: None if name == "tensorboard" else found(name)
     )
     configuration = configure(read_toml(Path("moved.toml")))
     assert "core/tensorboard" not in addresses(configuration)
@@ -262,7 +261,7 @@ def test_a_minus_takes_a_callback_away(here):
 
 
 def test_a_default_callback_whose_packages_are_missing_may_still_be_taken_away(here, monkeypatch):
-    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    monkeypatch.setattr(callbacks, "find_spec", lambda name: None)
     assert "core/tensorboard" not in addresses(configured("", "callbacks=['-tensorboard']"))
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from fractions import Fraction
 
-from plugin_trainer.configuration import Configuration, in_order
+from plugin_trainer.configuration import Configuration, in_one_line, in_order, problem_at
 from plugin_trainer.errors import Problem, PtrainError
 from plugin_trainer.registry.building import wrong_keywords, wrong_settings
+from plugin_trainer.registry.parts import CALLBACK_SETTINGS, PARTS
 from plugin_trainer.settings.layers import Merged
 from plugin_trainer.settings.toml_lines import Key, join_key
 
@@ -29,8 +30,8 @@ def problems_in(configuration: Configuration) -> list[Problem]:
         *_warmup(configuration),
         *_watched(configuration),
     ]
-    given = Merged({}, dict(configuration.origins))
-    problems = [Problem(given.place_of(key), join_key(key), text) for key, text in found]
+    given = Merged({}, dict(configuration.origins), places=configuration.places)
+    problems = [problem_at(key, text, merged=given) for key, text in found]
     return in_order(problems, configuration.places)
 
 
@@ -53,7 +54,7 @@ def _optimizer(configuration: Configuration) -> Wrong:
         target = optimizer_class(settings.name)
     except PtrainError as error:
         key = ("optimizer", "name")
-        yield key, _in_one_line(error, key)
+        yield key, _without_key(error, key)
         return
     at = ("optimizer", "settings")
     for name in settings.settings:
@@ -70,19 +71,22 @@ def _loss(configuration: Configuration) -> Wrong:
     try:
         build_criterion(configuration.settings.loss)
     except PtrainError as error:
-        yield ("loss",), _in_one_line(error, ("loss",))
+        yield ("loss",), _without_key(error, ("loss",))
     except TypeError as error:  # a class that cannot do without arguments
         yield ("loss",), f"it cannot be made: {error}"
 
 
 def _keywords(configuration: Configuration) -> Wrong:
     """The settings of what has no dataclass for them: they are keyword arguments."""
+    chosen = {
+        "model": configuration.model,
+        "data": configuration.data,
+        "scheduler": configuration.schedule,
+    }
     parts = [
-        (configuration.model, ("model",), ("model_settings",)),
-        (configuration.data, ("data",), ("data_settings",)),
-        (configuration.schedule, ("schedule", "name"), ("schedule_settings",)),
+        *((chosen[kind], part.named, (part.table,)) for kind, part in PARTS.items()),
         *(
-            (choice, ("callbacks",), ("callback_settings", choice.address))
+            (choice, ("callbacks",), (CALLBACK_SETTINGS, choice.address))
             for choice in configuration.callbacks
         ),
     ]
@@ -92,7 +96,7 @@ def _keywords(configuration: Configuration) -> Wrong:
         try:
             wrong = wrong_settings(choice.offer, choice.values())
         except PtrainError as error:
-            yield named, _in_one_line(error, named)
+            yield named, _without_key(error, named)
             continue
         for name, text in wrong:
             yield (*table, name), text
@@ -119,7 +123,7 @@ def _watched(configuration: Configuration) -> Wrong:
     ]
     for choice in configuration.callbacks:
         if choice.address == "core/early_stopping":
-            at = ("callback_settings", choice.address, "watch")
+            at = (CALLBACK_SETTINGS, choice.address, "watch")
             names.append((at, choice.settings.watch))
     for key, name in names:
         split, slash, _ = name.partition("/")
@@ -132,6 +136,6 @@ def _watched(configuration: Configuration) -> Wrong:
             yield key, f"'{name}' is of no evaluation: those give val/... and val_ema/..."
 
 
-def _in_one_line(error: PtrainError, key: Key) -> str:
+def _without_key(error: PtrainError, key: Key) -> str:
     """The error as a problem has it, whose key stands before it already."""
-    return "; ".join((error.message.removeprefix(f"{join_key(key)}: "), *error.hint))
+    return in_one_line(error).removeprefix(f"{join_key(key)}: ")

@@ -15,6 +15,12 @@ from plugin_trainer.errors import PtrainError, UnknownOffer
 from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import Catalog, Kind, Offer
 from plugin_trainer.registry.names import CORE, closest
+from plugin_trainer.registry.parts import (
+    CALLBACK_SETTINGS,
+    PARTS,
+    TORCH_SCHEDULES,
+    is_class_name,
+)
 from plugin_trainer.settings.describe import Described, describe, summary
 from plugin_trainer.settings.layers import Merged, look_up
 from plugin_trainer.settings.schema import RunSettings
@@ -22,13 +28,7 @@ from plugin_trainer.settings.toml_lines import Key, join_key, split_key
 from plugin_trainer.settings.validation import hints_of, unknown
 from plugin_trainer.settings.words import dataclass_in, in_words, takes_none, values_of
 
-_CALLBACKS = "callback_settings"
-# By table: the kind that takes it, the key that chooses, and what is used where nothing is chosen.
-_CHOSEN: dict[str, tuple[Kind, Key, str]] = {
-    "model_settings": ("model", ("model",), ""),
-    "data_settings": ("data", ("data",), ""),
-    "schedule_settings": ("scheduler", ("schedule", "name"), "core/linear"),
-}
+_KINDS: dict[str, Kind] = {part.table: kind for kind, part in PARTS.items()}
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class _Explainer:
         at = self._describe(RunSettings, key[:1], key)
         if len(key) == 1:
             return at
-        if key[0] == _CALLBACKS:
+        if key[0] == CALLBACK_SETTINGS:
             offer = self._callback(key)
-        elif key[0] in _CHOSEN:
+        elif key[0] in _KINDS:
             offer = self._chosen(key[0], key)
         else:
             return self._below(RunSettings, (), key)
-        return self._of_offer(offer, key, depth=2 if key[0] == _CALLBACKS else 1)
+        return self._of_offer(offer, key, depth=2 if key[0] == CALLBACK_SETTINGS else 1)
 
     # A key of a dataclass.
 
@@ -148,23 +148,29 @@ class _Explainer:
         self, nested: type | None, hint: Any, at: Key, of: Offer[Any] | None
     ) -> tuple[Explanation, ...] | None:
         """What stands in a table: the keys of its dataclass, or those that were given."""
-        if at[0] in _CHOSEN and len(at) == 1:
+        if at[0] in _KINDS and len(at) == 1:
             return self._keys_of_chosen(at)
-        if at == (_CALLBACKS,):
+        if at == (CALLBACK_SETTINGS,):
             return tuple(self._table_of(offer) for offer in self.catalog.offers("callback"))
         if nested is not None:
-            hints = hints_of(nested)
-            return tuple(
-                self._explained(key, hints[key.key], (*at, key.key), of=of)
-                for key in describe(nested)
-            )
+            return self._keys_of(nested, at, of)
         of_values = values_of(hint)
         if of_values is None:
             return None
-        given = look_up(self.merged.values, at)
-        names = given if isinstance(given, Mapping) else ()
         outer = Explanation(join_key(at))
-        return tuple(self._free((*at, name), of_values, outer, of=of) for name in names)
+        return tuple(self._free(key, of_values, outer, of=of) for key in self._given_in(at))
+
+    def _keys_of(self, cls: type, at: Key, of: Offer[Any] | None) -> tuple[Explanation, ...]:
+        """The keys of a dataclass whose table stands at `at`."""
+        hints = hints_of(cls)
+        return tuple(
+            self._explained(key, hints[key.key], (*at, key.key), of=of) for key in describe(cls)
+        )
+
+    def _given_in(self, at: Key) -> list[Key]:
+        """The keys that were given in a table."""
+        given = look_up(self.merged.values, at)
+        return [(*at, name) for name in given] if isinstance(given, Mapping) else []
 
     def _free(
         self, at: Key, hint: Any, around: Explanation, *, of: Offer[Any] | None
@@ -198,10 +204,10 @@ class _Explainer:
 
     def _spellings(self, at: Key, of: Offer[Any] | None) -> list[Key]:
         """A callback's table may stand under its address or under its bare name."""
-        if of is None or at[0] != _CALLBACKS:
+        if of is None or at[0] != CALLBACK_SETTINGS:
             return [at]
         names = dict.fromkeys([at[1], of.address, of.spec.name])
-        return [(_CALLBACKS, name, *at[2:]) for name in names]
+        return [(CALLBACK_SETTINGS, name, *at[2:]) for name in names]
 
     # What a plugin offers.
 
@@ -226,7 +232,7 @@ class _Explainer:
         """The table of a callback."""
         name = offer.spec.name if offer.owner == CORE else offer.address
         cls = settings_class(offer)
-        at = (_CALLBACKS, name)
+        at = (CALLBACK_SETTINGS, name)
         return Explanation(
             key=join_key(at),
             origin=self._value(at, offer)[1],
@@ -234,12 +240,7 @@ class _Explainer:
             takes="a table",
             of=offer.address,
             in_run=self._has(offer),
-            keys=tuple(
-                self._explained(key, hints_of(cls)[key.key], (*at, key.key), of=offer)
-                for key in describe(cls)
-            )
-            if cls is not None
-            else (),
+            keys=self._keys_of(cls, at, offer) if cls is not None else (),
         )
 
     def _has(self, offer: Offer[Any]) -> bool:
@@ -260,27 +261,22 @@ class _Explainer:
             return ()
         cls = settings_class(offer)
         if cls is not None:
-            hints = hints_of(cls)
-            return tuple(
-                self._explained(key, hints[key.key], (*at, key.key), of=offer)
-                for key in describe(cls)
-            )
-        given = look_up(self.merged.values, at)
-        names = given if isinstance(given, Mapping) else ()
-        return tuple(self._of_offer(offer, (*at, name), depth=1) for name in names)
+            return self._keys_of(cls, at, offer)
+        return tuple(self._of_offer(offer, key, depth=1) for key in self._given_in(at))
 
     def _chosen(self, table: str, key: Key) -> Offer[Any]:
         """The model, data module or schedule that the run uses."""
-        kind, named, otherwise = _CHOSEN[table]
-        name = look_up(self.merged.values, named) or otherwise
+        kind = _KINDS[table]
+        part = PARTS[kind]
+        name = look_up(self.merged.values, part.named) or part.fallback
         if isinstance(name, str) and name:
-            if kind == "scheduler" and name[:1].isupper() and ":" not in name:
-                name = f"torch.optim.lr_scheduler:{name}"
+            if kind == "scheduler" and is_class_name(name):
+                name = f"{TORCH_SCHEDULES}:{name}"
             return self.catalog.find(kind, name)
         offer = self.catalog.default(kind)
         if offer is None:
             raise PtrainError(
-                f"'{join_key(key)}' depends on {join_key(named)}, which nothing says",
+                f"'{join_key(key)}' depends on {join_key(part.named)}, which nothing says",
                 hint="name a run file, or a plugin with --plugin NAME",
             )
         return offer
@@ -303,7 +299,7 @@ class _Explainer:
 
     def _all_keys(self) -> Iterator[str]:
         yield from _keys_below(RunSettings, ())
-        for table in _CHOSEN:
+        for table in _KINDS:
             try:
                 cls = settings_class(self._chosen(table, (table,)))
             except PtrainError:

@@ -12,22 +12,15 @@ from typing import Any
 from plugin_trainer.errors import PluginError
 from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import Catalog, Kind, Offer
-from plugin_trainer.registry.names import CORE
+from plugin_trainer.registry.names import CORE, TARGET
+from plugin_trainer.registry.parts import CALLBACK_SETTINGS, PARTS
 from plugin_trainer.settings.json_schema import DIALECT, schemas_of
 from plugin_trainer.settings.schema import RunSettings
 
 Schema = dict[str, Any]
 
-_DOTTED_PATH = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
+_DOTTED_PATH = f"^{TARGET.pattern}$"
 _CLASS_OF_TORCH = r"^[A-Z]\w*$"
-
-# By kind: where a run file names an offer, and where it has its settings.
-_CHOSEN: dict[Kind, tuple[tuple[str, ...], str]] = {
-    "model": (("model",), "model_settings"),
-    "data": (("data",), "data_settings"),
-    "scheduler": (("schedule", "name"), "schedule_settings"),
-}
-_CONFIGURABLE: tuple[Kind, ...] = ("model", "data", "scheduler", "callback")
 
 
 def run_file_schema(
@@ -53,13 +46,13 @@ def run_file_schema(
     properties = run["properties"]
     properties["plugins"]["items"] = {"type": "string", "examples": sorted(set(installed))}
     conditions: list[Schema] = []
-    for kind, (named, table) in _CHOSEN.items():
-        place, holder = _place(properties, definitions, named)
+    for kind, part in PARTS.items():
+        place, holder = _place(properties, definitions, part.named)
         place[holder].update(_names(catalog, kind))
-        properties[table].update(_any_of(catalog.offers(kind), tables))
+        properties[part.table].update(_any_of(catalog.offers(kind), tables))
         conditions += _conditions(catalog, kind, tables, unnamed=tuple(unnamed.get(kind, ())))
     properties["callbacks"]["items"] = _callback_names(catalog)
-    properties["callback_settings"].update(_callback_tables(catalog, tables))
+    properties[CALLBACK_SETTINGS].update(_callback_tables(catalog, tables))
     return {
         "$schema": DIALECT,
         "title": "a run file of ptrain",
@@ -70,8 +63,9 @@ def run_file_schema(
 
 
 def _offers(catalog: Catalog) -> Iterator[Offer[Any]]:
-    for kind in _CONFIGURABLE:
+    for kind in PARTS:
         yield from catalog.offers(kind)
+    yield from catalog.offers("callback")
 
 
 def _key(offer: Offer[Any]) -> str:
@@ -164,7 +158,7 @@ def _conditions(
     catalog: Catalog, kind: Kind, tables: Mapping[str, Schema], *, unnamed: tuple[str, ...]
 ) -> Iterator[Schema]:
     """One for each offer whose keys are known, and one for a file that names none."""
-    named, table = _CHOSEN[kind]
+    named, table = PARTS[kind].named, PARTS[kind].table
     spellings = _spellings(catalog, kind)
     for offer in catalog.offers(kind):
         if _key(offer) not in tables:

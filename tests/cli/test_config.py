@@ -144,6 +144,13 @@ def test_check_names_all_that_torch_would_refuse_with_the_place(toy, ptrain):
     ]  # fmt: skip
 
 
+def test_check_looks_for_what_is_missing_in_the_run_file(toy, ptrain):
+    Path("run.toml").write_text('[schedule]\nname = "OneCycleLR"\n')
+    typed = ptrain("config", "check", "run.toml", *PLUGIN)
+    missing = "run.toml: schedule_settings.max_lr: it cannot be made without"
+    assert typed.err.splitlines()[1].strip().startswith(missing)
+
+
 def test_what_is_allowed_and_perhaps_not_meant_is_only_noted(toy, ptrain):
     typed = ptrain(
         "config", "check", *PLUGIN, "--set", "save=9 epochs", "--set", "evaluate=5 steps"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 Unit = Literal["steps", "epochs", "%"]
 
@@ -20,6 +22,7 @@ _SPELLINGS: dict[str, Unit] = {
     "percent": "%",
 }
 _SPAN = re.compile(r"\s*(?P<amount>\d[\d_]*(?:\.\d+)?|\.\d+)\s*(?P<unit>[A-Za-z%]*)\s*")
+_LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +88,22 @@ def parse_span(text: object, *, units: tuple[Unit, ...]) -> Span:
     if isinstance(text, Span):
         text = str(text)
     if not isinstance(text, str):
-        raise ValueError(f"{text!r} has no unit: write {wanted}")
+        raise ValueError(f"{shown(text)} has no unit: write {wanted}")
     match = _SPAN.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a number with a unit: write {wanted}")
+        raise ValueError(f"{shown(text)} is not a number with a unit: write {wanted}")
     amount = Fraction(match["amount"].replace("_", ""))
     if not match["unit"]:
-        raise ValueError(f"{text!r} has no unit: write {wanted}")
+        raise ValueError(f"{shown(text)} has no unit: write {wanted}")
     unit = _SPELLINGS.get(match["unit"].lower())
     if unit is None:
-        raise ValueError(f"{match['unit']!r} in {text!r} is not a unit: write {wanted}")
+        raise ValueError(f"{shown(match['unit'])} in {shown(text)} is not a unit: write {wanted}")
     if unit not in units:
-        raise ValueError(f"{text!r} cannot be given in {unit}: write {wanted}")
+        raise ValueError(f"{shown(text)} cannot be given in {unit}: write {wanted}")
     if unit == "steps" and amount.denominator != 1:
-        raise ValueError(f"{text!r} is not a whole number of steps")
+        raise ValueError(f"{shown(text)} is not a whole number of steps")
     if unit == "%" and amount > 100:
-        raise ValueError(f"{text!r} is more than the whole run")
+        raise ValueError(f"{shown(text)} is more than the whole run")
     return Span(amount, unit)
 
 
@@ -108,7 +111,7 @@ def parse_length(text: object) -> Span:
     """How long to train: steps or epochs, more than none."""
     span = parse_span(text, units=("steps", "epochs"))
     if span.amount == 0:
-        raise ValueError(f"{text!r} is no length at all")
+        raise ValueError(f"{shown(str(text))} is no length at all")
     return span
 
 
@@ -118,7 +121,9 @@ def parse_cadence(text: object) -> Span | None:
         return None
     span = parse_span(text, units=("steps", "epochs"))
     if span.amount == 0:
-        raise ValueError(f'{text!r} would fall due without end: write "never" to switch it off')
+        raise ValueError(
+            f'{shown(str(text))} would fall due without end: write "never" to switch it off'
+        )
     return span
 
 
@@ -144,3 +149,16 @@ def recurrence(
 def whole_steps(span: Span, *, steps_per_epoch: int | None, total_steps: int | None = None) -> int:
     """The span as a whole number of steps, a part of a step counting as one."""
     return math.ceil(span.in_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps))
+
+
+def shown(value: Any) -> str:
+    """A value as an error quotes it: as TOML has it, shortened."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, (date, time)):
+        return value.isoformat()
+    is_list = isinstance(value, (list, tuple))
+    text = f"[{', '.join(map(shown, value))}]" if is_list else repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

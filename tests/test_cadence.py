@@ -46,7 +46,9 @@ def test_a_span_is_read_exactly(text, amount, unit):
     ("text", "message"),
     [
         (500, '500 has no unit: write "500 steps" or "1 epoch" or "10 %"'),
-        (True, 'True has no unit: write "500 steps" or "1 epoch" or "10 %"'),
+        (True, 'true has no unit: write "500 steps" or "1 epoch" or "10 %"'),
+        ([True, "x"], "[true, 'x'] has no unit: write"),
+        ({"every": 5}, "a table has no unit: write"),
         ("500", '\'500\' has no unit: write "500 steps" or "1 epoch" or "10 %"'),
         ("5 hours", "'hours' in '5 hours' is not a unit: write \"500 steps\" or"),
         ("soon", "'soon' is not a number with a unit: write"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time
@@ -25,7 +26,6 @@ from plugin_trainer.settings.words import (
     choices_of,
     dataclass_in,
     in_words,
-    is_not_a_number,
     items_of,
     members,
     shown,
@@ -68,9 +68,8 @@ def validate(
 def unknown(name: str, known: Iterable[str], *, what: str) -> str:
     """The sentence for a name that does not exist, with the nearest one that does."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    if close:
-        return f"no such {what}; did you mean '{close[0]}'?"
+    if near := _nearest(name, names):
+        return f"no such {what}; did you mean '{near}'?"
     return (
         f"no such {what}; there are: {', '.join(names)}"
         if names
@@ -260,9 +259,14 @@ class _Types:
 def not_one_of(value: Any, choices: Iterable[Any]) -> str:
     """The sentence for a value that is none of the choices, with the nearest."""
     names = [choice if isinstance(choice, str) else shown(choice) for choice in choices]
-    close = difflib.get_close_matches(str(value), names, n=1)
-    suggestion = f" (did you mean '{close[0]}'?)" if close else ""
+    near = _nearest(str(value), names)
+    suggestion = f" (did you mean '{near}'?)" if near else ""
     return f"{shown(value)} is not one of {', '.join(names)}{suggestion}"
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    """The name most like it; empty if none is like it at all."""
+    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
 
 
 def _about_dots(key: Key) -> str:
@@ -275,13 +279,16 @@ def _without_quotes(value: Any, kind: str) -> str:
     """The remedy for "3" in place of 3, and "true" in place of true."""
     if not isinstance(value, str):
         return ""
-    if kind == "bool":
-        return ": write it without quotes" if value in ("true", "false") else ""
+    fits = value in ("true", "false") if kind == "bool" else _reads_as_a_number(value)
+    return ": write it without quotes" if fits else ""
+
+
+def _reads_as_a_number(text: str) -> bool:
     try:
-        float(value)
+        float(text)
     except ValueError:
-        return ""
-    return ": write it without quotes"
+        return False
+    return True
 
 
 # ------------------------------------------------------------------- what only pydantic finds wrong
@@ -327,26 +334,20 @@ def _location(loc: tuple[int | str, ...], values: Any) -> Key:
     return tuple(key)
 
 
+# By the first word of the name of pydantic's error: what the value is not.
 _IS_NOT = {
-    "int": "a whole number",
-    "float": "a number",
+    "int": in_words(int),
+    "float": in_words(float),
+    "decimal": in_words(float),
     "finite": "a finite number",
-    "bool": "true or false",
-    "string": "text",
-    "tuple": "a list",
-    "list": "a list",
-    "set": "a list",
-    "frozen": "a list",
-    "iterable": "a list",
-    "dict": "a table",
-    "mapping": "a table",
-    "dataclass": "a table",
-    "model": "a table",
-    "path": "a path",
+    "bool": in_words(bool),
+    "string": in_words(str),
+    **dict.fromkeys(("tuple", "list", "set", "frozen", "iterable"), in_words(list)),
+    **dict.fromkeys(("dict", "mapping", "dataclass", "model"), in_words(dict)),
+    "path": in_words(PurePath),
     "date": "a date",
     "datetime": "a date and time",
     "time": "a time",
-    "decimal": "a number",
 }
 _LIMITS = {
     "greater_than": ("gt", "too small"),
@@ -366,7 +367,7 @@ def _explain(detail: ErrorDetails) -> str:
         return str(context.get("error", detail["msg"]))
     if kind in _LIMITS:
         name, size = _LIMITS[kind]
-        if is_not_a_number(detail["input"]):
+        if isinstance(detail["input"], float) and math.isnan(detail["input"]):
             return f"{given} is not a number"
         return f"{given} is {size}: it must be {bounds_in_words({name: context[name]})}"
     if kind in ("literal_error", "enum"):

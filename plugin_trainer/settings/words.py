@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, time
 from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union
 
 from plugin_trainer.cadence import Span
+from plugin_trainer.cadence import shown as shown  # whoever quotes a setting finds it here
 
-_LONGEST_SHOWN = 60
 _BOUNDS = ("gt", "ge", "lt", "le")
 _LISTS = (tuple, list, set, frozenset, Sequence)
 
@@ -136,19 +134,6 @@ def _without_a_bare_point(limit: Any) -> Any:
     return int(limit) if isinstance(limit, float) and limit.is_integer() else limit
 
 
-def shown(value: Any) -> str:
-    """A value as an error quotes it: as TOML has it, shortened."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    is_list = isinstance(value, (list, tuple))
-    text = f"[{', '.join(map(shown, value))}]" if is_list else repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."
-
-
 def listed(words: Sequence[str], *, last: str = "or") -> str:
     """Words as a sentence has them: a, b or c."""
     *first, final = words
@@ -158,7 +143,7 @@ def listed(words: Sequence[str], *, last: str = "or") -> str:
 def _words_of(inner: Any) -> str:
     several = members(inner)
     if len(several) > 1:
-        return listed(_each_once(in_words(member) for member in several))
+        return listed([*dict.fromkeys(map(in_words, several))])
     if several != (inner,):
         return in_words(several[0])
     if choices := choices_of(inner):
@@ -176,7 +161,7 @@ def _words_of(inner: Any) -> str:
 
 def _list_in_words(items: tuple[Any, ...]) -> str:
     if items[-1] is not ...:
-        kinds = _each_once(map(_many, items))
+        kinds = [*dict.fromkeys(map(_many, items))]
         return f"a list of {len(items)} {listed(kinds, last='and')}"
     many = _many(items[0])
     return f"a list of {many}" if many else "a list"
@@ -188,12 +173,3 @@ def _many(hint: Any) -> str:
                "a table": "tables", "a path": "paths", "any value": ""}  # fmt: skip
     head, comma, rest = words.partition(", ")
     return plurals.get(head, f"({head})") + (f", each {rest}" if comma else "")
-
-
-def _each_once(words: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(words))
-
-
-def is_not_a_number(value: Any) -> bool:
-    """Whether a value is the float that is none."""
-    return isinstance(value, float) and math.isnan(value)

@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import plugin_trainer
+from plugin_trainer.data.samplers import sampler_order
 from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 
 
@@ -202,8 +203,10 @@ def test_R13_a_run_a_million_steps_in_goes_on_without_loading_what_it_has_seen(
     record_property("cpu_seconds_to_the_first_batch", rows.loaded_first_at - started)
     assert (result.step, result.samples) == (MILLION + 3, 3 * MILLION - 1 + 9)
     progress = read_snapshot(CheckpointStore(folder / "run").find("last").path).state["progress"]
-    assert (progress["epoch"], progress["batch"]) == (1, MILLION - 666_667 + 3)
-    assert len(rows.loaded) == 3 * 3
+    at = MILLION - 666_667  # an epoch has 666_667 batches
+    assert (progress["epoch"], progress["batch"]) == (1, at + 3)
+    order = sampler_order(RandomSampler(range(2 * MILLION)), seed=0, task="", epoch=1)
+    assert rows.loaded == order[3 * at : 3 * (at + 3)].tolist()
 
     again = Rows()
     for stop in (MILLION + 1, MILLION + 3):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date, time
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
+
+from plugin_trainer.quoting import shown
 
 Unit = Literal["steps", "epochs", "%"]
 
@@ -22,7 +22,6 @@ _SPELLINGS: dict[str, Unit] = {
     "percent": "%",
 }
 _SPAN = re.compile(r"\s*(?P<amount>\d[\d_]*(?:\.\d+)?|\.\d+)\s*(?P<unit>[A-Za-z%]*)\s*")
-_LONGEST_SHOWN = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +148,3 @@ def recurrence(
 def whole_steps(span: Span, *, steps_per_epoch: int | None, total_steps: int | None = None) -> int:
     """The span as a whole number of steps, a part of a step counting as one."""
     return math.ceil(span.in_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps))
-
-
-def shown(value: Any) -> str:
-    """A value as an error quotes it: as TOML has it, shortened."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "a table"
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    is_list = isinstance(value, (list, tuple))
-    text = f"[{', '.join(map(shown, value))}]" if is_list else repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 3]}..."

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "plugin_trainer"
 
 # From the bottom up. What stands on one line may import each other.
 LAYERS = [
-    {"errors"},
+    {"errors", "quoting"},
     {"specs", "hookspecs", "outcome", "cadence", "settings", "watching"},
     {"registry"},
     {"configuration"},

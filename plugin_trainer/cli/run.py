@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plugin_trainer.cli.config_check import problems_in
 from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.cli.printing import table
 from plugin_trainer.errors import RunFolderError, SettingsError
@@ -65,6 +64,9 @@ def run(
         if run_file is None and not plugins:
             run_file = str(out / "run.toml")
     configuration = configured(run_file, plugins, assignments)
+
+    from plugin_trainer.cli.config_check import problems_in
+
     if problems := problems_in(configuration):
         raise SettingsError(problems)
 

@@ -11,7 +11,7 @@ import torch
 
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.private_streams import private_streams
-from plugin_trainer.data.workers import prepare_workers
+from plugin_trainer.data.workers import Running, prepare_workers
 
 _NOTHING = object()
 
@@ -25,6 +25,7 @@ class AsItIs:
 
     def __init__(self, loader: Any, *, because: str, limit: int | None = None) -> None:
         prepare_workers(loader)
+        self._running = Running()
         self._loader = loader
         self.once = hasattr(loader, "__next__")
         self.batches_per_epoch = length_of(loader, limit=limit)
@@ -33,10 +34,15 @@ class AsItIs:
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
         _tell_epoch(self._loader, epoch)
-        iterator = iter(self._loader)
+        iterator = self._running.follow(iter(self._loader))
         for _ in islice(iterator, start):
             pass
         return iterator
+
+    def close(self) -> None:
+        """End the workers of the last iteration, unless the loader keeps them for another."""
+        if not getattr(self._loader, "persistent_workers", False):
+            self._running.end()
 
 
 class Stateful:
@@ -52,6 +58,7 @@ class Stateful:
 
     def __init__(self, loader: Any, *, seed: int, task: str, limit: int | None = None) -> None:
         prepare_workers(loader)
+        self._running = Running()
         self._loader = loader
         self._seed = (seed, task)
         self.batches_per_epoch = length_of(loader, limit=limit)
@@ -66,6 +73,11 @@ class Stateful:
     def state_dict(self) -> Any:
         """Where the loader stands, as a copy that does not move on with it."""
         return copy.deepcopy(self._loader.state_dict())
+
+    def close(self) -> None:
+        """End the workers of the last iteration, unless the loader keeps them for another."""
+        if not getattr(self._loader, "persistent_workers", False):
+            self._running.end()
 
     def batches_after(self, state: Mapping[str, Any], *, epoch: int, start: int) -> _Seeded:
         """The rest of an epoch in which the loader's state was taken after `start` batches."""
@@ -90,7 +102,7 @@ class Stateful:
         _tell_epoch(self._loader, epoch)
         self._seed_samplers(epoch)
         with private_streams(derive_seed(*self._seed, epoch, "iterate")):
-            iterator = iter(self._loader)
+            iterator = self._running.follow(iter(self._loader))
         return _Seeded(iterator, seed=self._seed, epoch=epoch, start=start)
 
     def _seed_samplers(self, epoch: int) -> None:

@@ -126,6 +126,10 @@ class TrainStream:
         # Without a length, an epoch's end could only be found again by loading all of it.
         return place if over else {}
 
+    def close(self) -> None:
+        """End the workers that load the data, however the windows ended."""
+        self._source.close()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take a state back; the next call of `windows` goes on from it."""
         self._loaded = dict(state)

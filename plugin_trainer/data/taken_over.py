@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
 from plugin_trainer.data.samplers import sampler_order, sampling_of
-from plugin_trainer.data.workers import WorkerStart
+from plugin_trainer.data.workers import Running, WorkerStart
 
 
 class TakenOver:
@@ -40,6 +40,7 @@ class TakenOver:
             with_seeds=in_workers,
             limit=limit,
         )
+        self._running = Running()
         self.batches_per_epoch = self._batches.per_epoch
         sampler: dict[str, Any] = (
             {"batch_sampler": self._batches}
@@ -66,7 +67,12 @@ class TakenOver:
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from position `start` on; none before it is loaded."""
         self._batches.epoch, self._batches.start = epoch, start
-        return iter(self._loader)
+        return self._running.follow(iter(self._loader))
+
+    def close(self) -> None:
+        """End the loader's workers, those that would stay for another epoch too."""
+        self._running.end()
+        self._loader._iterator = None
 
 
 class SeededDataset(Dataset):

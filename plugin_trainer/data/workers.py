@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,29 @@ class WorkerStart:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._then is not None:
             self._then(worker)
+
+
+class Running:
+    """Knows the iterator that was made last, without keeping it, so that its workers can be ended.
+
+    Left to Python's collection of garbage, they would live on after a failure, whose traceback
+    holds the iterator, and would then be waited for, five seconds each.
+    """
+
+    def __init__(self) -> None:
+        self._iterator: Callable[[], Any] = lambda: None
+
+    def follow(self, iterator: Any) -> Any:
+        """The iterator, known from now on."""
+        with contextlib.suppress(TypeError):  # what cannot be referred to weakly has no workers
+            self._iterator = weakref.ref(iterator)
+        return iterator
+
+    def end(self) -> None:
+        """End its workers now."""
+        shut_down = getattr(self._iterator(), "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
 
 
 def prepare_workers(loader: Any) -> None:

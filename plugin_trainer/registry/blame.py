@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import PurePath
 from types import TracebackType
 
 from plugin_trainer.registry.names import top_package
 
+_FILE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
+
 
 def in_words(error: BaseException) -> str:
     """The exception as Python's last traceback line gives it: type and first line of its text."""
     text = str(error).strip().splitlines()
+    if _is_from_worker(error):
+        return text[-1]  # the last line of the traceback that torch has put into the text
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
@@ -22,6 +27,9 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
             package is named even if the exception came from a library that it called; the frames of
             this registry blame nobody
     """
+    if _is_from_worker(error):
+        files = _FILE_LINE.findall(str(error))
+        return f"{'/'.join(PurePath(files[-1][0]).parts[-2:])}:{files[-1][1]}" if files else ""
     package = top_package(target)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{'/'.join(PurePath(error.filename).parts[-2:])}:{error.lineno or 0}"
@@ -30,6 +38,11 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
         if not package or (module.partition(".")[0] == package and not _is_registry(module)):
             place = f"{_short(module, file)}:{line}"
     return place
+
+
+def _is_from_worker(error: BaseException) -> bool:
+    """Whether it was raised in a worker of a loader, whose traceback came over as text."""
+    return str(error).startswith("Caught ") and "Original Traceback" in str(error)
 
 
 def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, PurePath, int]]:

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from plugin_trainer.cadence import Span, parse_cadence, parse_length, parse_span, parse_warmup
-from plugin_trainer.settings.words import Spelt, shown
+from plugin_trainer.quoting import shown
+from plugin_trainer.settings.words import Spelt
 
 _AMOUNT = r"(\d[\d_]*(\.\d+)?|\.\d+)\s*"
 _STEPS_OR_EPOCHS = rf"\s*{_AMOUNT}([Ss]teps?|[Ee]pochs?)\s*"

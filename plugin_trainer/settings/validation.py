@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, PlainValidator, TypeAdapter, ValidationErr
 from pydantic_core import ErrorDetails
 
 from plugin_trainer.errors import Problem
+from plugin_trainer.quoting import shown
 from plugin_trainer.settings.toml_lines import Key, join_key
 from plugin_trainer.settings.words import (
     bare,
@@ -28,7 +29,6 @@ from plugin_trainer.settings.words import (
     in_words,
     items_of,
     members,
-    shown,
     takes_none,
     values_of,
 )

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union
 
 from plugin_trainer.cadence import Span
-from plugin_trainer.cadence import shown as shown  # whoever quotes a setting finds it here
+from plugin_trainer.quoting import shown
 
 _BOUNDS = ("gt", "ge", "lt", "le")
 _LISTS = (tuple, list, set, frozenset, Sequence)

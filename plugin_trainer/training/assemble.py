@@ -37,7 +37,7 @@ from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.seeding import seed_everything
-from plugin_trainer.training.snapshots import restore
+from plugin_trainer.training.snapshots import point_at_latest, restore
 
 Resume = Literal["never", "auto"]
 
@@ -343,6 +343,8 @@ def _resumption(
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
     snapshot = read_snapshot(resumption.checkpoint.path)
     restore(run, snapshot, changed=resumption.changed)
+    _refuse_other_epochs(run)
+    point_at_latest(run, resumption.checkpoint.path)
     if run.progress.step > run.plan.total_steps:
         raise ResumeError(
             f"length: {run.settings.length} is {run.plan.total_steps} steps, but the run has made "
@@ -352,6 +354,17 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
     run.disk.cut_metrics_after(snapshot.state["metric_lines"])
     for line in plan_of(run, resumption, snapshot):
         notify(line)
+
+
+def _refuse_other_epochs(run: Run) -> None:
+    """A length in epochs means nothing any more once epochs have other numbers of steps."""
+    before, now = run.disk.read_about().get("steps_per_epoch"), run.stream.steps_per_epoch
+    if run.settings.length.unit == "epochs" and before != now:
+        raise ResumeError(
+            f"an epoch has {now} steps now and had {before}: how far '{run.settings.length}' is "
+            "cannot be told any more",
+            hint='give the length in steps: --set length="20_000 steps" --allow length',
+        )
 
 
 def _begin(run: Run, *, notify: Callable[[str], None]) -> None:

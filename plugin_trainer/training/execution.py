@@ -28,8 +28,12 @@ def execute(run: Run) -> Result:
         run.disk.write_about(**_about(result), ended=now())
         return result
     except BaseException as error:
-        raise _failed(run, error) from error
+        failed = _failed(run, error)
+        if failed is error:
+            raise
+        raise failed from error
     finally:
+        run.stream.close()
         run.disk.release()
 
 
@@ -83,6 +87,8 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
     """
     if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
         return ""
+    if run.signal and not isinstance(error, Exception):
+        return ""  # a second signal: whoever sent it wants the process gone
     if isinstance(error, NonFiniteError) and error.step <= run.progress.step:
         return "steps were counted since that were not applied: the checkpoint before it is sound"
     if run.saved_at != run.progress.step and _has_nan(run):

@@ -75,10 +75,12 @@ def _groups(decayed: Named, exempt: Named, settings: OptimizerSettings) -> list[
         ):
             members = [p for name, p in named if first_match(name, settings.groups) == pattern]
             if members:
+                peak = settings.learning_rate if rate is None else rate
                 made.append(
                     {
                         "params": members,
-                        "lr": settings.learning_rate if rate is None else rate,
+                        "lr": peak,
+                        "initial_lr": peak,
                         "weight_decay": weight_decay,
                         "name": pattern or "others",
                     }
@@ -203,7 +205,12 @@ def optimizer_state(
         {**group, "params": [names[index] for index in group["params"]]}
         for group in state["param_groups"]
     ]
-    return tensors, {"values": values, "groups": groups}
+    return tensors, {"class": class_name(optimizer), "values": values, "groups": groups}
+
+
+def class_name(thing: object) -> str:
+    """The full name of an object's class."""
+    return f"{type(thing).__module__}:{type(thing).__qualname__}"
 
 
 def load_optimizer_state(
@@ -248,12 +255,14 @@ def load_optimizer_state(
             "the checkpoint's optimizer has other parameter groups than this one",
             hint=[str(error), "optimizer.no_decay must be what the run was started with"],
         ) from error
+    for group, new in zip(optimizer.param_groups, built, strict=True):
+        # What a schedule that is new to the run keeps in the groups.
+        group.update({key: value for key, value in new.items() if key not in group})
     if with_new_settings:
         for group, new in zip(optimizer.param_groups, built, strict=True):
-            # A plateau schedule writes down no rate to start from.
-            lowered = group["lr"] / group.get("initial_lr", group["lr"])
+            lowered = group["lr"] / group["initial_lr"]
             group.update({key: value for key, value in new.items() if key != "params"})
-            group["lr"] = new.get("initial_lr", new["lr"]) * lowered
+            group["lr"] = new["initial_lr"] * lowered
 
 
 def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:

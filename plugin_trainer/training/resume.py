@@ -88,7 +88,10 @@ def find_resumption(
         changed=tuple(settings),
         differing=tuple(_line(key, change) for key, change in changed.items()),
         inexact=tuple(inexact),
-        done=about.get("status") in ("finished", "stopped early") and "length" not in changed,
+        # The last checkpoint of a run that ended may be damaged: then its steps are made again.
+        done=about.get("status") in ("finished", "stopped early")
+        and "length" not in changed
+        and found.step >= about.get("step", 0),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from plugin_trainer.training.checkpoints import Snapshot
 from plugin_trainer.training.resume import Resumption
 from plugin_trainer.training.run import Run
+from plugin_trainer.training.snapshots import same_optimizer
 
 
 def plan_of(run: Run, resumption: Resumption, snapshot: Snapshot) -> Iterator[str]:
@@ -30,7 +31,7 @@ def _restored(run: Run, snapshot: Snapshot) -> Iterator[str]:
     yield "weights"
     if run.ema is not None:
         yield "their average" if snapshot.ema is not None else "an average that begins here"
-    yield "optimizer"
+    yield "optimizer" if same_optimizer(run, snapshot) else "an optimizer that begins here"
     yield "schedule"
     if state["guard"]:
         yield "loss scale"

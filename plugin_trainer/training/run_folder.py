@@ -99,9 +99,12 @@ class RunFolder:
         write_text(self.path / "run.toml", toml)
 
     def write_about(self, **entries: Any) -> None:
-        """Add entries to run.json."""
+        """Add entries to run.json. Raises NotSaved if the disk refuses."""
         self._about.update(entries)
-        write_json(self.path / "run.json", self._about)
+        try:
+            write_json(self.path / "run.json", self._about)
+        except OSError as error:
+            raise _not_saved(self.path / "run.json", error) from error
 
     def read_about(self) -> dict[str, Any]:
         """What run.json says; empty if there is none."""
@@ -124,10 +127,7 @@ class RunFolder:
         except OSError as error:
             if self._metrics is not None:
                 self._metrics.truncate(end)
-            raise NotSaved(
-                f"{self.path / METRICS} could not be written: {error.strerror}",
-                hint="make room, then go on with --resume auto",
-            ) from error
+            raise _not_saved(self.path / METRICS, error) from error
 
     def count_metrics(self) -> int:
         """How many lines metrics.jsonl has, all of them on the disk."""
@@ -149,6 +149,13 @@ class RunFolder:
             self._metrics = FileIO(path, "a")
             self._lines = path.read_bytes().count(b"\n")
         return self._metrics
+
+
+def _not_saved(path: Path, error: OSError) -> NotSaved:
+    return NotSaved(
+        f"{path} could not be written: {error.strerror}",
+        hint="make room, then go on with --resume auto",
+    )
 
 
 def _write_whole(file: FileIO, text: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -64,16 +65,34 @@ class Schedule:
         """The count of steps, and the scheduler's own state."""
         return {"steps": self.steps, "scheduler": self._scheduler.state_dict()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, anew: bool = False) -> None:
         """Take the state back. The optimizer's own state brings the current rates.
 
-        The rates to start from stay those of the settings, which may have been changed.
+        anew  the settings have changed: go to the same step of the schedule as it is now, in place
+              of taking over where the other one stood
         """
         self.steps = state["steps"]
-        first_rates = getattr(self._scheduler, "base_lrs", None)
-        self._scheduler.load_state_dict(dict(state["scheduler"]))
-        if first_rates is not None:
-            self._scheduler.base_lrs = first_rates
+        if anew:
+            self._go_to_step(state["scheduler"])
+        else:
+            self._scheduler.load_state_dict(dict(state["scheduler"]))
+
+    def _go_to_step(self, before: Mapping[str, Any]) -> None:
+        if self._on_plateau and "num_bad_epochs" in before:
+            # Where a plateau stands follows from evaluations, not from steps. Its rates are the
+            # optimizer's.
+            kept = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
+            self._scheduler.load_state_dict({key: before[key] for key in kept})
+            return
+        for group, rate in zip(self._optimizer.param_groups, self._first_rates, strict=True):
+            group["lr"] = rate
+        if 0 < self.steps <= self._warmup_steps:
+            self._set_rates()
+        elif not self._on_plateau:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it takes this for steps without an optimizer's
+                for _ in range(self.steps - self._warmup_steps):
+                    self._scheduler.step()
 
 
 def linear(

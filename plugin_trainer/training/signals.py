@@ -40,7 +40,9 @@ def answered(run: Run) -> Iterator[None]:
 
     earlier: dict[int, Any] = {}
     for number in map(int, _NAMES):
-        earlier[number] = signal.signal(number, handle)
+        # What the parent has switched off (nohup) or C code answers is left alone.
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            earlier[number] = signal.signal(number, handle)
     try:
         yield
     finally:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from plugin_trainer.errors import CheckpointError, NotSaved, ResumeError
+from plugin_trainer.errors import CheckpointError, NotSaved, PtrainError, ResumeError
 from plugin_trainer.training.checkpoints import Snapshot
-from plugin_trainer.training.optimizers import load_optimizer_state, optimizer_state
+from plugin_trainer.training.optimizers import (
+    class_name,
+    load_optimizer_state,
+    optimizer_state,
+)
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import capture_rng, restore_rng
 
@@ -47,7 +53,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
     """The run as it is between two steps."""
     tensors, extra = _split(run.model.state_dict())
     optimizer_tensors, optimizer_rest = optimizer_state(run.optimizer, run.model)
-    callbacks: dict[str, Any] = {}
+    callbacks = _OneEach()
     run.hooks.checkpoint_save(run=run, state=callbacks)
     return Snapshot(
         model=tensors,
@@ -68,10 +74,21 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "metric_lines": run.disk.count_metrics(),
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
             "model_extra": extra,
-            "callbacks": callbacks,
+            "callbacks": dict(callbacks),
             "rng": capture_rng(),
         },
     )
+
+
+class _OneEach(UserDict[str, Any]):
+    """What callbacks keep in a checkpoint: one of them to a key."""
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key in self:
+            raise PtrainError(
+                f"two callbacks keep their state under '{key}'", hint="give each a key of its own"
+            )
+        super().__setitem__(key, value)
 
 
 def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> None:
@@ -84,14 +101,15 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     """
     state = snapshot.state
     _load_model(run, snapshot)
-    load_optimizer_state(
-        run.optimizer,
-        run.model,
-        snapshot.optimizer,
-        state["optimizer"],
-        with_new_settings=any(key.startswith("optimizer.") for key in changed),
-    )
-    run.schedule.load_state_dict(state["schedule"])
+    if same_optimizer(run, snapshot):
+        load_optimizer_state(
+            run.optimizer,
+            run.model,
+            snapshot.optimizer,
+            state["optimizer"],
+            with_new_settings=any(key.startswith("optimizer.") for key in changed),
+        )
+    run.schedule.load_state_dict(state["schedule"], anew=any(map(_moves_rates, changed)))
     run.guard.load_state_dict(state["guard"])
     run.stream.load_state_dict(state["stream"])
     if run.ema is not None:
@@ -112,6 +130,25 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     run.saved_at = run.progress.step
     run.hooks.checkpoint_load(run=run, state=state["callbacks"])
     run.rng = state["rng"]
+
+
+def same_optimizer(run: Run, snapshot: Snapshot) -> bool:
+    """Whether the snapshot is of an optimizer of the same class; another can do nothing with it."""
+    return bool(snapshot.state["optimizer"]["class"] == class_name(run.optimizer))
+
+
+def _moves_rates(key: str) -> bool:
+    """Whether a setting has a say in the learning rate of a step."""
+    return key.partition(".")[0] in ("optimizer", "schedule", "schedule_settings", "length") or (
+        key in ("accumulate", "batch_size")  # how long an epoch of warm-up is
+    )
+
+
+def point_at_latest(run: Run, checkpoint: Path) -> None:
+    """Move the pointer to the latest checkpoint where a kill left it behind."""
+    there = run.store.pointer("latest") or {}
+    if there.get("checkpoint") != checkpoint.name:
+        run.store.point("latest", checkpoint, step=run.progress.step)
 
 
 def _point_again(run: Run, pointer: str) -> None:

@@ -11,14 +11,13 @@ AsItIs     anything else: resuming in it skips batches, and is not exact
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader
 
 from plugin_trainer.data.epoch import Epoch
 from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
+from plugin_trainer.data.map_style import has_samples, is_map_style
 from plugin_trainer.data.samplers import why_order_unknown
 from plugin_trainer.data.taken_over import TakenOver
 from plugin_trainer.errors import DataError
@@ -182,8 +181,9 @@ def training_stream(
 
     Raises DataError for data that is empty or no data at all.
     """
-    if _is_map_style(loader):
-        loader = DataLoader(loader, batch_size=batch_size, shuffle=_has_samples(loader))
+    if is_map_style(loader):
+        shuffle = has_samples(loader, role="training")
+        loader = DataLoader(loader, batch_size=batch_size, shuffle=shuffle)
     if isinstance(loader, Mapping):
         raise DataError(
             f"train() gave {len(loader)} loaders by name: {', '.join(map(str, loader))}",
@@ -201,7 +201,7 @@ def training_stream(
 def _source(loader: Any, *, seed: int, task: str, limit: int | None) -> Source:
     because = why_order_unknown(loader)
     if not because:
-        _has_samples(loader)
+        has_samples(loader, role="training")
         return TakenOver(loader, seed=seed, task=task, limit=limit)
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(
@@ -211,37 +211,3 @@ def _source(loader: Any, *, seed: int, task: str, limit: int | None) -> Source:
     if is_stateful(loader):
         return Stateful(loader, seed=seed, task=task, limit=limit)
     return AsItIs(loader, because=because, limit=limit)
-
-
-def _has_samples(data: Any) -> bool:
-    try:
-        return len(data) > 0
-    except TypeError as error:
-        raise DataError(
-            f"the training data has no length: {error}", hint="give its data set a __len__"
-        ) from None
-
-
-def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None) -> Any:
-    """What an evaluation iterates: a data set in order, in batches; anything else as it is.
-
-    limit  only so many batches; workers may load some more ahead
-    """
-    if _is_map_style(loader):
-        loader = DataLoader(loader, batch_size=batch_size)
-    return loader if limit is None else Limited(loader, limit)
-
-
-@dataclass(frozen=True)
-class Limited:
-    """The first batches of a loader, each time it is iterated."""
-
-    loader: Any
-    limit: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.loader, self.limit)
-
-
-def _is_map_style(data: Any) -> bool:
-    return isinstance(data, Dataset) and not isinstance(data, IterableDataset)

@@ -14,8 +14,9 @@ from torch import nn
 
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
+from plugin_trainer.data.evaluated import evaluation_loaders
 from plugin_trainer.data.stream import TrainStream, training_stream
-from plugin_trainer.errors import DataError, Problem, PtrainError, ResumeError, SettingsError
+from plugin_trainer.errors import Problem, PtrainError, ResumeError, SettingsError
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.render import to_toml
@@ -230,22 +231,6 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
     if problems:
         raise SettingsError(problems)
     return plan
-
-
-def evaluation_loaders(data: Any) -> dict[str, Any]:
-    """The loaders of the splits that the data module has: "val" and "test".
-
-    Raises DataError for one that is empty.
-    """
-    loaders = {}
-    for split, method in (("val", "validation"), ("test", "test")):
-        loader = getattr(data, method)() if hasattr(data, method) else None
-        if loader is None:
-            continue
-        if hasattr(loader, "__len__") and len(loader) == 0:
-            raise DataError(f"the {method} data is empty", hint="check its file, or leave it out")
-        loaders[split] = loader
-    return loaders
 
 
 def _schedule(

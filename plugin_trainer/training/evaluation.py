@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from plugin_trainer.data.batches import find_labels
+from plugin_trainer.data.evaluated import evaluation_batches
 from plugin_trainer.data.module import Fed
-from plugin_trainer.data.stream import evaluation_batches
 from plugin_trainer.errors import DataError, PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings

@@ -9,16 +9,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as Table
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
     SequentialSampler,
-    TensorDataset,
 )
 
-from plugin_trainer.data.stream import evaluation_batches, training_stream
+from plugin_trainer.data.evaluated import evaluation_batches
+from plugin_trainer.data.stream import training_stream
 from plugin_trainer.errors import DataError
 
 
@@ -271,15 +272,6 @@ def test_data_that_ends_early_is_named():
         take(training_stream(Liar(), seed=0), 2)
 
 
-def test_an_evaluation_takes_a_data_set_in_order_and_a_loader_as_it_is():
-    rows = TensorDataset(torch.arange(5))
-    assert [batch[0].tolist() for batch in evaluation_batches(rows, batch_size=2)] == [
-        *([0, 1], [2, 3], [4]),
-    ]
-    given = loader()
-    assert evaluation_batches(given, batch_size=2) is given
-
-
 def test_the_window_of_known_data_costs_no_look_ahead():
     data = loader()
     stream = training_stream(data, seed=0)
@@ -372,3 +364,43 @@ def test_an_evaluations_limit_loads_no_batch_more_and_holds_each_time():
 def test_loaders_by_name_are_refused_in_words():
     with pytest.raises(DataError, match="train\\(\\) gave 2 loaders by name: one, two"):
         training_stream({"one": [1], "two": [2]}, seed=0)
+
+
+# ------------------------------------------------------------------------- data sets of other homes
+
+
+class Duck:
+    """A map-style data set that derives from nothing."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> int:
+        return index
+
+
+def table():
+    rows = {"x": [[float(n)] for n in range(8)], "labels": [n % 2 for n in range(8)]}
+    return Table.from_dict(rows)
+
+
+def test_a_hugging_face_data_set_is_shuffled_and_batched():
+    stream = training_stream(table().with_format("torch"), seed=0, batch_size=4)
+    assert stream.steps_per_epoch == 2 and stream.inexact_because == ""
+    batches = [batch for window in take(stream, 2) for batch in window.micro_batches]
+    assert [tuple(batch["x"].shape) for batch in batches] == [(4, 1), (4, 1)]
+    order = [int(x) for batch in batches for x in batch["x"]]
+    assert sorted(order) == [*range(8)] != order
+    assert torch.cat([batch["labels"] for batch in batches]).tolist() == [n % 2 for n in order]
+
+
+def test_an_unformatted_hugging_face_data_set_gives_tensors_where_it_can():
+    (window,) = take(training_stream(table(), seed=0, batch_size=4), 1)
+    assert tuple(window.micro_batches[0]["labels"].shape) == (4,)
+
+
+def test_what_has_a_length_and_an_index_alone_is_a_data_set_too():
+    stream = training_stream(Duck(), seed=0, batch_size=4)
+    assert stream.steps_per_epoch == 2 and stream.inexact_because == ""
+    (window,) = take(stream, 1)
+    assert len(window.micro_batches[0]) == 4

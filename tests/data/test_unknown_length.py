@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from plugin_trainer.data.stream import evaluation_batches, training_stream
+from plugin_trainer.data.evaluated import evaluation_batches
+from plugin_trainer.data.stream import training_stream
 from plugin_trainer.errors import DataError
 
 

@@ -1,0 +1,75 @@
+"""The data that a model is evaluated on: found and checked before the first step, gone through in
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from plugin_trainer.data.iterated import length_of
+from plugin_trainer.data.map_style import has_samples, is_map_style
+from plugin_trainer.errors import DataError
+
+
+def evaluation_loaders(data: Any) -> dict[str, Any]:
+    """The loaders of the splits that the data module has: "val" and "test".
+
+    Raises DataError for one that is empty, or that cannot be gone through time and again.
+    """
+    loaders = {}
+    for split, method in (("val", "validation"), ("test", "test")):
+        loader = getattr(data, method)() if hasattr(data, method) else None
+        if loader is None:
+            continue
+        _check(loader, method)
+        loaders[split] = loader
+    return loaders
+
+
+def _check(loader: Any, method: str) -> None:
+    returns = f"{method}() returns a DataLoader, a Dataset or an iterable of batches"
+    if isinstance(loader, Mapping):
+        raise DataError(
+            f"the {method} data is {len(loader)} loaders by name: {', '.join(map(str, loader))}",
+            hint="this version evaluates on one; return one of them",
+        )
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise DataError(
+            f"the {method} data is a {type(loader).__name__}, which cannot be iterated",
+            hint=returns,
+        )
+    if hasattr(loader, "__next__"):
+        raise DataError(
+            f"the {method} data can be iterated only once, and every evaluation needs all of it",
+            hint="give a DataLoader, a Dataset or an object whose __iter__ begins anew",
+        )
+    if is_map_style(loader):
+        has_samples(loader, role=method)
+    if length_of(loader, limit=None) == 0:
+        raise DataError(f"the {method} data is empty", hint="check its file, or leave it out")
+
+
+def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None) -> Any:
+    """What an evaluation iterates: a data set in order, in batches; anything else as it is.
+
+    limit  only so many batches; workers may load some more ahead
+    """
+    if is_map_style(loader):
+        loader = DataLoader(loader, batch_size=batch_size)
+    return loader if limit is None else Limited(loader, limit)
+
+
+@dataclass(frozen=True)
+class Limited:
+    """The first batches of a loader, each time it is iterated."""
+
+    loader: Any
+    limit: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.loader, self.limit)

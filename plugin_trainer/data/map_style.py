@@ -1,0 +1,39 @@
+"""Map-style data sets: which objects are one, and whether there is a sample in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from plugin_trainer.errors import DataError
+
+
+def is_map_style(data: Any) -> bool:
+    """Whether an object gives single samples by index, so that batches are still to be made of it.
+
+    A Dataset of torch, whatever fetches several samples at once as torch asks for it (Hugging Face
+    data sets do), and any class with a length and an index but no iteration of its own: one that
+    has an `__iter__` says itself what comes next, and that is taken for its batches.
+    """
+    if isinstance(data, (DataLoader, IterableDataset, Mapping)):
+        return False
+    if isinstance(data, Dataset):
+        return True
+    kind = type(data)
+    if not hasattr(kind, "__getitem__"):
+        return False
+    return hasattr(kind, "__getitems__") or (
+        hasattr(kind, "__len__") and not hasattr(kind, "__iter__")
+    )
+
+
+def has_samples(data: Any, *, role: str) -> bool:
+    """Whether its length is above 0. Raises DataError, naming its role, if it has no length."""
+    try:
+        return len(data) > 0
+    except (TypeError, NotImplementedError) as error:
+        raise DataError(
+            f"the {role} data has no length: {error}", hint="give its data set a __len__"
+        ) from None

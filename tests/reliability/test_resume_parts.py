@@ -52,11 +52,11 @@ OPTIMIZERS = {
     "SGD": {"momentum": 0.9, "nesterov": True},
 }
 
-# What one step over a model's own gradients cannot use, and what is said of it. LBFGS wants to call
-# the model again and again and has no parameter groups; Muon takes matrices alone, and a model has
-# vectors; SparseAdam takes sparse gradients alone, which no module gives unless it is asked to.
+# What one step over the gradients of a model cannot use, and what is said of it. LBFGS calls the
+# model several times in a step; Muon takes matrices alone; SparseAdam takes sparse gradients alone,
+# which no module gives unless it is asked to.
 UNUSABLE = {
-    "LBFGS": "LBFGS refuses its settings: LBFGS doesn't support per-parameter options",
+    "LBFGS": "optimizer.name: LBFGS computes the loss several times in a step",
     "Muon": "Muon refuses its settings: Muon only supports 2D parameters",
     "SparseAdam": "SparseAdam does not support dense gradients",
 }

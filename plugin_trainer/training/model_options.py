@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -43,9 +44,12 @@ def checkpoint_activations(model: nn.Module, which: bool | tuple[str, ...]) -> l
     which  True for every block, that is every entry of a ModuleList that is not inside another; or
            patterns of module names
 
-    Returns the names of the modules. Random draws are repeated, so that dropout is the same. Raises
-    PtrainError for a pattern that matches nothing, and for True on a model without blocks.
+    Returns the names of the modules. Random draws are repeated, so that dropout is the same, and
+    buffers change once, so that running statistics are too. What an earlier call did to the model's
+    modules is undone. Raises PtrainError for a pattern that matches nothing, and for True on a
+    model without blocks.
     """
+    _undo(model)
     if which is False:
         return []
     modules = dict(model.named_modules())
@@ -53,13 +57,63 @@ def checkpoint_activations(model: nn.Module, which: bool | tuple[str, ...]) -> l
     for name in names:
         module = modules[name]
         module.forward = partial(_recomputed, module, module.forward)
+    _fill_no_cache(model)
     return names
+
+
+def _undo(model: nn.Module) -> None:
+    for module in model.modules():
+        forward = vars(module).get("forward")
+        if isinstance(forward, partial) and forward.func is _recomputed:
+            del module.forward
+            if module.forward != forward.args[1]:  # not the one of its class
+                module.forward = forward.args[1]
+
+
+def _fill_no_cache(model: nn.Module) -> None:
+    """Let models of transformers keep no keys and values of the tokens before: a block would find
+    those of its first computation in its second.
+    """
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", None) is True:
+            config.use_cache = False
 
 
 def _recomputed(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not (module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(_counted_once, module, forward, *args, use_reentrant=False, **kwargs)
+
+
+def _counted_once(module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # Within a backward pass it is the second time. A compiled block changes no buffer in what it
+    # computes again; of one that cannot be compiled the second time comes here uncompiled.
+    if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        return forward(*args, **kwargs)
+    with _on_copies_of_buffers(module):
+        return forward(*args, **kwargs)
+
+
+@contextmanager
+def _on_copies_of_buffers(module: nn.Module) -> Iterator[None]:
+    """What a second forward pass does to buffers is done to copies: the first has done it to the
+    buffers themselves.
+    """
+    buffers = [
+        (owner._buffers, name, buffer)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    copies = {id(buffer): buffer.clone() for _, _, buffer in buffers}
+    try:
+        for owned, name, buffer in buffers:
+            owned[name] = copies[id(buffer)]
+        yield
+    finally:
+        for owned, name, buffer in buffers:
+            owned[name] = buffer
 
 
 def _blocks(modules: dict[str, nn.Module]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import CompileSettings
@@ -64,6 +65,85 @@ def test_an_evaluation_recomputes_nothing_and_the_checkpoint_keeps_its_names(fit
     assert model.layers[0].calls == 1 + 2 + 2
     saved = read_snapshot(CheckpointStore(tmp_path / "run").find("last").path).model
     assert saved.keys() == Blocks().state_dict().keys()
+
+
+class Counting(nn.Module):
+    """A block with running statistics, and a buffer that it assigns anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("scale", torch.full((4,), 2.0))
+
+    def forward(self, features):
+        if self.training:
+            self.seen = self.seen + len(features)
+        return torch.tanh(self.norm(self.linear(features)) * self.scale)
+
+
+class Counted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Counting() for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, features):
+        for layer in self.layers:
+            features = layer(features)
+        return self.head(features)
+
+
+@pytest.mark.parametrize("compile", [False, {"backend": "aot_eager"}])
+def test_what_is_recomputed_changes_the_buffers_once(fit, toy, compile):
+    plain, recomputed = Counted(), Counted()
+    scale = recomputed.layers[0].scale
+    expected = fit(plain, None, toy.loader(8), out="plain", compile=compile)
+    found = fit(
+        recomputed, None, toy.loader(8), out="recomputed", compile=compile,
+        activation_checkpointing=True,
+    )  # fmt: skip
+    state = plain.state_dict()
+    assert state["layers.0.norm.num_batches_tracked"] == 6 and state["layers.1.seen"] == 24
+    for name, tensor in recomputed.state_dict().items():
+        assert torch.allclose(tensor, state[name], rtol=0, atol=1e-6 if compile else 0), name
+    assert found.metrics["val/loss"] == pytest.approx(expected.metrics["val/loss"], abs=1e-6)
+    assert recomputed.layers[0].scale is scale
+
+
+def test_a_second_run_with_the_model_recomputes_once_and_one_without_not_at_all(fit, tmp_path):
+    model = Blocks()
+    own = model.layers[2].forward = model.layers[2].forward  # an own one, as a patch leaves it
+    for number, which in enumerate((True, True, ["layers.2"], False)):
+        before = [block.calls for block in model.layers]
+        fit(model, out=str(number), length="1 steps", activation_checkpointing=which)
+        calls = [block.calls - n for block, n in zip(model.layers, before, strict=True)]
+        assert calls == {0: [2, 2, 2], 1: [2, 2, 2], 2: [1, 1, 2], 3: [1, 1, 1]}[number]
+    assert "forward" not in vars(model.layers[0]) and model.layers[2].forward == own
+
+
+def test_a_model_that_fills_a_cache_can_be_recomputed(fit):
+    transformers = pytest.importorskip("transformers")
+
+    def model():
+        torch.manual_seed(0)
+        config = transformers.T5Config(
+            vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2,
+            decoder_start_token_id=0, dropout_rate=0.1,
+        )  # fmt: skip
+        return transformers.T5ForConditionalGeneration(config)
+
+    ids = torch.randint(1, 20, (8, 6), generator=torch.Generator().manual_seed(0))
+    data = DataLoader([{"input_ids": row, "labels": row} for row in ids], batch_size=4)
+    plain, recomputed = model(), model()
+    fit(plain, data, loss=None, length="2 steps", out="plain")
+    fit(
+        recomputed, data, loss=None, length="2 steps", out="recomputed",
+        activation_checkpointing=True,
+    )  # fmt: skip
+    assert all(map(torch.equal, weights(plain), weights(recomputed)))
 
 
 def test_blocks_are_the_entries_of_the_outermost_lists():

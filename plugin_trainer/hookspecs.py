@@ -177,7 +177,10 @@ def ptrain_checkpoint_load(run: Run, state: Mapping[str, Any]) -> None:
 
 @hookspec
 def ptrain_checkpoint_committed(run: Run, path: Path) -> None:
-    """A checkpoint is complete on disk under its final name."""
+    """A checkpoint is complete on disk under its final name.
+
+    What is logged here is not part of it: a run that is resumed from it does not know of it.
+    """
 
 
 @hookspec

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from plugin_trainer.training.result import Result
     from plugin_trainer.training.run import Run
 
-_STATE = "early_stopping"
-
 
 class EarlyStopping:
     """Counts evaluations in a row that did not improve by more than min_delta; stops at `patience`.
@@ -24,6 +22,7 @@ class EarlyStopping:
 
     def __init__(self, settings: EarlyStoppingSettings) -> None:
         self.settings = settings
+        self._key = f"early_stopping/{settings.watch}"  # a run may watch several metrics
         self.best: float | None = None
         self.without_improvement = 0
 
@@ -53,10 +52,10 @@ class EarlyStopping:
 
     def ptrain_checkpoint_save(self, state: MutableMapping[str, Any]) -> None:
         """Keep the count and the best."""
-        state[_STATE] = {"best": self.best, "without_improvement": self.without_improvement}
+        state[self._key] = {"best": self.best, "without_improvement": self.without_improvement}
 
     def ptrain_checkpoint_load(self, state: Mapping[str, Any]) -> None:
         """Take them back."""
-        if _STATE in state:
-            self.best = state[_STATE]["best"]
-            self.without_improvement = state[_STATE]["without_improvement"]
+        if self._key in state:
+            self.best = state[self._key]["best"]
+            self.without_improvement = state[self._key]["without_improvement"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -64,8 +65,8 @@ def _compile(value: Any) -> Any:
 
 def _init_from(value: Any) -> Any:
     """A run alone, as text, stands for the table that names nothing else."""
-    if isinstance(value, str) and value:
-        return {"run": value}
+    if isinstance(value, (str, Path)) and str(value):
+        return {"run": str(value)}
     if _is_table(value := _off(value), InitSettings):
         return value
     raise ValueError(

@@ -98,7 +98,7 @@ def assemble(
         if resumption is not None:
             _go_on(run, resumption, notify=notify)
         else:
-            _begin(run, notify=notify)
+            _begin(run, resuming=resuming, notify=notify)
         _write_down(run, configuration, around, resumed=resumption is not None)
         return run
     except BaseException:
@@ -262,6 +262,8 @@ def _schedule(
                 hint="give it some, or use another schedule",
             )
         values = {"mode": best.mode, **values}
+    rate = configuration.settings.optimizer.learning_rate
+    values = _rates_by_group(values, optimizer, learning_rate=rate)
     scheduler = build(
         choice.offer, values, optimizer=optimizer, total_steps=plan.total_steps - warmup_steps
     )
@@ -274,6 +276,22 @@ def _schedule(
     )
 
 
+def _rates_by_group(values: Any, optimizer: torch.optim.Optimizer, *, learning_rate: float) -> Any:
+    """Rates that a schedule takes of its own (OneCycleLR, CyclicLR), each group's in proportion.
+
+    torch would give the one number to every group, whatever rate that has.
+    """
+    shares = [group["lr"] / learning_rate for group in optimizer.param_groups]
+    if not isinstance(values, Mapping) or len(set(shares)) == 1:
+        return values
+    return {
+        key: [value * share for share in shares]
+        if key in ("max_lr", "base_lr") and isinstance(value, (int, float))
+        else value
+        for key, value in values.items()
+    }
+
+
 def _ema(settings: RunSettings, model: nn.Module) -> Ema | None:
     if settings.ema is None:
         return None
@@ -282,6 +300,11 @@ def _ema(settings: RunSettings, model: nn.Module) -> Ema | None:
 
 def _bests(settings: RunSettings) -> dict[str, Best]:
     watch, mode = settings.best.watch, settings.best.mode
+    if watch.partition("/")[0].endswith("_ema"):
+        raise PtrainError(
+            f"best.watch: '{watch}' is the name for the average",
+            hint=f"write '{watch.replace('_ema/', '/', 1)}', which chooses the best of each",
+        )
     bests = {"best": Best(watch, mode)}
     if settings.ema is not None:
         split, slash, name = watch.partition("/")
@@ -352,7 +375,9 @@ def _refuse_other_epochs(run: Run) -> None:
         )
 
 
-def _begin(run: Run, *, notify: Callable[[str], None]) -> None:
+def _begin(run: Run, *, resuming: bool, notify: Callable[[str], None]) -> None:
+    if resuming:
+        notify(f"{run.folder} has no checkpoint yet: it starts at step 0")
     run.disk.cut_metrics_after(0)  # of a process that was killed before its first checkpoint
     if run.settings.init_from is not None:
         notify(start_from(run.model, run.settings.init_from))

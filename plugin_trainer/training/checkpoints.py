@@ -231,9 +231,10 @@ def _write_tensors(
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     seen: set[int] = set()
     for name, tensor in whole.items():
-        if tensor.numel() and tensor.data_ptr() in seen:
+        memory = tensor.untyped_storage().data_ptr()
+        if tensor.numel() and memory in seen:
             whole[name] = tensor.clone()
-        seen.add(tensor.data_ptr())
+        seen.add(memory)
     try:
         safetensors.torch.save_file(whole, path, metadata={"format": "pt", **about})
     except SafetensorError as error:
@@ -335,7 +336,8 @@ def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:
         path = checkpoint / "ema.safetensors"
         if not path.is_file():
             raise CheckpointError(
-                f"{checkpoint} holds no EMA weights", hint="the run had no [ema]; use --weights raw"
+                f"{checkpoint} holds no EMA weights",
+                hint="the run had no [ema]: use the raw ones",
             )
         average = safetensors.torch.load_file(path)
         tensors = {
@@ -345,6 +347,15 @@ def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:
     aliases = _read_state_file(checkpoint)["aliases"]
     tensors.update({alias: tensors[name] for alias, name in aliases.items()})
     return tensors
+
+
+def read_model_state(checkpoint: Path, *, weights: str) -> dict[str, Any]:
+    """What the model's `load_state_dict` takes: its weights, and what modules add as extra state.
+
+    Raises CheckpointError if the checkpoint has no EMA weights.
+    """
+    state = read_snapshot(checkpoint).state
+    return {**read_weights(checkpoint, weights=weights), **state["model_extra"]}
 
 
 def read_snapshot(checkpoint: Path) -> Snapshot:

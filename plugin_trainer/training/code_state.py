@@ -29,7 +29,7 @@ def code_of_object(thing: object) -> str:
     """
     try:
         file = inspect.getsourcefile(thing if inspect.isfunction(thing) else type(thing))
-    except TypeError:
+    except (TypeError, OSError):
         return ""
     return _hash([Path(file)] if file else [])
 

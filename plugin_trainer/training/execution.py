@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
 from plugin_trainer.registry.blame import in_words, raised_at
 from plugin_trainer.training import signals
@@ -34,6 +36,9 @@ def execute(run: Run) -> Result:
         raise failed from error
     finally:
         run.stream.close()
+        if run.settings.compile is not None:
+            # What one run compiled counts against the limit of the next one's recompilations.
+            torch.compiler.reset()
         run.disk.release()
 
 
@@ -61,7 +66,7 @@ def _failed(run: Run, error: BaseException) -> BaseException:
         if isinstance(error, NonFiniteError):
             run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
-        reason = str(explained).splitlines()[0] or type(explained).__name__
+        reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
         run.disk.write_about(status="failed", reason=reason, step=step, ended=now())
     except Exception as second:
         explained.add_note(f"and then, while closing the run: {in_words(second)}")

@@ -17,7 +17,7 @@ from plugin_trainer.registry.blame import in_words, raised_at
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
-from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_weights
+from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_model_state
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward, build_criterion
 from plugin_trainer.training.hooks import RunHooks
@@ -159,7 +159,7 @@ def load_run(
 
 def _load(model: nn.Module, found: Found, weights: Weights) -> None:
     try:
-        model.load_state_dict(read_weights(found.path, weights=weights))
+        model.load_state_dict(read_model_state(found.path, weights=weights))
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights of {found.path} do not fit the model {type(model).__name__}",

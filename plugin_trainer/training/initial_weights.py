@@ -6,7 +6,7 @@ from torch import nn
 
 from plugin_trainer.errors import CheckpointError
 from plugin_trainer.settings import InitSettings
-from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
+from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.run_folder import find_run
 
 _SHOWN = 6
@@ -20,11 +20,11 @@ def start_from(model: nn.Module, settings: InitSettings) -> str:
     """
     folder = find_run(settings.run)
     found = CheckpointStore(folder).choose(settings.checkpoint, weights=settings.weights)
-    theirs, ours = read_weights(found.path, weights=settings.weights), model.state_dict()
+    theirs, ours = read_model_state(found.path, weights=settings.weights), model.state_dict()
     fitting = {
-        name: tensor
-        for name, tensor in theirs.items()
-        if name in ours and getattr(ours[name], "shape", None) == tensor.shape
+        name: value
+        for name, value in theirs.items()
+        if name in ours and getattr(ours[name], "shape", None) == getattr(value, "shape", None)
     }
     left = sorted((ours.keys() | theirs.keys()) - fitting.keys())
     if (settings.strict and left) or not fitting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer.errors import CheckpointError, ResumeError, RunFolderError
+from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import read_toml
 from plugin_trainer.settings.render import flatten
+from plugin_trainer.settings.validation import unknown
 from plugin_trainer.training.checkpoints import CheckpointStore, Found
 from plugin_trainer.training.run_folder import RunFolder, is_run
 
@@ -18,6 +21,8 @@ from plugin_trainer.training.run_folder import RunFolder, is_run
 _FREE = ("name",)
 # What changes nothing about the steps that a run makes, only what is shown or kept of them.
 _HARMLESS = ("keep", "log", "save")
+# What differs beside the settings.
+_AROUND = ("plugins", "packages", "code")
 # What the bits of a result depend on.
 _MACHINE = ("device", "accelerator", "threads", "precision")
 
@@ -60,6 +65,7 @@ def find_resumption(
     Raises ResumeError with every difference that is not allowed, and CheckpointError if checkpoints
     were written and none of them is whole.
     """
+    _refuse_unknown(allow)
     found, passed_over = CheckpointStore(disk.path).newest_sound()
     about = disk.read_about()
     settings = differences(read_toml(disk.path / "run.toml").values, values)
@@ -155,6 +161,13 @@ def _text(value: Any) -> str:
     return "(not set)" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def _refuse_unknown(allow: Sequence[str]) -> None:
+    known = {*(field.name for field in dataclasses.fields(RunSettings)), *_AROUND}
+    for key in allow:
+        if key.partition(".")[0] not in known:
+            raise ResumeError(f"--allow {key}: {unknown(key, known, what='setting')}")
+
+
 def _allowed(key: str, allow: Sequence[str]) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
 
@@ -162,7 +175,7 @@ def _allowed(key: str, allow: Sequence[str]) -> bool:
 def _flag(key: str) -> str:
     """How a difference is allowed: plugins, packages and code as a whole, a setting by its key."""
     kind = key.partition(".")[0]
-    return kind if kind in ("plugins", "packages", "code") else key
+    return kind if kind in _AROUND else key
 
 
 def open_folder(path: Path, *, resume: bool) -> RunFolder:
@@ -197,4 +210,4 @@ def _refuse_occupied(path: Path, *, resume: bool) -> None:
 
 def _foreign(entry: Path) -> bool:
     """What a run that was killed before it wrote run.toml leaves behind is not foreign."""
-    return entry.name not in (".lock", "assets") and not entry.name.startswith(".run.")
+    return entry.name not in (".lock", "assets", "run.json") and not entry.name.startswith(".run.")

@@ -16,7 +16,7 @@ from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.best import Best
-from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
+from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.guard import Guard
@@ -98,7 +98,7 @@ class Run:
             self.logged[name] = value.detach() if isinstance(value, Tensor) else value
 
     def request_stop(self, reason: str) -> None:
-        """Stop after the step at hand, with a checkpoint. The first reason given is kept."""
+        """Stop for good after the step at hand, with a checkpoint. The first reason is kept."""
         self._stop(reason, "stopped early")
 
     def interrupt(self, reason: str, *, signal: int) -> None:
@@ -107,7 +107,10 @@ class Run:
         self._stop(reason, "interrupted")
 
     def _stop(self, reason: str, status: Status) -> None:
-        if not self.stop_reason:
+        # A run that has come to its own end has ended, though a signal came first.
+        if not self.stop_reason or (
+            status == "stopped early" and self.stop_status == "interrupted"
+        ):
             self.stop_reason, self.stop_status = reason, status
 
     def report(self, title: str, text: str) -> None:
@@ -117,14 +120,14 @@ class Run:
     def load_best(self) -> None:
         """Give the model the raw weights of its best checkpoint. Raises CheckpointError if none."""
         found = self.store.find("best")
-        self.model.load_state_dict(read_weights(found.path, weights="raw"), strict=False)
+        self.model.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
 
     # ------------------------------------------------------------------------- for the loop
 
     def windows(self) -> Iterator[Window]:
         """The windows still to be trained on; nothing is loaded beyond the last."""
         windows = self.stream.windows(epoch=self.progress.epoch, batch=self.progress.batch)
-        while self.progress.step < self.plan.total_steps:
+        while self.progress.step < self.plan.total_steps and not self.is_stopped:
             self.window = next(windows)
             self.stopwatch.lap("data")
             yield self.window
@@ -140,8 +143,12 @@ class Run:
     @property
     def is_ending(self) -> bool:
         """Whether the step just made is the last, and the run is not merely interrupted."""
-        stopped = bool(self.stop_reason) and self.stop_status != "interrupted"
-        return stopped or self.progress.step >= self.plan.total_steps
+        return self.is_stopped or self.progress.step >= self.plan.total_steps
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether someone asked the run to stop for good."""
+        return bool(self.stop_reason) and self.stop_status != "interrupted"
 
     def note_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
         """Keep an evaluation, and say which weight sets it is the best of: "best", "best_ema"."""
@@ -168,7 +175,7 @@ class Run:
 
     def _position(self) -> dict[str, Any]:
         progress, per_epoch = self.progress, self.stream.batches_per_epoch
-        share = progress.batch / per_epoch if per_epoch else 0
+        share = progress.batch / per_epoch if per_epoch else float(self.window.last)
         return {
             "step": progress.step,
             "epoch": round(progress.epoch + share, 6),

@@ -62,6 +62,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
         state={
             "exact": exact,
             "progress": run.progress.state_dict(),
+            "stopped": run.stop_reason if run.is_stopped else "",
             "batches_per_epoch": run.stream.batches_per_epoch,
             "optimizer": optimizer_rest,
             "schedule": run.schedule.state_dict(),
@@ -118,6 +119,8 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
         else:
             run.ema.load_state_dict(snapshot.ema, updates=state["ema"]["updates"])
     run.progress.load_state_dict(state["progress"])
+    if state["stopped"] and not changed:
+        run.request_stop(state["stopped"])
     _move_cursor(run, batches_per_epoch=state["batches_per_epoch"])
     for pointer, best in run.best.items():
         if pointer in state["best"]:

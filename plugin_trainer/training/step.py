@@ -59,27 +59,31 @@ def _backward(
 ) -> tuple[StepOutcome, int | float | Tensor | None]:
     """The outcome of all micro-batches, and what their gradients are still to be divided by."""
     outcomes: list[StepOutcome] = []
+    unit: int | Tensor = 1
     for batch in micro_batches:
         moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-        outcomes.append(run.hooks.forward(run=run, batch=moved))
-        _differentiate(run, outcomes, alone=len(micro_batches) == 1)
+        outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
+        outcomes.append(outcome)
+        if run.scaler is not None and len(outcomes) == 1:
+            count = outcome.count
+            unit = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
+        _differentiate(run, outcome, alone=len(micro_batches) == 1, unit=unit)
     if run.scaler is not None:
         run.scaler.unscale_(run.optimizer)
     if len(outcomes) == 1:
         return outcomes[0], None
-    outcome = _as_one(outcomes)
-    return outcome, outcome.count if run.scaler is None else outcome.count / outcomes[0].count
+    whole = _as_one(outcomes)
+    return whole, whole.count if run.scaler is None else whole.count / unit
 
 
-def _differentiate(run: Run, outcomes: Sequence[StepOutcome], *, alone: bool) -> None:
-    outcome = outcomes[-1]
+def _differentiate(run: Run, outcome: StepOutcome, *, alone: bool, unit: int | Tensor) -> None:
     # A mean over its own items weighs as much as it has items: the sum is divided by all of them
     # later.
     loss = outcome.loss if alone else outcome.loss * outcome.count
     if run.scaler is not None:
         # Under the loss scale a sum would overflow long before a mean does: it is counted in units
         # of the first micro-batch.
-        loss = run.scaler.scale(loss if alone else loss / outcomes[0].count)
+        loss = run.scaler.scale(loss if alone else loss / unit)
     loss.backward()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 from torch import Tensor, nn
 
-from plugin_trainer.training.checkpoints import read_weights
+from plugin_trainer.training.checkpoints import read_model_state
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.run import Run
 
@@ -24,8 +26,8 @@ def score_test_split(run: Run) -> dict[str, float]:
     sets = {"raw": "best"} if run.ema is None else {"raw": "best", "ema": "best_ema"}
     for weights, pointer in sets.items():
         which = pointer if run.store.pointer(pointer) is not None else "last"
-        tensors = read_weights(run.store.find(which).path, weights=weights)
-        with _holding(run.model, tensors):
+        state = read_model_state(run.store.find(which).path, weights=weights)
+        with _holding(run.model, state):
             limit = run.settings.limit_batches.test
             metrics.update(score(run, split="test", weights=weights, limit=limit))
     run.hooks.evaluation_end(run=run, metrics=metrics)
@@ -33,11 +35,15 @@ def score_test_split(run: Run) -> dict[str, float]:
 
 
 @contextmanager
-def _holding(model: nn.Module, tensors: dict[str, Tensor]) -> Iterator[None]:
-    """The model holds these weights inside and its own again afterwards, whatever happens."""
-    own = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in tensors}
+def _holding(model: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
+    """The model holds this state inside and its own again afterwards, whatever happens."""
+    own = {
+        name: value.clone() if isinstance(value, Tensor) else deepcopy(value)
+        for name, value in model.state_dict().items()
+        if name in state
+    }
     try:
-        model.load_state_dict(tensors, strict=False)
+        model.load_state_dict(state, strict=False)
         yield
     finally:
         model.load_state_dict(own, strict=False)

@@ -231,7 +231,6 @@ def test_L02_two_callbacks_keep_their_states_apart(toy, folder):
     assert [counts.count for counts in resumed] == [4, 104]
 
 
-@pytest.mark.xfail(strict=True, reason="the second overwrites the first in silence")
 def test_L02_two_callbacks_with_one_key_are_an_error_that_names_it(toy, folder):
     callbacks = [Counts("mine", 0), Counts("mine", 100)]
     with pytest.raises(PtrainError, match="mine"):
@@ -243,7 +242,9 @@ def test_L02_two_callbacks_with_one_key_are_an_error_that_names_it(toy, folder):
 
 @pytest.mark.parametrize("spec", offered.ptrain_callbacks(), ids=lambda spec: spec.name)
 def test_L03_each_callback_may_serve_two_runs_and_be_ended_again(toy, folder, spec):
-    made = import_target(spec.target)(import_target(spec.settings)())
+    # The toy has one that watches val/loss already.
+    watch = {"watch": "val_ema/loss"} if spec.name == "early_stopping" else {}
+    made = import_target(spec.target)(import_target(spec.settings)(**watch))
     seen = {}
 
     class Keeps:
@@ -251,8 +252,9 @@ def test_L03_each_callback_may_serve_two_runs_and_be_ended_again(toy, folder, sp
             seen.update(run=run, result=result)
 
     settings = {**PLAIN, "evaluate": "2 steps", "log": "1 steps", "length": "4 steps"}
+    settings["ema"] = {"decay": 0.9}
     for name in ("first", "second"):
-        result = toy.train(folder / name, callbacks=[made, Keeps()], **settings)
+        result = toy.train(folder / name, named=(), callbacks=[made, Keeps()], **settings)
         assert (result.status, result.step) == ("finished", 4)
     for _ in range(2):
         if hasattr(made, "ptrain_run_end"):
@@ -271,7 +273,7 @@ def test_L03_each_callback_bears_a_run_that_fails_before_it_starts(toy, folder, 
 
     for callbacks in ([Breaks(), made], [made, Breaks()]):
         with pytest.raises(PtrainError, match="failed in ptrain_run_start"):
-            toy.train(folder / "run", callbacks=callbacks, **PLAIN)
+            toy.train(folder / "run", named=(), callbacks=callbacks, **PLAIN)
 
 
 # --------------------------------------------------------------------- L04, L05: order and clock
@@ -401,14 +403,19 @@ class Seen:
             raise KeyboardInterrupt
 
 
-def lingering(ending: str):
-    reason = "they live on until garbage is collected, which then waits five seconds for each"
-    return pytest.param(ending, marks=pytest.mark.xfail(run=False, reason=reason))
+LIVE_ON = pytest.mark.xfail(
+    run=False, reason="an evaluation's persistent workers live on until garbage is collected"
+)
+ENDINGS = ("finished", "callback", "worker", "interrupt")
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["new-each-epoch", "persistent"])
 @pytest.mark.parametrize(
-    "ending", ["finished", "callback", lingering("worker"), lingering("interrupt")]
+    ("ending", "persistent"),
+    [
+        *[pytest.param(ending, False, id=ending) for ending in ENDINGS],
+        pytest.param("finished", True, id="finished-persistent"),
+        *[pytest.param(e, True, id=f"{e}-persistent", marks=LIVE_ON) for e in ENDINGS[1:]],
+    ],
 )
 def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent):
     data = Breaks(64, at=63 if ending == "worker" else -1)
@@ -429,7 +436,6 @@ def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent
     assert children() & seen.workers == set()
 
 
-@pytest.mark.xfail(strict=True, reason="torch says only that it caught something")
 def test_L08_an_error_in_a_worker_is_told_in_its_own_words_and_with_its_own_place(folder):
     with pytest.raises(PtrainError) as caught:
         plugin_trainer.fit(

@@ -198,15 +198,15 @@ class Overflow:
 
 
 def _no_early_stopping(state):
-    del state["callbacks"]["early_stopping"]
+    del state["callbacks"]["early_stopping/val/loss"]
 
 
 def _no_count(state):
-    state["callbacks"]["early_stopping"]["without_improvement"] = 0
+    state["callbacks"]["early_stopping/val/loss"]["without_improvement"] = 0
 
 
 def _no_best(state):
-    state["callbacks"]["early_stopping"]["best"] = None
+    state["callbacks"]["early_stopping/val/loss"]["best"] = None
 
 
 def _no_bad_evaluations(state):

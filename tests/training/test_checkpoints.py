@@ -109,7 +109,7 @@ def test_a_checkpoint_without_an_average_says_so(store):
     assert read_snapshot(path).ema is None
     with pytest.raises(CheckpointError, match="holds no EMA weights") as caught:
         read_weights(path, weights="ema")
-    assert caught.value.hint == ("the run had no [ema]; use --weights raw",)
+    assert caught.value.hint == ("the run had no [ema]: use the raw ones",)
 
 
 def test_no_file_of_a_run_is_a_pickle(fit, toy, tmp_path):

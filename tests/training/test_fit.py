@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import random
+import subprocess
+import sys
 import weakref
 
 import numpy as np
@@ -162,3 +164,22 @@ def test_streams_of_ones_own_depend_on_the_seed_and_the_name_and_move_no_other()
         draws()
         1 / 0  # noqa: B018
     assert capture_rng() == state
+
+
+def test_a_model_that_was_typed_in_can_be_trained(tmp_path):
+    code = """
+import torch, plugin_trainer
+from torch import nn
+class Typed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+    def forward(self, features):
+        return self.layer(features)
+data = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
+print(plugin_trainer.fit(Typed(), data, loss="CrossEntropyLoss", length="2 steps", out="run").step)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip().endswith("2"), done.stderr

@@ -158,3 +158,29 @@ def test_R10_the_loss_scale_is_resumed(fit, tmp_path):
     assert states[0].state["guard"]["skipped"] == 2
     assert states[0].state["guard"]["scaler"]["scale"] == 65536 / 4
     assert torch.equal(states[0].model["weight"], states[1].model["weight"])
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_a_micro_batch_without_a_label_does_not_spoil_the_others_unit(fit, toy, empty):
+    features, labels = toy.rows(8).tensors
+    batches = [(features[:4], labels[:4]), (features[4:], labels[4:])]
+    batches[empty] = (batches[empty][0], torch.full((4,), -100))
+
+    class Summed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(2, 4))
+
+        def forward(self, features):
+            return features @ self.weight.T
+
+    def loss(logits, labels):  # the mean of none is 0 here, and not NaN
+        total = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        return total / (labels != -100).sum().clamp(min=1)
+
+    model = Summed()
+    fit(
+        model, batches, precision="fp16", accumulate=2, loss=loss, length="20 steps",
+        optimizer={"name": "SGD", "learning_rate": 0.1},
+    )  # fmt: skip
+    assert model.weight.isfinite().all() and model.weight.abs().max() > 0.01

@@ -24,6 +24,13 @@ class Interrupt:
             raise KeyboardInterrupt
 
 
+def validation():
+    """A batch to evaluate on."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(8, 4, generator=generator)
+    return [(features, (features[:, 0] > 0).long())]
+
+
 @pytest.fixture
 def cut(fit):
     """A run of six steps that was cut after its fourth."""
@@ -250,7 +257,9 @@ def test_data_that_lost_the_place_in_the_epoch_is_refused_and_an_epochs_end_is_i
             fit(save="1 steps", keep="all", callbacks=[Interrupt(step)], out=out)
         longer = {"train": toy.loader(20), "out": out}
         if fits:
-            assert resumed(fit, **longer)[0].step == 10
+            with pytest.raises(ResumeError, match="an epoch has 5 steps now and had 3"):
+                resumed(fit, **longer)
+            assert resumed(fit, **longer, length="9 steps", allow=["length"])[0].step == 9
         else:
             with pytest.raises(ResumeError, match="5 batches an epoch, and had 3: batch 1"):
                 resumed(fit, **longer)
@@ -266,3 +275,44 @@ def test_numbers_logged_by_a_callback_and_not_yet_written_survive(fit, tmp_path,
         fit(save="1 steps", keep="all", log="6 steps", callbacks=[Once(), Interrupt(4)])
     resumed(fit, log="6 steps")
     assert metrics_of(tmp_path / "run")[-1]["seen"] == 4.0
+
+
+@pytest.mark.parametrize("end", ["killed", "signalled"])
+def test_a_run_that_was_stopped_for_good_stays_stopped(fit, tmp_path, end):
+    class Enough:
+        def ptrain_evaluation_end(self, run):
+            if run.progress.step == 4:
+                run.request_stop("enough")
+
+    class Signal:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 4:
+                run.interrupt("SIGTERM was received", signal=15)
+
+    settings = {"save": "1 steps", "evaluate": "1 steps", "validation": validation()}
+    if end == "killed":
+        with pytest.raises(KeyboardInterrupt):
+            fit(callbacks=[Enough(), Interrupt(4)], **settings)
+    else:
+        result = fit(callbacks=[Enough(), Signal()], **settings)
+        assert (result.status, result.step) == ("stopped early", 4)
+    result, _ = resumed(fit, callbacks=[Enough()], **{**settings, "keep": 3})
+    assert (result.status, result.reason, result.step) == ("stopped early", "enough", 4)
+
+
+def test_allowing_a_setting_that_is_not_there_is_refused(fit, cut):
+    with pytest.raises(ResumeError, match=r"--allow lenght: .* did you mean 'length'"):
+        resumed(fit, allow=["lenght"])
+
+
+def test_a_run_without_a_checkpoint_says_that_it_starts_anew(fit, tmp_path):
+    class Dies:
+        def ptrain_run_start(self, run):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(callbacks=[Dies()])
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["status"] == "failed" and about["reason"] == "KeyboardInterrupt"
+    _, notices = resumed(fit, save="1 epoch", keep=3)
+    assert notices == [f"{tmp_path / 'run'} has no checkpoint yet: it starts at step 0"]

@@ -235,3 +235,14 @@ def test_R10_a_plateau_schedule_is_resumed(fit, toy, metrics_of, tmp_path):
         for out in ("whole", "cut")
     )
     assert whole == cut and len(set(whole.values())) > 1
+
+
+def test_one_cycle_gives_each_group_its_share_of_the_rate(fit, metrics_of, tmp_path):
+    groups = {"bias": {"learning_rate": BASE / 4}}
+    fit(
+        log="1 steps", optimizer={"learning_rate": BASE, "groups": groups},
+        schedule={"name": TORCH + "OneCycleLR"}, schedule_settings={"max_lr": 2 * BASE},
+    )  # fmt: skip
+    for line in metrics_of(tmp_path / "run"):
+        if "train/loss" in line:
+            assert line["learning_rate/bias"] == pytest.approx(line["learning_rate/others"] / 4)

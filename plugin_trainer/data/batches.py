@@ -90,10 +90,10 @@ def count_rows(batch: Any) -> int:
     return 1
 
 
-def count_valid(labels: Any) -> int | Tensor:
+def count_valid(labels: Any, *, ignored: int = IGNORED_LABEL) -> int | Tensor:
     """How many items a mean loss over these labels is a mean over; on a device it is not read.
 
-    Class labels count where they are not -100; other labels count by row.
+    Class labels count where they are not the ignored one; other labels count by row.
     """
     if isinstance(labels, Tensor):
         if labels.dim() == 0:
@@ -102,6 +102,6 @@ def count_valid(labels: Any) -> int | Tensor:
             return labels.shape[0]
         if labels.device.type == "cpu" and labels.dim() == 1 and len(labels) <= _FEW:
             # Two operations of torch cost 15 us, which a step of a small model would notice.
-            return len(labels) - labels.tolist().count(IGNORED_LABEL)
-        return (labels != IGNORED_LABEL).sum()
+            return len(labels) - labels.tolist().count(ignored)
+        return (labels != ignored).sum()
     return count_rows(labels)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plugin_trainer.data.batches import count_rows, count_valid, find_labels
+from plugin_trainer.data.batches import IGNORED_LABEL, count_rows, count_valid, find_labels
 from plugin_trainer.errors import DataError, PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.registry.building import import_target
@@ -22,7 +22,8 @@ class Forward:
     A mapping is passed as keyword arguments, as far as the model's forward takes them; a tuple or
     list as positional ones, its last entry being the labels; anything else as the one argument.
 
-    criterion  the loss for a model that returns logits: criterion(logits, labels)
+    criterion  the loss for a model that returns logits: criterion(logits, labels). A tensor without
+               a name is the logits then, whatever its shape
     label      the batch's key that holds the labels; empty to look for it
     compiled   the model compiled, to be called in its place
     """
@@ -38,6 +39,9 @@ class Forward:
         self._model = model if compiled is None else compiled
         self._criterion = criterion
         self._label = label
+        ignored = getattr(criterion, "ignore_index", None)
+        self._ignored = ignored if isinstance(ignored, int) else IGNORED_LABEL
+        self._predicts_next = _predicts_next(model)
         self._accepted, self._accepts_all = _keywords_of(model)
         self.not_passed: set[str] = set()
         """Keys of batches that the model's forward does not take."""
@@ -51,15 +55,23 @@ class Forward:
         returned = self._call(batch, found)
         if isinstance(returned, StepOutcome):
             return returned
-        fields = _fields_of(returned)
-        if fields.get("loss") is None:
+        fields = self._fields_of(returned)
+        own = fields.get("loss") is not None
+        if not own:
             fields["loss"] = self._loss_of(fields, batch, found)
-        return _outcome(fields, batch, found)
+        if fields.get("count") is None:
+            fields["count"] = self._count(batch, found, own=own)
+        return _outcome(fields)
 
     def outputs(self, batch: Any) -> dict[str, Any]:
         """Everything the model returns for a batch without labels, by name."""
         returned = self._call(batch, None)
-        return dict(returned.outputs) if isinstance(returned, StepOutcome) else _fields_of(returned)
+        if isinstance(returned, StepOutcome):
+            return dict(returned.outputs)
+        return self._fields_of(returned)
+
+    def _fields_of(self, returned: Any) -> dict[str, Any]:
+        return _fields_of(returned, all_logits=self._criterion is not None)
 
     def _call(self, batch: Any, found: tuple[str, Any] | None) -> Any:
         if isinstance(batch, Mapping):
@@ -101,7 +113,46 @@ class Forward:
                 f"the batch has no labels; it has: {seen}",
                 hint="call them labels, label or labels_<head>, or set `label` to their key",
             )
-        return self._criterion(logits, found[1])
+        labels = found[1]
+        one = isinstance(logits, Tensor) and logits.dim() == 0
+        if one and isinstance(labels, Tensor) and labels.numel() > 1:
+            raise PtrainError(
+                f"the model returned one number for {labels.numel()} labels, which is taken for "
+                "the logits where the run has a loss",
+                hint="if it is the model's own loss, return {'loss': loss}, or leave the run's out",
+            )
+        return self._criterion(logits, labels)
+
+    def _count(self, batch: Any, found: tuple[str, Any] | None, *, own: bool) -> int | Tensor:
+        """How many items the loss is a mean over.
+
+        own  whether the model made it itself
+        """
+        if found is None:
+            return count_rows(batch)
+        labels = found[1]
+        if not own:
+            return count_valid(labels, ignored=self._ignored)
+        if self._predicts_next and isinstance(labels, Tensor) and labels.dim() > 0:
+            labels = labels[..., 1:]
+        return count_valid(labels)
+
+
+def _predicts_next(model: nn.Module) -> bool:
+    """Whether a model's own loss is that of transformers' causal language models.
+
+    It shifts the labels: the first of each row is predicted by nothing. No class name tells which
+    models use it (the decoders of some encoder-decoders do not), but their forward does.
+    """
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # of an adapter around it, such as LoRA's
+    code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
+    if code is None or "loss_function" not in code.co_names:
+        return False
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    loss = getattr(model, "loss_function", None)
+    return getattr(loss, "__name__", "") == "ForCausalLMLoss"
 
 
 def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
@@ -112,15 +163,21 @@ def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
     return {parameter.name for parameter in parameters if parameter.kind in named}, False
 
 
-def _fields_of(returned: Any) -> dict[str, Any]:
-    """What a model returned, by name: a mapping's own names, else `loss` and `logits` by shape."""
+def _fields_of(returned: Any, *, all_logits: bool) -> dict[str, Any]:
+    """What a model returned, by name: its own names, else `loss` and `logits` by shape.
+
+    all_logits  what has no name is no loss: logits may have the shape of one too, such as those of
+                a batch of one row, squeezed
+    """
     if isinstance(returned, Mapping):
         return dict(returned)
+    if isinstance(returned, tuple) and {"loss", "logits"} & set(getattr(returned, "_fields", ())):
+        return returned._asdict()  # type: ignore[attr-defined]
     if isinstance(returned, Tensor):
-        return {"loss": returned} if returned.dim() == 0 else {"logits": returned}
+        returned = (returned,)
     if isinstance(returned, (list, tuple)) and returned and isinstance(returned[0], Tensor):
         rest: Sequence[Any] = returned[1:]
-        if returned[0].dim() == 0:
+        if returned[0].dim() == 0 and not all_logits:
             return {"loss": returned[0], **({"logits": rest[0]} if rest else {})}
         return {"logits": returned[0]}
     if hasattr(returned, "loss") or hasattr(returned, "logits"):
@@ -131,7 +188,7 @@ def _fields_of(returned: Any) -> dict[str, Any]:
     )
 
 
-def _outcome(fields: dict[str, Any], batch: Any, found: tuple[str, Any] | None) -> StepOutcome:
+def _outcome(fields: dict[str, Any]) -> StepOutcome:
     loss = fields.pop("loss")
     if not isinstance(loss, Tensor) or loss.dim() != 0:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -139,13 +196,10 @@ def _outcome(fields: dict[str, Any], batch: Any, found: tuple[str, Any] | None) 
             f"the loss is not one number but {shape}",
             hint="reduce it to its mean: reduction='mean'",
         )
-    count = fields.pop("count", None)
-    if count is None:
-        count = count_valid(found[1]) if found is not None else count_rows(batch)
     return StepOutcome(
         loss=loss,
         parts=fields.pop("parts", None) or {},
-        count=count,
+        count=fields.pop("count"),
         metrics=fields.pop("metrics", None) or {},
         outputs=fields,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.errors import DataError, PtrainError
@@ -96,8 +97,27 @@ def test_logits_go_through_the_criterion(value):
     assert outcome.outputs["logits"] is LOGITS
 
 
-def test_the_models_own_loss_counts_more_than_a_criterion():
-    assert outcome_of((LOSS, LOGITS), criterion=nn.CrossEntropyLoss()).loss is LOSS
+@pytest.mark.parametrize(
+    "value", [{"loss": LOSS, "logits": LOGITS}, Both(LOSS, LOGITS), Output(LOSS, LOGITS)]
+)
+def test_a_loss_that_has_a_name_counts_more_than_a_criterion(value):
+    assert outcome_of(value, criterion=nn.CrossEntropyLoss()).loss is LOSS
+
+
+@pytest.mark.parametrize("value", [LOSS, (LOSS,), [LOSS], (LOSS, X)])
+def test_one_number_without_a_name_is_the_logits_where_there_is_a_criterion(value):
+    """Those of a last batch of one row, squeezed: taken for the loss, they would be minimised."""
+    row = {"x": X[:1], "labels": torch.tensor(1.5)}
+    outcome = outcome_of(value, row, criterion=nn.MSELoss())
+    assert float(outcome.loss) == 1.0
+    assert outcome.outputs["logits"] is LOSS
+    assert Forward(Returns(value), criterion=nn.MSELoss()).outputs(row)["logits"] is LOSS
+
+
+def test_one_number_for_several_labels_is_refused():
+    with pytest.raises(PtrainError, match="the model returned one number for 3 labels") as caught:
+        outcome_of(LOSS, criterion=nn.MSELoss())
+    assert "return {'loss': loss}" in caught.value.hint[0]
 
 
 def test_an_outcome_is_taken_as_it_is():
@@ -116,6 +136,127 @@ def test_parts_counts_and_metrics_are_taken_out_of_a_mapping():
 
 def test_without_labels_the_rows_are_counted():
     assert outcome_of(LOSS, {"x": X}).count == 3
+
+
+# ------------------------------------------------------------------------------------------- counts
+
+
+@pytest.mark.parametrize(
+    ("ignored", "labels", "count"),
+    [(-100, [0, 1, -100], 2), (0, [0, 1, 1], 2), (1, [1, 1, 0], 1), (7, [0, 1, 1], 3)],
+)
+def test_the_labels_that_the_criterion_ignores_are_not_counted(ignored, labels, count):
+    criterion = nn.CrossEntropyLoss(ignore_index=ignored)
+    outcome = outcome_of(LOGITS, {"x": X, "labels": torch.tensor(labels)}, criterion=criterion)
+    assert int(outcome.count) == count
+
+
+def test_what_the_criterion_ignores_is_nothing_to_the_models_own_loss():
+    criterion = nn.CrossEntropyLoss(ignore_index=0)
+    assert int(outcome_of({"loss": LOSS}, criterion=criterion).count) == 2
+
+
+def test_a_criterion_that_ignores_no_class_leaves_the_usual_one_out():
+    class Dice(nn.Module):
+        ignore_index = None
+
+        def forward(self, logits, labels):
+            return logits.mean()
+
+    assert int(outcome_of(LOGITS, criterion=Dice()).count) == 2
+
+
+# -------------------------------------------------------------------------- models of transformers
+
+SMALL = {"vocab_size": 20, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LAYERS = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, **SMALL}
+BERT = {"num_attention_heads": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+GPT2 = {
+    "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2, **SMALL,
+    "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+}  # fmt: skip
+BART = {
+    "d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16,
+    "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16, **SMALL,
+    "dropout": 0.0,
+}  # fmt: skip
+T5 = {
+    "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2, **SMALL,
+    "decoder_start_token_id": 0, "dropout_rate": 0.0,
+}  # fmt: skip
+
+
+def hugging_face(config, model, options):
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    return getattr(transformers, model)(getattr(transformers, config)(**options))
+
+
+def unequal_rows(count=8):
+    """Rows of text of unequal lengths, whose labels end with them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, 20, (count, 8), generator=generator)
+    over = torch.arange(8)[None] >= torch.tensor([2 + n % 7 for n in range(count)])[:, None]
+    return {"input_ids": ids, "labels": ids.masked_fill(over, -100)}
+
+
+class Adapted(nn.Module):
+    """A model inside of another that knows it as its base, as adapters do."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+
+    def get_base_model(self):
+        return self.base
+
+    def forward(self, **batch):
+        return self.base(**batch)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize(
+    ("config", "model", "options"),
+    [
+        ("GPT2Config", "GPT2LMHeadModel", GPT2),
+        ("LlamaConfig", "LlamaForCausalLM", {"num_attention_heads": 2, **LAYERS}),
+        ("BertConfig", "BertForMaskedLM", BERT | LAYERS),
+        ("BertConfig", "BertLMHeadModel", BERT | LAYERS | {"is_decoder": True}),
+        ("BartConfig", "BartForCausalLM", BART),
+        ("BartConfig", "BartForConditionalGeneration", BART),
+        ("T5Config", "T5ForConditionalGeneration", T5),
+    ],
+)
+def test_a_models_own_loss_is_a_mean_over_what_is_counted(config, model, options, wrapped):
+    """Whether it shifts its labels or not: the parts of a batch add up to the whole."""
+    net = hugging_face(config, model, options)
+    forward = Forward(Adapted(net) if wrapped else net)
+    batch = unequal_rows()
+    with torch.no_grad():
+        whole = forward(batch)
+        parts = [
+            forward({name: value[rows] for name, value in batch.items()})
+            for rows in (slice(0, 3), slice(3, 8))
+        ]
+    assert int(whole.count) == sum(int(part.count) for part in parts)
+    total = sum(float(part.loss) * int(part.count) for part in parts)
+    assert total == pytest.approx(float(whole.loss) * int(whole.count), rel=1e-5)
+
+
+def test_accumulating_a_causal_language_model_is_the_big_batch(fit):
+    rows = unequal_rows()
+    samples = [{name: value[n] for name, value in rows.items()} for n in range(8)]
+    trained = []
+    for size in (8, 4):
+        net = hugging_face("GPT2Config", "GPT2LMHeadModel", GPT2)
+        fit(
+            net, DataLoader(samples, batch_size=size), loss=None, length="1 step",
+            accumulate=8 // size, out=f"by {size}",
+            optimizer={"name": "SGD", "learning_rate": 1.0, "weight_decay": 0.0},
+        )  # fmt: skip
+        trained.append(dict(net.named_parameters()))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=1e-5, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------- how models are called

@@ -17,7 +17,8 @@ class Ema:
     """An exponential moving average of a model's trainable parameters and its buffers.
 
     The average is kept in float32 (float64 for float64 weights) on the model's device; integer
-    buffers are copied. Frozen parameters are not kept twice.
+    buffers are copied. Frozen parameters are not kept twice. A buffer that a module assigns anew is
+    followed by its name.
     """
 
     def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
@@ -34,14 +35,18 @@ class Ema:
             (name, tensor) for name, tensor in model.named_buffers() if name in persistent
         )
         self._weights: list[Tensor] = list(averaged.values())
-        self.shadow = {
-            name: tensor.detach().to(shadow_dtype(tensor.dtype), copy=True)
-            for name, tensor in averaged.items()
+        # Where the buffers are looked up, by their place among the weights.
+        self._buffers = {
+            place: _owner(model, name)
+            for place, (name, tensor) in enumerate(averaged.items())
+            if not isinstance(tensor, nn.Parameter)
         }
+        self.shadow = {name: _shadow_of(tensor) for name, tensor in averaged.items()}
         self._update = PreparedEma(list(self.shadow.values()), self._weights)
 
     def update(self) -> None:
         """Move the average towards the weights; once after each optimizer step."""
+        self._follow_buffers()
         decay = ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
         self._update(decay)
         self.updates += 1
@@ -51,7 +56,9 @@ class Ema:
         """The model holds the average inside, and its raw weights again afterwards, whatever
         happens.
         """
+        self._follow_buffers()
         raw = [weight.data for weight in self._weights]
+        held = [(of, name, of[name]) for of, name in self._buffers.values() if name in of]
         try:
             for weight, shadow in zip(self._weights, self.shadow.values(), strict=True):
                 # A buffer may be changed by a forward pass; the average must not be.
@@ -60,10 +67,13 @@ class Ema:
         finally:
             for weight, tensor in zip(self._weights, raw, strict=True):
                 weight.data = tensor
+            for buffers, name, buffer in held:  # a forward pass may have assigned them anew
+                buffers[name] = buffer
 
     @torch.no_grad()
     def begin(self) -> None:
         """Begin with the weights as they are now."""
+        self._follow_buffers()
         for shadow, weight in zip(self.shadow.values(), self._weights, strict=True):
             shadow.copy_(weight)
         self.updates = 0
@@ -82,3 +92,29 @@ class Ema:
     def counters(self) -> dict[str, Any]:
         """What the average needs beside its tensors."""
         return {"updates": self.updates}
+
+    def _follow_buffers(self) -> None:
+        """Take up what modules have assigned anew, as in `self.mean = 0.9 * self.mean + ...`."""
+        new = [
+            (place, tensor)
+            for place, (buffers, name) in self._buffers.items()
+            if (tensor := buffers.get(name)) is not self._weights[place] and tensor is not None
+        ]
+        if not new:
+            return
+        names = list(self.shadow)
+        for place, tensor in new:
+            self._weights[place], shadow = tensor, self.shadow[names[place]]
+            dtype = shadow_dtype(tensor.dtype)
+            if (shadow.shape, shadow.device, shadow.dtype) != (tensor.shape, tensor.device, dtype):
+                self.shadow[names[place]] = _shadow_of(tensor)  # there is no average of the two
+        self._update = PreparedEma(list(self.shadow.values()), self._weights)
+
+
+def _owner(model: nn.Module, buffer: str) -> tuple[dict[str, Tensor | None], str]:
+    path, _, name = buffer.rpartition(".")
+    return model.get_submodule(path)._buffers, name
+
+
+def _shadow_of(tensor: Tensor) -> Tensor:
+    return tensor.detach().to(shadow_dtype(tensor.dtype), copy=True)

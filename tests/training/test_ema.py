@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
 from plugin_trainer.training.ema import Ema
 
 
@@ -130,6 +131,66 @@ def test_a_model_that_counts_its_calls_does_not_change_the_average():
     with ema.applied():
         model()
     assert ema.shadow["calls"] == 0 and model.calls == 0
+
+
+class Assigning(nn.Module):
+    """Assigns its buffers anew, as many modules do, in place of changing them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Module()
+        self.inner.register_buffer("mean", torch.zeros(2))
+        self.inner.register_buffer("calls", torch.tensor(0))
+        self.inner.register_buffer("seen", torch.zeros(0))
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, value):
+        self.inner.mean = 0.5 * self.inner.mean + value
+        self.inner.calls = self.inner.calls + 1
+        self.inner.seen = torch.cat([self.inner.seen, torch.full((1,), value)])
+
+
+def test_a_buffer_that_is_assigned_anew_is_averaged_and_lent():
+    model = Assigning()
+    ema = Ema(model, decay=0.5, warmup=False)
+    expected = torch.zeros(2)
+    for value in (1.0, 2.0, 4.0):
+        model(value)
+        ema.update()
+        expected = 0.5 * expected + 0.5 * model.inner.mean
+    assert torch.equal(ema.shadow["inner.mean"], expected)
+    assert ema.shadow["inner.calls"] == 3
+    assert torch.equal(ema.shadow["inner.seen"], model.inner.seen)  # of another size each time
+    raw = dict(model.named_buffers())
+    with ema.applied():
+        assert torch.equal(model.inner.mean, expected)
+        model(8.0)
+    assert all(tensor is raw[name] for name, tensor in model.named_buffers())
+    assert model.inner.calls == 3 and torch.equal(ema.shadow["inner.mean"], expected)
+    model(8.0)
+    ema.begin()
+    assert torch.equal(ema.shadow["inner.mean"], model.inner.mean)
+
+
+def test_the_average_of_an_assigned_buffer_is_what_a_checkpoint_holds(fit, toy, tmp_path):
+    class Centred(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = toy.net()
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, features):
+            if self.training:
+                self.mean = 0.5 * self.mean + 0.5 * features.mean(0)
+            return self.linear(features - self.mean)
+
+    result = fit(Centred(), None, toy.loader(8), ema={"decay": 0.5})
+    fresh = Centred().eval()
+    last = CheckpointStore(tmp_path / "run").find("last").path
+    fresh.load_state_dict(read_weights(last, weights="ema"))
+    features, labels = toy.rows(8).tensors
+    loss = nn.functional.cross_entropy(fresh(features), labels)
+    assert loss.item() == pytest.approx(result.metrics["val_ema/loss"], abs=1e-6)
 
 
 def test_the_average_comes_back_with_its_counter():

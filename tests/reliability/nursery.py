@@ -8,6 +8,7 @@ saved. `cold=True` starts one from nothing all the same.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -16,7 +17,9 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +83,10 @@ class Nursery:
 
     def close(self) -> None:
         """End the process; what it has started goes on."""
+        # Closing its input would not do: a process forked off this one may hold the pipe open.
+        self._server.stdin.write(json.dumps({"end": True}) + "\n")
         self._server.stdin.close()
-        self._server.wait(timeout=30)
+        self._server.wait(timeout=60)
 
     def _ask(self, what: dict[str, Any]) -> Any:
         self._server.stdin.write(json.dumps(what) + "\n")
@@ -141,6 +146,8 @@ def _serve() -> dict[str, Any] | None:
     """Do what each line asks for. In a forked process, return what it is to become."""
     for line in iter(sys.stdin.readline, ""):
         asked = json.loads(line)
+        if "end" in asked:
+            break
         if "status" in asked:
             pid, status = os.waitpid(asked["status"], os.WNOHANG)
             answer = os.waitstatus_to_exitcode(status) if pid else None
@@ -190,6 +197,28 @@ def _become(order: dict[str, Any]) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
+def _live(order: dict[str, Any]) -> None:
+    """Be a forked process to its end, and end as Python does, but for taking its modules apart:
+    that touches every page of memory, which would all have to be copied.
+    """
+    code: Any = 0
+    try:
+        _become(order)
+    except SystemExit as left:
+        code = left.code
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
 def _main() -> None:
     if len(sys.argv) > 1:
         _become(json.loads(sys.argv[1]))
@@ -202,7 +231,7 @@ def _main() -> None:
     gc.freeze()  # what collecting garbage touches, a forked process must copy
     order = _serve()
     if order is not None:
-        _become(order)
+        _live(order)
 
 
 if __name__ == "__main__":

@@ -131,7 +131,6 @@ def test_S01_sigterm_when_all_steps_are_made_lets_the_run_finish(
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
 
-@pytest.mark.xfail(strict=True, reason="a second signal still writes a checkpoint, an inexact one")
 @pytest.mark.parametrize(
     ("moment", "signals", "code", "step"),
     [

@@ -115,7 +115,15 @@ class Killer:
         self._at("committed", run)
 
 
-def train(out: Path, *, workers: int = 0, callbacks=(), dataset=None, **settings):
+def train(
+    out: Path,
+    *,
+    workers: int = 0,
+    named=("early_stopping",),
+    callbacks=(),
+    dataset=None,
+    **settings,
+):
     """Train the diary for four epochs, saving at every step; goes on with what the folder holds."""
     torch.set_num_threads(1)
     loader = DataLoader(
@@ -134,7 +142,7 @@ def train(out: Path, *, workers: int = 0, callbacks=(), dataset=None, **settings
         out=out,
         resume="auto",
         notify=lambda line: None,
-        callbacks=["-progress_bar", "-tensorboard", "early_stopping", *callbacks],
+        callbacks=["-progress_bar", "-tensorboard", *named, *callbacks],
         **{
             "length": "4 epochs",
             "evaluate": "3 steps",
@@ -144,7 +152,7 @@ def train(out: Path, *, workers: int = 0, callbacks=(), dataset=None, **settings
             "ema": {"decay": 0.9},
             "optimizer": {"learning_rate": 1e-2, "max_grad_norm": 1.0},
             "schedule": {"name": "cosine", "warmup": "20 %"},
-            "callback_settings": {"early_stopping": {"patience": 1000}},
+            "callback_settings": {name: {"patience": 1000} for name in named},
             **settings,
         },
     )

@@ -7,9 +7,10 @@ import random
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as Table
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -225,6 +226,45 @@ def test_an_error_in_an_evaluation_leaves_the_raw_weights_in_the_checkpoint(fit,
 def test_empty_validation_data_is_refused_before_training(fit, toy):
     with pytest.raises(DataError, match="the validation data is empty"):
         fit(validation=DataLoader(toy.rows(0)))
+
+
+def test_a_loader_without_a_length_is_evaluated_each_time(fit, toy, tmp_path, metrics_of):
+    class Lines(IterableDataset):
+        def __iter__(self):
+            return iter(toy.rows(10, seed=1))
+
+    fit(validation=DataLoader(Lines(), batch_size=4), evaluate="1 epoch", out="iterable")
+    fit(validation=toy.loader(10, shuffle=False, seed=1), evaluate="1 epoch", out="rows")
+    iterable, rows = (
+        [line["val/loss"] for line in metrics_of(tmp_path / out) if "val/loss" in line]
+        for out in ("iterable", "rows")
+    )
+    assert len(iterable) == 2 and iterable == rows
+
+
+def test_validation_data_with_a_single_pass_is_refused_before_training(fit, toy):
+    with pytest.raises(DataError, match="the validation data can be iterated only once"):
+        fit(validation=iter(toy.loader(8)))
+
+
+def test_hugging_face_data_sets_train_and_evaluate_in_batches(fit, toy):
+    features, labels = toy.rows(12).tensors
+    table = Table.from_dict({"x": features.tolist(), "labels": labels.tolist()})
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            return super().forward(x)
+
+    notes = []
+    result = fit(
+        Model(4, 2), *[table.with_format("torch")] * 2, batch_size=4, length="2 epochs",
+        notify=notes.append,
+    )  # fmt: skip
+    assert result.step == 6 and result.samples == 24
+    assert not notes  # resuming in it is exact
+    with torch.no_grad():
+        expected = functional.cross_entropy(result.model(features), labels)
+    assert result.metrics["val/loss"] == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_validation_data_that_yields_nothing_is_refused(fit):

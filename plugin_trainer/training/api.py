@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
-from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
+from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.inference import LoadedRun, load_run
 from plugin_trainer.training.result import BestCheckpoint, Result
@@ -103,10 +103,11 @@ def fit(
 
 
 def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
-    """How a run ended that was trained before, its last weights in the model."""
+    """How a run ended that was trained before, the model as that left it."""
     about = done.about
-    last = CheckpointStore(done.folder).find("last")
-    model.load_state_dict(read_weights(last.path, weights="raw"), strict=False)
+    which = "best" if about.get("restored_best") else "last"
+    found = CheckpointStore(done.folder).find(which)
+    model.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
     return Result(
         status=about["status"],
         reason=about["reason"],

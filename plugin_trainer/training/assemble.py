@@ -5,7 +5,8 @@ part.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,13 @@ from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.evaluated import evaluation_loaders
 from plugin_trainer.data.stream import TrainStream, training_stream
-from plugin_trainer.errors import Problem, PtrainError, ResumeError, SettingsError
+from plugin_trainer.errors import (
+    Problem,
+    PtrainError,
+    ResumeError,
+    RunFolderError,
+    SettingsError,
+)
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.render import to_toml
@@ -95,17 +102,29 @@ def assemble(
         )  # fmt: skip
         around = surroundings(configuration, run)
         resumption = _resumption(run, configuration, around, allow=allow) if resuming else None
-        if resumption is not None:
-            _go_on(run, resumption, notify=notify)
-        else:
-            _begin(run, resuming=resuming, notify=notify)
-        _write_down(run, configuration, around, resumed=resumption is not None)
+        with _writing_in(folder):
+            if resumption is not None:
+                _go_on(run, resumption, notify=notify)
+            else:
+                _begin(run, resuming=resuming, notify=notify)
+            _write_down(run, configuration, around, resumed=resumption is not None)
         return run
     except BaseException:
         disk.release()
         if out is None and not settings.name and not is_run(folder):
             shutil.rmtree(folder, ignore_errors=True)  # made here, and nothing was begun in it
         raise
+
+
+@contextmanager
+def _writing_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"the run folder {folder} cannot be written: {error.strerror or error}",
+            hint="make room there, or choose another with --out",
+        ) from error
 
 
 def _folder(configuration: Configuration, *, out: Path | None, resume: Resume) -> Path:

@@ -27,7 +27,7 @@ def execute(run: Run) -> Result:
     try:
         with signals.answered(run), determinism(run.settings.deterministic):
             result = train(run)
-        run.disk.write_about(**_about(result), ended=now())
+        run.disk.write_about(**_about(result), restored_best=run.restored_best, ended=now())
         return result
     except BaseException as error:
         failed = _failed(run, error)
@@ -103,6 +103,9 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
             # A step was begun and has drawn random numbers, so that what follows will not be the
             # same.
             save(run, best_of=[], exact=False)
+        except NonFiniteError as second:
+            run.disk.write_metrics({"step": second.step, **second.metrics})
+            return f"its state was not saved: {second.message}"
         except Exception as second:
             return f"its state could not be saved: {in_words(second)}"
     return f"the run was saved to {run.store.path_of(run.progress.step)} before stopping"

@@ -86,7 +86,9 @@ class Latched:
 
     def passes(self, outcome: StepOutcome, grad_norm: Tensor, *, step: int) -> bool:
         """Set the flag, on the device, if the step is not finite."""
-        total = (outcome.loss.detach() + grad_norm).float()
+        total = outcome.loss.detach() + grad_norm
+        if total.dtype not in _NUMPY_HAS:
+            total = total.float()
         # In one launch: found = 1 where `total` is not finite, and otherwise as it was.
         torch._amp_foreach_non_finite_check_and_unscale_([total], self._found, self._one)
         kept = StepOutcome(outcome.loss.detach(), count=outcome.count)
@@ -101,7 +103,7 @@ class Latched:
         if not since or not self._found.item():
             return
         for step, outcome, grad_norm in since:
-            if not _are_finite(outcome.loss, grad_norm):
+            if not math.isfinite((outcome.loss + grad_norm).item()):
                 raise _non_finite(outcome, grad_norm, step=step, untouched=False)
 
     def state_dict(self) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Run:
     stop_status: Status = "stopped early"
     signal: int = 0
     sound: bool = True
+    restored_best: bool = False
     evaluated_at: int = -1
     saved_at: int = -1
     rng: Mapping[str, Any] | None = None
@@ -120,6 +121,7 @@ class Run:
     def load_best(self) -> None:
         """Give the model the raw weights of its best checkpoint. Raises CheckpointError if none."""
         found = self.store.find("best")
+        self.restored_best = True
         self.model.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
 
     # ------------------------------------------------------------------------- for the loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -76,10 +77,9 @@ class RunFolder:
                 f"the run folder {self.path} is in use by process {holder}",
                 hint="wait for it, stop it, or choose another folder with --out",
             ) from None
-        lock.seek(0)
-        lock.truncate()
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+        with contextlib.suppress(OSError):  # who holds it is good to know; a full disk may not
+            os.truncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         self._lock = lock
         _close_in_forked_processes(lock)
 

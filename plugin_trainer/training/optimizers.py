@@ -47,7 +47,17 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             hint="a plugin can make the whole step itself: see ptrain_train_step",
         )
     options = dict(settings.settings)
-    if cls is torch.optim.AdamW and _all_on_fused_devices(decayed + exempt):
+    if options.get("differentiable"):
+        raise PtrainError(
+            "optimizer.settings.differentiable: a run's step changes the weights in place, which "
+            "torch cannot differentiate",
+            hint="leave it out",
+        )
+    if (
+        cls is torch.optim.AdamW
+        and _all_on_fused_devices(decayed + exempt)
+        and "foreach" not in options  # another way, and torch takes one
+    ):
         # One pass over all parameters instead of a Python loop over each of them.
         options.setdefault("fused", True)
     if wrong := wrong_keywords(cls, options, given=("params", "lr", "weight_decay")):
@@ -55,7 +65,7 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
         raise SettingsError([Problem(label, f"optimizer.settings.{k}", text) for k, text in wrong])
     try:
         return cls(groups, lr=settings.learning_rate, **options)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise PtrainError(
             f"the optimizer {cls.__name__} refuses its settings: {error}",
             hint="see optimizer.settings in the run file",

@@ -169,6 +169,7 @@ def test_an_unknown_optimizer_is_named_with_the_nearest():
     [
         ({"momentun": 0.9}, r"optimizer.settings.momentun: it takes no 'momentun'; did you mean"),
         ({"momentum": -1}, "the optimizer SGD refuses its settings: "),
+        ({"foreach": True, "fused": True}, "the optimizer SGD refuses its settings: .*fused"),
     ],
 )
 def test_settings_that_the_optimizer_refuses_are_the_users_to_change(settings, message):
@@ -181,6 +182,18 @@ def test_further_settings_reach_the_optimizer():
     optimizer = build_optimizer(nn.Linear(2, 2), settings)
     assert list(optimizer.param_groups[0]["betas"]) == [0.5, 0.6]
     assert optimizer.param_groups[0]["eps"] == 1e-4
+
+
+def test_another_way_of_stepping_than_the_fused_one_can_be_chosen(fit):
+    optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSettings(settings={"foreach": True}))
+    assert optimizer.defaults["foreach"] and not optimizer.defaults["fused"]
+    assert build_optimizer(nn.Linear(2, 2), OptimizerSettings()).defaults["fused"]
+    assert fit(optimizer={"settings": {"foreach": True}}).step == 6
+
+
+def test_an_optimizer_that_is_to_be_differentiated_is_refused_in_words():
+    with pytest.raises(PtrainError, match=r"settings\.differentiable: a run's step changes the"):
+        build_optimizer(nn.Linear(2, 2), OptimizerSettings(settings={"differentiable": True}))
 
 
 # -------------------------------------------------------------------------------------------- state

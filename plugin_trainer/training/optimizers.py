@@ -24,6 +24,11 @@ _NORMALISATION = (
     nn.modules.batchnorm._NormBase,
 )
 
+_AS_STARTED = (
+    "optimizer.groups and optimizer.no_decay must be what the run was started with",
+    "to start a new run from its weights: init_from",
+)
+
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
     """The optimizer over the model's trainable parameters.
@@ -245,7 +250,7 @@ def load_optimizer_state(
         differing = sorted(set(saved) ^ set(names))[:6]
         raise PtrainError(
             "the checkpoint's optimizer holds other parameters than this model",
-            hint=f"these are on one side only: {', '.join(differing)}",
+            hint=[f"these are on one side only: {', '.join(differing)}", *_AS_STARTED],
         )
     index_of = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
@@ -263,7 +268,7 @@ def load_optimizer_state(
     except ValueError as error:
         raise PtrainError(
             "the checkpoint's optimizer has other parameter groups than this one",
-            hint=[str(error), "optimizer.no_decay must be what the run was started with"],
+            hint=[str(error), *_AS_STARTED],
         ) from error
     for group, new in zip(optimizer.param_groups, built, strict=True):
         # What a schedule that is new to the run keeps in the groups.

@@ -218,7 +218,23 @@ def test_the_state_of_another_model_is_refused():
         load_optimizer_state(
             build_optimizer(other, OptimizerSettings()), other, tensors, rest
         )  # fmt: skip
-    assert caught.value.hint == ("these are on one side only: 0.bias, 0.weight, bias, weight",)
+    assert caught.value.hint[0] == "these are on one side only: 0.bias, 0.weight, bias, weight"
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_other_groups_on_a_resume_are_refused_with_what_to_change(frozen):
+    def built(**groups):
+        model = Encoder()
+        return build_optimizer(model, OptimizerSettings(groups=groups)), model
+
+    tensors, rest = optimizer_state(*built())
+    with pytest.raises(PtrainError, match="the checkpoint's optimizer h") as caught:
+        group = GroupSettings(frozen=True) if frozen else GroupSettings(learning_rate=0.1)
+        load_optimizer_state(*built(**{"encoder.*": group}), tensors, rest)
+    assert caught.value.hint[1:] == (
+        "optimizer.groups and optimizer.no_decay must be what the run was started with",
+        "to start a new run from its weights: init_from",
+    )
 
 
 def test_the_state_split_into_other_groups_is_refused_in_words():

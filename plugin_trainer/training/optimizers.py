@@ -36,14 +36,17 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing
     to train.
     """
-    freeze(model, settings.groups)
+    pattern_of = match_groups(model, settings.groups)
+    for parameter, pattern in pattern_of.items():
+        if pattern and settings.groups[pattern].frozen:
+            parameter.requires_grad_(False)
     decayed, exempt = split_by_decay(model, settings.no_decay)
     if not decayed and not exempt:
         raise PtrainError(
             f"the model {type(model).__name__} has no parameter to train",
             hint="every parameter is frozen, or there are none",
         )
-    groups = _groups(decayed, exempt, settings)
+    groups = _groups(decayed, exempt, settings, pattern_of)
     cls = optimizer_class(settings.name)
     if isinstance(cls, type) and issubclass(cls, torch.optim.LBFGS):
         raise PtrainError(
@@ -77,7 +80,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
         ) from error
 
 
-def _groups(decayed: Named, exempt: Named, settings: OptimizerSettings) -> list[dict[str, Any]]:
+def _groups(
+    decayed: Named,
+    exempt: Named,
+    settings: OptimizerSettings,
+    pattern_of: Mapping[nn.Parameter, str],
+) -> list[dict[str, Any]]:
     """The optimizer's groups: first those of the patterns, then all other parameters; in each those
     that decay before those that do not.
     """
@@ -88,7 +96,7 @@ def _groups(decayed: Named, exempt: Named, settings: OptimizerSettings) -> list[
             (decayed, settings.weight_decay if decay is None else decay),
             (exempt, 0.0),
         ):
-            members = [p for name, p in named if first_match(name, settings.groups) == pattern]
+            members = [p for _, p in named if pattern_of[p] == pattern]
             if members:
                 peak = settings.learning_rate if rate is None else rate
                 made.append(
@@ -103,33 +111,44 @@ def _groups(decayed: Named, exempt: Named, settings: OptimizerSettings) -> list[
     return made
 
 
-def first_match(name: str, groups: Mapping[str, GroupSettings]) -> str:
-    """The first pattern that a parameter's name matches; empty if none does."""
-    return next((pattern for pattern in groups if fnmatchcase(name, pattern)), "")
-
-
-def freeze(model: nn.Module, groups: Mapping[str, GroupSettings]) -> None:
-    """Take the parameters of frozen groups out of training.
+def match_groups(model: nn.Module, groups: Mapping[str, GroupSettings]) -> dict[nn.Parameter, str]:
+    """The first pattern that matches each parameter by any of its names; empty if none does.
 
     Raises PtrainError for a pattern that matches no parameter, or only such that belong to an
     earlier pattern.
     """
-    matched = {name: first_match(name, groups) for name, _ in model.named_parameters()}
+    named = _all_names(model)
+    matched = {
+        parameter: next((pattern for pattern in groups if _matches(names, pattern)), "")
+        for parameter, names in named.items()
+    }
     for pattern in groups:
         if pattern in matched.values():
             continue
-        names = list(matched)
-        taken = next((matched[name] for name in names if fnmatchcase(name, pattern)), "")
+        taken = next((matched[p] for p, names in named.items() if _matches(names, pattern)), "")
         raise PtrainError(
             f"optimizer.groups: the pattern '{pattern}' matches no parameter"
             + (f" that '{taken}' before it does not" if taken else ""),
-            hint="put the narrower pattern first"
-            if taken
-            else f"the model's first parameters are: {', '.join(names[:6])}",
+            hint="put the narrower pattern first" if taken else _first_names(named),
         )
-    for name, parameter in model.named_parameters():
-        if matched[name] and groups[matched[name]].frozen:
-            parameter.requires_grad_(False)
+    return matched
+
+
+def _all_names(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """Every parameter once, with all its names: tied weights have several."""
+    named: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        named.setdefault(parameter, []).append(name)
+    return named
+
+
+def _matches(names: Iterable[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _first_names(named: Mapping[nn.Parameter, list[str]]) -> str:
+    first = [names[0] for names in named.values()][:6]
+    return f"the model's first parameters are: {', '.join(first)}"
 
 
 def optimizer_class(name: str) -> Any:
@@ -161,36 +180,36 @@ def split_by_decay(model: nn.Module, no_decay: str | tuple[str, ...]) -> tuple[N
     "auto" exempts biases and everything in a normalisation module, told by the module's type and
     not by the parameter's name, which differs from one library to the next.
     """
+    named = _all_names(model)
     if no_decay == "auto":
         exempt = set(_biases_and_normalisation(model))
     elif no_decay == "none":
         exempt = set()
     else:
-        names = [name for name, _ in model.named_parameters()]
         for pattern in no_decay:
-            if not any(fnmatchcase(name, pattern) for name in names):
+            if not any(_matches(names, pattern) for names in named.values()):
                 raise PtrainError(
                     f"optimizer.no_decay: the pattern '{pattern}' matches no parameter",
-                    hint=f"the model's first parameters are: {', '.join(names[:6])}",
+                    hint=_first_names(named),
                 )
-        exempt = {name for name in names for pattern in no_decay if fnmatchcase(name, pattern)}
-    trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        exempt = {p for rule in no_decay for p, names in named.items() if _matches(names, rule)}
+    trainable = [(names[0], p) for p, names in named.items() if p.requires_grad]
     return (
-        [(name, p) for name, p in trainable if name not in exempt],
-        [(name, p) for name, p in trainable if name in exempt],
+        [(name, p) for name, p in trainable if p not in exempt],
+        [(name, p) for name, p in trainable if p in exempt],
     )
 
 
-def _biases_and_normalisation(model: nn.Module) -> Iterable[str]:
-    for path, module in model.named_modules():
+def _biases_and_normalisation(model: nn.Module) -> Iterable[nn.Parameter]:
+    for module in model.modules():
         own = list(module.named_parameters(recurse=False))
         # Libraries bring normalisation classes of their own: all of them say so in the class's name
         # and hold nothing but vectors.
         named_norm = "norm" in type(module).__name__.lower() and all(p.dim() <= 1 for _, p in own)
         is_norm = isinstance(module, _NORMALISATION) or named_norm
-        for name, _ in own:
+        for name, parameter in own:
             if is_norm or "bias" in name.split("_"):
-                yield f"{path}.{name}" if path else name
+                yield parameter
 
 
 def _all_on_fused_devices(named: Named) -> bool:

@@ -301,6 +301,41 @@ def test_a_pattern_that_matches_nothing_or_comes_too_late_is_refused():
         grouped(**{"encoder.*": GroupSettings(), "encoder.0.*": GroupSettings()})
 
 
+class Tied(nn.Module):
+    """An output layer with the weight of the input layer, as language models have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.out = nn.Linear(4, 4)
+        self.out.weight = self.inner.weight
+        self.shared = nn.ModuleDict({"again": self.inner})
+
+
+def test_a_tied_parameter_belongs_to_a_group_by_any_of_its_names():
+    def rates(*patterns):
+        groups = {p: GroupSettings(learning_rate=n) for n, p in enumerate(patterns, 2)}
+        model = Tied()
+        optimizer = build_optimizer(model, OptimizerSettings(learning_rate=1.0, groups=groups))
+        rate_of = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        return {name: rate_of[id(p)] for name, p in model.named_parameters()}
+
+    assert rates("out.weight") == {"inner.weight": 2, "inner.bias": 1, "out.bias": 1}
+    assert rates("out.*", "inner.*") == {"inner.weight": 2, "inner.bias": 3, "out.bias": 2}
+    assert rates("inner.*", "out.*") == {"inner.weight": 2, "inner.bias": 2, "out.bias": 3}
+    assert rates("shared.*") == {"inner.weight": 2, "inner.bias": 2, "out.bias": 1}
+    with pytest.raises(PtrainError, match=r"'out\.weight' matches no parameter that 'inner"):
+        rates("inner.*", "out.weight")
+
+
+def test_a_tied_parameter_is_frozen_and_exempt_from_decay_by_any_of_its_names():
+    model = Tied()
+    build_optimizer(model, OptimizerSettings(groups={"out.*": GroupSettings(frozen=True)}))
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"inner.bias"}
+    decayed, exempt = split_by_decay(Tied(), ("out.weight",))
+    assert names(exempt) == {"inner.weight"} and names(decayed) == {"inner.bias", "out.bias"}
+
+
 def test_frozen_parameters_do_not_move_and_are_not_averaged(fit, tmp_path):
     torch.manual_seed(0)
     model = Encoder()

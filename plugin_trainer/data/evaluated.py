@@ -12,7 +12,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from plugin_trainer.data.iterated import length_of
-from plugin_trainer.data.map_style import has_samples, is_map_style
+from plugin_trainer.data.unbatched import (
+    has_samples,
+    is_map_style,
+    may_give_samples,
+    refuse_sample,
+)
 from plugin_trainer.errors import DataError
 
 
@@ -58,10 +63,27 @@ def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None
     """What an evaluation iterates: a data set in order, in batches; anything else as it is.
 
     limit  only so many batches; workers may load some more ahead
+
+    Iterating it raises DataError if it gives samples in place of batches.
     """
     if is_map_style(loader):
         loader = DataLoader(loader, batch_size=batch_size)
+    elif may_give_samples(loader):
+        loader = Batches(loader)
     return loader if limit is None else Limited(loader, limit)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """A loader whose first batch is looked at, each time it is iterated."""
+
+    loader: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        for position, batch in enumerate(self.loader):
+            if position == 0:
+                refuse_sample(batch, role="evaluation")
+            yield batch
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,14 @@ from torch.utils.data import DataLoader
 
 from plugin_trainer.data.epoch import Epoch
 from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
-from plugin_trainer.data.map_style import has_samples, is_map_style
 from plugin_trainer.data.samplers import why_order_unknown
 from plugin_trainer.data.taken_over import TakenOver
+from plugin_trainer.data.unbatched import (
+    has_samples,
+    is_map_style,
+    may_give_samples,
+    refuse_sample,
+)
 from plugin_trainer.errors import DataError
 
 Source = TakenOver | Stateful | AsItIs
@@ -67,8 +72,16 @@ class TrainStream:
     inexact_because    why resuming in this data is not exact; empty if it is
     """
 
-    def __init__(self, source: Source, *, accumulate: int, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        accumulate: int,
+        limit: int | None = None,
+        may_give_samples: bool = False,
+    ) -> None:
         self._source = source
+        self._to_be_checked = may_give_samples
         self._accumulate = accumulate
         self._limit = limit
         self.batches_per_epoch = source.batches_per_epoch
@@ -86,7 +99,8 @@ class TrainStream:
 
         A loader's state that was loaded before knows its own cursor, and that one holds.
 
-        Raises DataError for data that yields nothing in an epoch, or less than it promised.
+        Raises DataError for data that yields nothing in an epoch, or less than it promised, or
+        samples in place of batches.
         """
         now = self._enter(epoch, batch)
         while True:
@@ -99,6 +113,9 @@ class TrainStream:
             while not over:
                 first = now.batch == 0
                 taken = now.take(self._accumulate)
+                if self._to_be_checked:
+                    refuse_sample(taken[0], role="training")
+                    self._to_be_checked = False
                 window = Window(taken, now.number, now.batch, first, now.is_over)
                 yield window
                 over = window.last
@@ -195,7 +212,9 @@ def training_stream(
             "the training data holds no batch",
             hint="it is empty, or smaller than one batch and drop_last is on",
         )
-    return TrainStream(source, accumulate=accumulate, limit=limit)
+    return TrainStream(
+        source, accumulate=accumulate, limit=limit, may_give_samples=may_give_samples(loader)
+    )
 
 
 def _source(loader: Any, *, seed: int, task: str, limit: int | None) -> Source:

@@ -50,6 +50,14 @@ class Running:
             shut_down()
 
 
+def end_kept_workers(loader: Any) -> None:
+    """End the workers that a loader keeps between its iterations; the next one starts others."""
+    shut_down = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+        loader._iterator = None
+
+
 def prepare_workers(loader: Any) -> None:
     """Have the workers of a loader that is not ours start like those of ours."""
     if (

@@ -82,3 +82,12 @@ def test_a_hugging_face_data_set_is_gone_through_in_batches():
     first, second = evaluation_batches(table, batch_size=2)
     assert first["x"].tolist() == [[1.0], [2.0]] and first["labels"].tolist() == [0, 1]
     assert second["labels"].tolist() == [0]
+
+
+def test_samples_in_place_of_batches_are_refused():
+    table = Table.from_dict({"x": [[1.0], [2.0]], "labels": [0, 1]}).with_format("torch")
+    for data in (table.to_iterable_dataset(), [*table]):
+        with pytest.raises(DataError, match="the evaluation data gives single samples where"):
+            next(iter(evaluation_batches(data, batch_size=2, limit=1)))
+    batched = evaluation_batches(table.to_iterable_dataset().batch(2), batch_size=2)
+    assert [batch["labels"].tolist() for batch in batched] == [[0, 1]]

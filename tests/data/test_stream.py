@@ -404,3 +404,31 @@ def test_what_has_a_length_and_an_index_alone_is_a_data_set_too():
     assert stream.steps_per_epoch == 2 and stream.inexact_because == ""
     (window,) = take(stream, 1)
     assert len(window.micro_batches[0]) == 4
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [(torch.zeros(4), torch.tensor(1))],
+        [{"x": torch.zeros(4), "label": 0.5}],
+        table().to_iterable_dataset(),
+        table().with_format("torch").to_iterable_dataset(),
+    ],
+)
+def test_samples_in_place_of_batches_are_refused(data):
+    with pytest.raises(DataError, match="the training data gives single samples where") as caught:
+        take(training_stream(data, seed=0), 1)
+    assert "DataLoader(data" in caught.value.hint[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        table().with_format("torch").to_iterable_dataset().batch(4),
+        [(torch.zeros(4, 2), torch.zeros(4))],
+        [(torch.zeros(4), {"labels": torch.tensor(1)})],
+        [torch.tensor(1)],
+    ],
+)
+def test_iterables_of_batches_are_taken(data):
+    assert len(take(training_stream(data, seed=0), 1)) == 1

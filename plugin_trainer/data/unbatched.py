@@ -1,12 +1,14 @@
-"""Map-style data sets: which objects are one, and whether there is a sample in them."""
+"""Samples or batches: which objects give single samples, of which batches are still to be made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from plugin_trainer.data.batches import find_labels
 from plugin_trainer.errors import DataError
 
 
@@ -37,3 +39,26 @@ def has_samples(data: Any, *, role: str) -> bool:
         raise DataError(
             f"the {role} data has no length: {error}", hint="give its data set a __len__"
         ) from None
+
+
+def may_give_samples(data: Any) -> bool:
+    """Whether an iterable of batches is easily mistaken for one of samples: a list, or an iterable
+    data set without a loader around it.
+    """
+    return isinstance(data, (list, tuple, IterableDataset))
+
+
+def refuse_sample(batch: Any, *, role: str) -> None:
+    """Raise DataError, naming the role of the data, if a batch of it is a single sample: its label
+    is one number.
+    """
+    found = find_labels(batch)
+    if found is None:
+        return
+    labels = found[1]
+    if isinstance(labels, (int, float)) or (isinstance(labels, Tensor) and labels.dim() == 0):
+        raise DataError(
+            f"the {role} data gives single samples where batches are needed: its first label is "
+            "one number",
+            hint="put a loader around it: DataLoader(data, batch_size=32)",
+        )

@@ -19,7 +19,7 @@ def clip_to_norm(gradients: Sequence[Tensor], *, max_norm: float) -> Tensor:
     if alike:
         total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     else:
-        total = torch.nn.utils.get_total_norm(gradients)
+        total = torch.nn.utils.get_total_norm([_values(gradient) for gradient in gradients])
     if max_norm > 0:
         scale = torch.clamp(max_norm / (total + 1e-6), max=1.0)
         if alike:
@@ -28,6 +28,11 @@ def clip_to_norm(gradients: Sequence[Tensor], *, max_norm: float) -> Tensor:
             for gradient in gradients:
                 gradient.mul_(scale.to(gradient.device))
     return total
+
+
+def _values(gradient: Tensor) -> Tensor:
+    """What a sparse gradient holds, each row once; a dense one as it is."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _alike(gradients: Sequence[Tensor]) -> bool:

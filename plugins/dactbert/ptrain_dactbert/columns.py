@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,13 +76,18 @@ def usual_pairs(plain: Sequence[str]) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------- finding
 
 
-def table_columns(columns: Columns, *, names: Sequence[str] | None, width: int, at: str) -> Found:
+def table_columns(
+    columns: Columns, *, names: Sequence[str] | None, cells: Sequence[str], at: str
+) -> Found:
     """The columns of a table, which may be given by position, with or without a header.
 
     names  the header, or None. Without usual names the texts come first and the label follows.
+    cells  the first line, a header or not
+
+    Raises DataError where the order alone would have to choose among more columns than are read.
     """
     text, pair = find_texts(columns, names=names or (), at=at)
-    first = Finder(names, width, at)
+    first = Finder(names, len(cells), at)
     found_text = first.find(text, role="text", position=0)
     found_pair = None if pair == "" else first.find(pair, role="text_pair", position=1)
     label = usual_label(columns, names=names or ())
@@ -91,7 +97,44 @@ def table_columns(columns: Columns, *, names: Sequence[str] | None, width: int, 
     found_difficulty = (
         None if difficulty == "" else first.find(difficulty, role="difficulty", position=2)
     )
-    return Found(found_text, found_label, found_difficulty, found_pair)
+    found = Found(found_text, found_label, found_difficulty, found_pair)
+    if "auto" in (text, label) and not reads_all(found, width=len(cells)):
+        raise unclear_columns(cells, header=names is not None, at=at)
+    return found
+
+
+def reads_all(found: Found, *, width: int) -> bool:
+    """Whether every column of a table is read, each as one thing."""
+    roles = (found.text, found.text_pair, found.label, found.difficulty)
+    positions = [position for position in roles if position is not None]
+    return sorted(positions) == list(range(width))
+
+
+def unclear_columns(cells: Sequence[str], *, header: bool, at: str) -> DataError:
+    """The error for columns that only their order could tell apart.
+
+    header  whether the cells are known to be names; else they may be data as well
+    """
+    last = len(cells) - 1
+    names = [json.dumps(cell[:60], ensure_ascii=False) for cell in cells]
+
+    def write(columns: Sequence[object]) -> str:
+        pair = f", data_settings.text_pair = {columns[1]} for a pair," if last > 1 else ""
+        return f"data_settings.text = {columns[0]}{pair} and data_settings.label = {columns[last]}"
+
+    by_name = f"say which to read, for example {write(names)}"
+    by_position = (
+        "if the line is data, not names: data_settings.header = false, and positions, "
+        f"for example {write(range(len(cells)))}"
+    )
+    return DataError(
+        f"{at}: which columns are the text and the label? No usual names tell",
+        hint=(
+            f"columns: {', '.join(names)}",
+            by_name,
+            *([] if header else [by_position]),
+        ),
+    )
 
 
 def named_columns(columns: Columns, *, names: Sequence[str], at: str) -> Found:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 from plugin_trainer.errors import DataError
@@ -73,7 +74,7 @@ def read_rows(
             f"{key}: {path} " + ("is empty" if empty else "holds no row of data"),
             hint="give a file with one labelled text a line",
         )
-    if header == "auto" and path.suffix != ".jsonl" and not columns.named:
+    if path.suffix in RECORDS and header == "auto" and not columns.named:
         refuse_hidden_header(rows, path=path, known_labels=known_labels)
     return rows
 
@@ -108,25 +109,42 @@ def rows_of_file(
 def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Collection[str]) -> None:
     """Refuse a first line that was taken for data and looks like the names of the columns.
 
-    Its label is then in no other row, where the others are numbers or come again and again.
+    Its label is then in no other row. A CSV file has a header as a rule, so that is enough there;
+    in a TSV file the other labels are also numbers or come again and again.
     """
+    _, cells = next(RECORDS[path.suffix](path))
+    if names_columns(cells):
+        return
     first, rest = rows[0], Counter(row.label for row in rows[1:])
+    if path.suffix == ".csv":
+        known = is_integer(first.label) or first.label in {*rest, *known_labels}
+        # Columns that nobody named are called 0 and 1 by the tools that write such files.
+        if not known or is_integer(first.text):
+            raise hidden_header(first, path=path)
+        return
     if len(rows) < 3 or is_integer(first.label) or first.label in {*rest, *known_labels}:
         return
-    cells = plain_names([first.text, first.label])
-    if any(len(cell.split()) > 3 for cell in cells):
+    plain = plain_names([first.text, first.label])
+    if any(len(cell.split()) > 3 for cell in plain):
         return
-    usual = cells[0] in TEXT_NAMES or cells[1] in LABEL_NAMES
+    usual = plain[0] in TEXT_NAMES or plain[1] in LABEL_NAMES
     if usual or all(map(is_integer, rest)) or min(rest.values()) > 1:
-        raise DataError(
-            f"{path}:{first.line}: this looks like a header and not like data: "
-            f"{first.label!r} is the label of no other row",
-            hint=(
-                "if it names the columns: data_settings.header = true, or choose them by name in "
-                "data_settings.text and data_settings.label",
-                "if it is data: data_settings.header = false",
-            ),
-        )
+        raise hidden_header(first, path=path)
+
+
+def hidden_header(first: Row, *, path: Path) -> DataError:
+    """The error for a first row that may be the names of the columns."""
+    cells = [first.text, *([] if first.text_pair is None else [first.text_pair]), first.label]
+    shown = ", ".join(repr(shorten(cell, 30, placeholder=" ...")) for cell in cells)
+    pair = "" if first.text_pair is None else ", data_settings.text_pair"
+    return DataError(
+        f"{path}:{first.line}: this looks like a header and not like data: {shown}",
+        hint=(
+            "if it names the columns: data_settings.header = true, or choose them by name in "
+            f"data_settings.text{pair} and data_settings.label",
+            "if it is data: data_settings.header = false",
+        ),
+    )
 
 
 def is_integer(label: str) -> bool:
@@ -188,7 +206,7 @@ def read_table(
         return
     _, cells = first
     names = cells if has_header(cells, columns=columns, header=header) else None
-    found = table_columns(columns, names=names, width=len(cells), at=f"{path}:1")
+    found = table_columns(columns, names=names, cells=cells, at=f"{path}:1")
     for line, fields in records if names is not None else chain([first], records):
         at = f"{path}:{line}"
         if len(fields) != len(cells):
@@ -308,5 +326,6 @@ def read_csv(path: Path, columns: Columns, header: Header) -> Iterator[Row | Dat
     return read_table(csv_records(path), path, columns, header)
 
 
+RECORDS = {".tsv": tsv_records, ".csv": csv_records}
 READERS = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl}
 KINDS = ".tsv, .csv, .jsonl or .parquet"

@@ -78,14 +78,15 @@ class TextClassificationSettings:
     revision               branch, tag or commit of a data set on the Hub; empty: the latest
     text                   the text's column: a name, or a position counted from 0; "auto": the
                            columns with the usual names of a pair of texts, or the column named
-                           text, sentence, content or review, else the first of a file
+                           text, sentence, content or review, else the first of a file if
+                           all its columns are read
     text_pair              the column of the second text of a sentence pair, likewise; "auto": the
                            one that goes with the first by its name; empty: there is none
     label                  the label's column, likewise; "auto": the column named label, labels,
-                           class, target, category or sentiment, else the next of a file
+                           class, target, category or sentiment, else the next of such a file
     difficulty             column of a whole number for the exit statistics; empty: none
     header                 whether the first line names the columns; "auto": if its cells are the
-                           names looked for
+                           names looked for; a line that may be a header or not is refused
     labels                 the label names in order; empty: those that a `dataset` or a Parquet file
                            declares (ClassLabel), else those of the training rows, sorted
     unlabelled             what to do with rows of a `dataset` or a Parquet file whose label is -1

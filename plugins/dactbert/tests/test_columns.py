@@ -73,6 +73,7 @@ def test_what_is_ambiguous_is_refused_with_the_columns(names: list[str], said: s
     [
         ({}, Found(text=0, label=1, difficulty=None, text_pair=None)),
         ({"text_pair": 1}, Found(text=0, label=2, difficulty=None, text_pair=1)),
+        ({"difficulty": 2}, Found(text=0, label=1, difficulty=2, text_pair=None)),
         (
             {"text": 2, "text_pair": 3, "label": 0},
             Found(text=2, label=0, difficulty=None, text_pair=3),
@@ -82,4 +83,29 @@ def test_what_is_ambiguous_is_refused_with_the_columns(names: list[str], said: s
 def test_a_table_without_a_header_goes_by_position(
     columns: dict[str, Any], expected: Found
 ) -> None:
-    assert table_columns(Columns(**columns), names=None, width=4, at="here") == expected
+    wanted = [expected.text, expected.text_pair, expected.label, expected.difficulty]
+    cells = ["cell"] * (1 + max(position for position in wanted if position is not None))
+    assert table_columns(Columns(**columns), names=None, cells=cells, at="here") == expected
+
+
+@pytest.mark.parametrize("header", [True, False])
+@pytest.mark.parametrize(
+    ("cells", "columns"),
+    [
+        (["asked", "answered", "good"], {}),
+        (["asked", "answered", "good"], {"label": 2}),
+        (["asked", "answered", "good", "when"], {"text_pair": 1}),
+        (["good", "asked"], {"label": 0}),  # the text would be the label
+        (["good", "asked"], {"text": 1}),
+    ],
+)
+def test_order_does_not_choose_among_more_columns_than_are_read(
+    cells: list[str], columns: dict[str, Any], header: bool
+) -> None:
+    names = cells if header else None
+    with pytest.raises(DataError, match="here: which columns are the text and the label") as caught:
+        table_columns(Columns(**columns), names=names, cells=cells, at="here")
+    said = " ".join(caught.value.hint)
+    assert f'data_settings.text = "{cells[0]}"' in said
+    assert f'data_settings.label = "{cells[-1]}"' in said
+    assert ("data_settings.header = false" in said) is not header

@@ -39,7 +39,7 @@ def test_columns_by_name_and_by_position(write: Write) -> None:
     path = write("a.csv", "id,stars,body\n7,5,good film\n")
     assert pairs(read(path, text="body", label="stars")) == [("good film", "5")]
     assert pairs(read(path, text=2, label=1, header=True)) == [("good film", "5")]
-    assert pairs(read(path, text=2, label=1))[0] == ("body", "stars")
+    assert pairs(read(path, text=2, label=1, header=False))[0] == ("body", "stars")
 
 
 def test_header_says_whether_the_first_line_is_data(write: Write) -> None:
@@ -244,6 +244,45 @@ def test_a_header_that_was_not_recognised_is_not_taken_for_data(content: str, wr
 
 
 @pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("asked,good\nis it,perhaps\nwas it,no\n", {}),
+        ("what did you ask us today,good\n" + ROWS.replace("\t", ","), {}),
+        ("0,1\n" + ROWS.replace("\t", ","), {}),
+        ("asked,answered,good\nis it,so,1\nwas it,no,0\n", {"text_pair": 1}),
+        ("asked,answered,good\nis it,so,1\nwas it,no,0\n", {"text": 0, "label": 2}),
+    ],
+)
+def test_a_csv_file_has_a_header_unless_the_first_row_is_surely_data(
+    content: str, columns: dict[str, Any], write: Write
+) -> None:
+    path = write("a.csv", content)
+    with pytest.raises(DataError, match=r"a\.csv:1: this looks like a header") as caught:
+        read(path, **columns)
+    assert ("data_settings.text_pair" in caught.value.hint[0]) is ("text_pair" in columns)
+    assert len(read(path, header=False, **columns)) == content.count("\n")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+@pytest.mark.parametrize("header", ["auto", True, False])
+def test_pairs_under_names_of_their_own_are_not_guessed(
+    ending: str, header: Any, write: Write
+) -> None:
+    mark = {"csv": ",", "tsv": "\t"}[ending]
+    rows = ["asked,answered,good", *(f"is it {n},so {n},{n % 2}" for n in range(60))]
+    path = write(f"a.{ending}", "".join(f"{row.replace(',', mark)}\n" for row in rows))
+    with pytest.raises(DataError, match=rf"a\.{ending}:1: which columns are the text") as caught:
+        read(path, header=header)
+    assert caught.value.hint[0] == 'columns: "asked", "answered", "good"'
+    assert (
+        'data_settings.text = "asked", data_settings.text_pair = "answered" for a pair, '
+        'and data_settings.label = "good"' in caught.value.hint[1]
+    )
+    found = read(path, text="asked", text_pair="answered", label="good")
+    assert found[0] == Row("is it 0", "0", line=2, text_pair="so 0")
+
+
+@pytest.mark.parametrize(
     "content",
     [
         ROWS,
@@ -256,6 +295,20 @@ def test_a_header_that_was_not_recognised_is_not_taken_for_data(content: str, wr
 )
 def test_data_are_not_taken_for_a_header(content: str, write: Write) -> None:
     assert len(read(write("a.tsv", content))) == content.count("\n")
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_the_first_row_under_a_usual_header_may_look_like_one(ending: str, write: Write) -> None:
+    content = "text\tlabel\nodd\tmixed\n" + NAMED
+    content = content.replace("\t", {"csv": ",", "tsv": "\t"}[ending])
+    assert len(read(write(f"a.{ending}", content))) == 5
+
+
+@pytest.mark.parametrize("content", [ROWS, NAMED])
+def test_a_csv_file_without_a_header_is_read_where_a_label_says_so(
+    content: str, write: Write
+) -> None:
+    assert len(read(write("a.csv", content.replace("\t", ",")))) == content.count("\n")
 
 
 def test_a_first_line_with_a_known_label_is_data(write: Write) -> None:

@@ -174,9 +174,14 @@ def new_manager() -> PluginManager:
     """A manager that knows the hooks; PTRAIN_TRACE_HOOKS=1 makes it print each call to stderr."""
     manager = PluginManager()
     manager.add_hookspecs(hookspecs)
-    if os.environ.get(TRACE, "") not in ("", "0"):
+    if is_tracing():
         _trace(manager)
     return manager
+
+
+def is_tracing() -> bool:
+    """Whether every call of a hook is to be printed."""
+    return os.environ.get(TRACE, "") not in ("", "0")
 
 
 def culprit(

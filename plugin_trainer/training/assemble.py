@@ -369,15 +369,16 @@ def _resumption(
 
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
     snapshot = read_snapshot(resumption.checkpoint.path)
+    made = snapshot.state["progress"]["step"]
+    if made > run.plan.total_steps:
+        raise ResumeError(
+            f"length: {run.settings.length} is {run.plan.total_steps} steps, but the run has made "
+            f"{made} already",
+            hint="give it a longer length, or start another run",
+        )
     restore(run, snapshot, changed=resumption.changed)
     _refuse_other_epochs(run)
     point_at_latest(run, resumption.checkpoint.path)
-    if run.progress.step > run.plan.total_steps:
-        raise ResumeError(
-            f"length: {run.settings.length} is {run.plan.total_steps} steps, but the run has made "
-            f"{run.progress.step} already",
-            hint="give it a longer length, or start another run",
-        )
     run.disk.cut_metrics_after(snapshot.state["metric_lines"])
     for line in plan_of(run, resumption, snapshot):
         notify(line)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
 from plugin_trainer.registry.blame import in_words, raised_at
 from plugin_trainer.training import signals
@@ -31,6 +32,8 @@ def execute(run: Run) -> Result:
         return result
     except BaseException as error:
         failed = _failed(run, error)
+        for loader in run.loaders.values():
+            end_kept_workers(loader)
         if failed is error:
             raise
         raise failed from error

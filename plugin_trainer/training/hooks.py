@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pluggy
 
 from plugin_trainer.errors import PtrainError, TrainingFailed
 from plugin_trainer.registry.blame import in_words, raised_at
-from plugin_trainer.registry.manager import culprit, new_manager
+from plugin_trainer.registry.manager import culprit, is_tracing, new_manager
 
 Call = Callable[..., Any]
 
@@ -58,10 +59,12 @@ class RunHooks:
 
     def _resolve(self, hook_name: str) -> Call:
         caller = getattr(self._manager.hook, hook_name)
+        # Core comes after those, too, that ask to be the last: the list is called from its end.
+        caller._hookimpls.sort(key=lambda impl: impl.plugin_name != _CORE)
         impls = caller.get_hookimpls()
         if not impls:
             return _nothing
-        if any(impl.wrapper or impl.hookwrapper for impl in impls):
+        if is_tracing() or any(impl.wrapper or impl.hookwrapper for impl in impls):
             return caller
         return _directly(impls, caller.spec)
 
@@ -95,7 +98,7 @@ def _directly(impls: Sequence[pluggy.HookImpl], spec: Any) -> Call:
     names, the last registered first. Found once a run, because a call through pluggy costs some
     3 us and a step makes several.
     """
-    if len(impls) == 1 and set(impls[0].argnames) == set(spec.argnames):
+    if len(impls) == 1 and _takes_keywords(impls[0].function, spec.argnames):
         return impls[0].function
     calls = [(impl.function, impl.argnames) for impl in reversed(impls)]
 
@@ -111,6 +114,11 @@ def _directly(impls: Sequence[pluggy.HookImpl], spec: Any) -> Call:
         return None
 
     return first_answer if spec.opts["firstresult"] else each
+
+
+def _takes_keywords(function: Call, names: Sequence[str]) -> bool:
+    kinds = {name: p.kind for name, p in inspect.signature(function).parameters.items()}
+    return kinds.keys() == set(names) and inspect.Parameter.POSITIONAL_ONLY not in kinds.values()
 
 
 def _nothing(**_: Any) -> None:

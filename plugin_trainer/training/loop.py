@@ -25,6 +25,7 @@ def train(run: Run) -> Result:
     for window in run.windows():
         if window.first:
             hooks.epoch_start(run=run)
+            run.stopwatch.lap("callbacks")
         run.sound = False
         outcome = hooks.train_step(run=run, micro_batches=window.micro_batches)
         run.stopwatch.lap("optimizer")
@@ -43,6 +44,7 @@ def train(run: Run) -> Result:
         best_of = run.note_evaluation(metrics) if metrics else []
         if window.last:
             hooks.epoch_end(run=run)
+            run.stopwatch.lap("callbacks")
         if best_of or run.is_due(plan.save) or run.is_ending:
             save(run, best_of=best_of)
             run.stopwatch.lap("saving")

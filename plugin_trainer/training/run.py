@@ -174,6 +174,7 @@ class Run:
         entries.update(metrics)
         self.hooks.log(run=self, metrics=entries)
         self.disk.write_metrics({**self._position(), **entries})
+        self.stopwatch.lap("callbacks")
 
     def _position(self) -> dict[str, Any]:
         progress, per_epoch = self.progress, self.stream.batches_per_epoch

@@ -374,7 +374,6 @@ def test_R12_another_schedule_goes_on(go, cut, before, after):
     assert done.code == 0, done.err
 
 
-@pytest.mark.xfail(strict=True, reason="RB10: the schedule is moved before the length is checked")
 def test_R12_a_length_that_is_over_is_refused_in_words_whatever_the_schedule(go, cut):
     run = cut(**ONE_CYCLE)
     was = contents(run)

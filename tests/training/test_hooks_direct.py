@@ -19,6 +19,7 @@ class Core:
     def __init__(self, log) -> None:
         self.log = log
 
+    @hookimpl(trylast=True)
     def ptrain_move_batch(self, batch):
         self.log.append(("core", batch))
         return "core"
@@ -87,7 +88,6 @@ def test_those_who_do_not_ask_for_a_place_are_called_in_the_order_of_the_list():
     assert [asked[0] for asked in log] == [0, 1, 2, 3, "core"]
 
 
-@pytest.mark.xfail(strict=True, reason="RB6: core answers before those who ask to be last")
 def test_core_is_asked_last_even_after_one_who_asks_to_be_last():
     log: list = []
     hooks = hooks_of(log, callbacks=[("part", moving(log, "part", answer="mine", option="last"))])
@@ -147,9 +147,6 @@ class AloneByPosition(Alone):
         Alone,
         pytest.param(
             AloneByPosition,
-            marks=pytest.mark.xfail(
-                strict=True, raises=TypeError, reason="RB7: a lone implementation is called by name"
-            ),
         ),
     ],
 )
@@ -226,7 +223,6 @@ class Harmless:
         """Nothing."""
 
 
-@pytest.mark.xfail(strict=True, reason="RB5: calls past pluggy are not printed")
 def test_each_call_of_a_run_is_printed_on_request(monkeypatch, capsys):
     monkeypatch.setenv("PTRAIN_TRACE_HOOKS", "1")
     log = []

@@ -154,7 +154,6 @@ def test_the_phases_are_all_the_time_between_two_lines(fit, toy, clock):
     assert [line["seconds/saving"] for line in lines] == [0, COMMITTED, COMMITTED]
 
 
-@pytest.mark.xfail(strict=True, reason="RB8: showing a line counts as loading data, or as saving")
 @pytest.mark.parametrize("save", ["never", "2 steps"])
 def test_what_shows_the_lines_is_a_callback(fit, toy, clock, save):
     lines = lines_of(fit, toy, clock, shown=4096.0, save=save)

@@ -76,7 +76,9 @@ class TextClassification:
         else:
             rows = source.rows(known_labels=settings.labels)
             declared = settings.labels or source.label_names
-            self.labels = Labels(declared or label_names(rows, path=source.where))
+            self.labels = Labels(
+                declared or label_names(rows, path=source.where, column=settings.label)
+            )
         self.pairs = any(row.text_pair is not None for row in rows)
         if settings.tokenizer:
             self.tokenizer = pretrained_tokenizer(settings.tokenizer)

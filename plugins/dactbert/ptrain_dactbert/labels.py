@@ -14,15 +14,32 @@ from ptrain_dactbert.reading import Row, is_integer
 SHOWN = 20
 """How many label names a message lists."""
 
+FEW_ROWS = 50
+"""With so few, a label for every other row may well be meant."""
 
-def label_names(rows: Sequence[Row], *, path: Path | str) -> tuple[str, ...]:
+
+def label_names(
+    rows: Sequence[Row], *, path: Path | str, column: str | int = "auto"
+) -> tuple[str, ...]:
     """The labels of the training rows: numbers in their order, names sorted.
 
-    path  what a message calls the file or split
+    path    what a message calls the file or split
+    column  the label's column as it is asked for, for the message
 
-    Numbers 0 to C - 1 so keep their meaning. Raises DataError if there is nothing to tell apart.
+    Numbers 0 to C - 1 so keep their meaning. Raises DataError if there is nothing to tell apart,
+    or nearly every row has a label of its own.
     """
     seen = {row.label for row in rows}
+    if len(rows) > FEW_ROWS and len(seen) > len(rows) / 2:
+        raise DataError(
+            f"{path}: {'the column of the labels' if column == 'auto' else f'column {column!r}'} "
+            f"does not look like labels: {len(seen)} different values in {len(rows)} rows, "
+            f"such as {shortened(rows[0].label)} and {shortened(rows[-1].label)}",
+            hint=(
+                "name the label's column with data_settings.label",
+                "if they are labels, list them all in data_settings.labels",
+            ),
+        )
     if len(seen) < 2:
         raise DataError(
             f"{path}: every row has the label {rows[0].label!r}",
@@ -31,6 +48,11 @@ def label_names(rows: Sequence[Row], *, path: Path | str) -> tuple[str, ...]:
     if all(is_integer(label) for label in seen):
         return tuple(sorted(seen, key=int))
     return tuple(sorted(seen))
+
+
+def shortened(label: str) -> str:
+    """A label in quotes, cut to what fits a line."""
+    return repr(label if len(label) <= 30 else label[:27] + "...")
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,19 @@ def test_a_list_of_labels_needs_two_different_ones(
         make_data(labels=labels)
 
 
+def test_texts_in_the_label_column_are_refused_unless_they_are_listed(
+    make_data: MakeData, write: Write
+) -> None:
+    answers = [f"answer {number}" for number in range(60)]
+    path = write("a.tsv", "".join(f"is it so\t{answer}\n" for answer in answers))
+    with pytest.raises(DataError, match=r"the column of the labels does not look like .* 60 rows"):
+        make_data(train=str(path))
+    assert make_data(train=str(path), labels=tuple(answers)).label_names == tuple(answers)
+    headed = write("b.csv", "asked,good\n" + path.read_text().replace("\t", ","))
+    with pytest.raises(DataError, match="column 'good' does not look like labels"):
+        make_data(train=str(headed), text="asked", label="good")
+
+
 # ----------------------------------------------------------------------------------- bad input
 
 

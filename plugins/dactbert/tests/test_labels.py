@@ -38,6 +38,23 @@ def test_a_single_label_is_nothing_to_learn() -> None:
         label_names(rows("pos", "pos"), path=PATH)
 
 
+def test_a_label_for_nearly_every_row_is_none() -> None:
+    texts = [f"so it is {number} and no other way than that" for number in range(40)]
+    with pytest.raises(DataError) as caught:
+        label_names(rows(*texts, *["so"] * 20), path=PATH, column="answered")
+    assert caught.value.message == (
+        "dev.tsv: column 'answered' does not look like labels: 41 different values in 60 rows, "
+        "such as 'so it is 0 and no other way...' and 'so'"
+    )
+    assert caught.value.hint[0] == "name the label's column with data_settings.label"
+
+
+@pytest.mark.parametrize(("different", "count"), [(30, 60), (50, 50)])
+def test_many_labels_are_labels(different: int, count: int) -> None:
+    seen = [str(number % different) for number in range(count)]
+    assert len(label_names(rows(*seen), path=PATH)) == different
+
+
 def test_named_labels_are_also_given_by_number() -> None:
     labels = Labels(("neg", "pos"))
     assert labels.numbers(rows("pos", "neg", "1", "0"), path=PATH) == [1, 0, 1, 0]

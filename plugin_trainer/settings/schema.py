@@ -293,7 +293,7 @@ class RunSettings:
         ),
     ] = 3
     callbacks: tuple[str, ...] = ()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     device: str = "auto"
     deterministic: bool = False
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"

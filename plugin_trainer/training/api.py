@@ -26,6 +26,7 @@ class PlainData:
 
     train_loader: Any
     validation_loader: Any = None
+    test_loader: Any = None
     metrics_by_name: Mapping[str, Any] = field(default_factory=dict)
 
     def train(self) -> Any:
@@ -35,6 +36,10 @@ class PlainData:
     def validation(self) -> Any:
         """What to evaluate on; None for no evaluation."""
         return self.validation_loader
+
+    def test(self) -> Any:
+        """What to score once at the end; None for nothing."""
+        return self.test_loader
 
     def metrics(self) -> Mapping[str, Any]:
         """The metrics of an evaluation."""
@@ -46,6 +51,7 @@ def fit(
     train: Any,
     validation: Any = None,
     *,
+    test: Any = None,
     loss: Callable[[Any, Any], Tensor] | str | None = None,
     metrics: Mapping[str, Any] | None = None,
     callbacks: Sequence[str | object] = (),
@@ -64,6 +70,7 @@ def fit(
     train       a DataLoader or a Dataset, or any iterable with a length; a DataLoader's random or
                 sequential sampler is replaced by a seeded one that can be resumed
     validation  the same, evaluated as val/...
+    test        the same, scored once at the end with the best weights, as test/...
     loss        loss(logits, labels), for a model that returns logits only; or its name, as in a
                 run file
     metrics     torchmetrics by name, fed with logits and labels
@@ -92,7 +99,7 @@ def fit(
             allow=allow,
             notify=notify,
             model=model,
-            data=PlainData(train, validation, metrics or {}),
+            data=PlainData(train, validation, test, metrics or {}),
             criterion=loss,
             callbacks=objects,
         )

@@ -194,6 +194,11 @@ def _run(
     optimizer = build_optimizer(model, settings.optimizer)
     precision = pick_precision(settings.precision, device)
     scaler = precision.scaler()
+    if scaler is not None and any(p.dtype == torch.float16 for p in model.parameters()):
+        raise PtrainError(
+            "precision: fp16 trains weights in float32, and the model has some in float16",
+            hint="do not call model.half(): autocast computes in float16 by itself",
+        )
     loaders = evaluation_loaders(data)
     return Run(
         settings=settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +42,18 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    write_text(path, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    """Replace a JSON file in one step. What is not finite, and no JSON, is written as text."""
+    text = json.dumps(in_json(values), indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
+
+
+def in_json(value: Any) -> Any:
+    """The value with every NaN and infinity in it as text: JSON has none, and none may be lost."""
+    if isinstance(value, Mapping):
+        return {name: in_json(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [in_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> Any:

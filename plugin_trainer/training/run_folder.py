@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import functools
 import json
-import math
 import os
 import re
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from plugin_trainer.errors import NotSaved, RunFolderError
-from plugin_trainer.training.files import read_json, write_json, write_text
+from plugin_trainer.training.files import in_json, read_json, write_json, write_text
 
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"
@@ -118,7 +117,7 @@ class RunFolder:
 
         Raises NotSaved if the disk refuses.
         """
-        line = json.dumps({name: _finite(value) for name, value in metrics.items()}) + "\n"
+        line = json.dumps(in_json(metrics)) + "\n"
         try:
             file = self._open_metrics()
             end = file.tell()
@@ -162,11 +161,6 @@ def _write_whole(file: FileIO, text: bytes) -> None:
     """A full disk takes a part of the text before it refuses."""
     while text:
         text = text[file.write(text) :]
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN; the log must show it all the same."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

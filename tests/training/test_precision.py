@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from plugin_trainer.errors import NonFiniteError
+from plugin_trainer.errors import NonFiniteError, PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 from plugin_trainer.training.precision import computes_in_bf16, pick_precision
@@ -184,3 +184,8 @@ def test_a_micro_batch_without_a_label_does_not_spoil_the_others_unit(fit, toy, 
         optimizer={"name": "SGD", "learning_rate": 0.1},
     )  # fmt: skip
     assert model.weight.isfinite().all() and model.weight.abs().max() > 0.01
+
+
+def test_a_model_in_half_precision_is_refused_in_fp16(fit, toy):
+    with pytest.raises(PtrainError, match="the model has some in float16"):
+        fit(toy.net().half(), precision="fp16")

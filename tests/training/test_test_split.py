@@ -88,3 +88,8 @@ def test_a_run_that_is_interrupted_does_not_look_at_it(toy, tmp_path):
     result = execute(assembled(toy, tmp_path, Interrupted()))
     assert result.status == "interrupted"
     assert not any(name.startswith("test") for name in result.metrics)
+
+
+def test_fit_takes_a_test_split_too(fit, toy):
+    result = fit(None, None, toy.loader(8), test=toy.loader(8, seed=3))
+    assert {"val/loss", "test/loss"} <= result.metrics.keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def rows_of_file(
             hint=(
                 f"looked at {path.absolute()}; give a {KINDS} file",
                 *(["a folder of data goes into data_settings.dataset"] if path.is_dir() else []),
+                *([data_set_hint(path, key=key)] if may_be_hub_id(path) else []),
             ),
         )
     if path.suffix not in READERS:
@@ -104,6 +106,21 @@ def rows_of_file(
         yield from READERS[path.suffix](path, columns, header)
     except OSError as error:
         raise DataError(f"{key}: {path} cannot be read: {error.strerror}") from error
+
+
+def may_be_hub_id(path: Path) -> bool:
+    """Whether what is no file is spelled like a data set of the Hub, as owner/name or a name."""
+    spelled = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", str(path))
+    ending = path.suffix.removeprefix(".")  # v1.1 has one that is no kind of file
+    return spelled is not None and not path.exists() and not ending.isalpha()
+
+
+def data_set_hint(path: Path, *, key: str) -> str:
+    """What to write for a data set whose name was given for a file."""
+    return (
+        f'for a data set of the Hugging Face Hub: data_settings.dataset = "{path}", '
+        f"and leave {key} out or name a split in it"
+    )
 
 
 def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Collection[str]) -> None:

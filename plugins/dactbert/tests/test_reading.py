@@ -163,6 +163,20 @@ def test_a_missing_file_is_named_with_its_setting(name: str, tmp_path: Path) -> 
     assert str(tmp_path) in caught.value.hint[0]
 
 
+@pytest.mark.parametrize("name", ["stanfordnlp/sst2", "rajpurkar/squad_v1.1", "imdb"])
+def test_a_hub_id_for_a_file_is_answered_with_the_setting_for_it(name: str) -> None:
+    with pytest.raises(DataError, match=f"data_settings.train: {name} is not there") as caught:
+        read(Path(name))
+    assert f'data_settings.dataset = "{name}"' in caught.value.hint[-1]
+
+
+@pytest.mark.parametrize("name", ["data/train.tsv", "train.txt", "/data/train", "a/b/c", "../data"])
+def test_what_cannot_be_a_hub_id_is_not_taken_for_one(name: str) -> None:
+    with pytest.raises(DataError, match=r"data_settings\.train") as caught:
+        read(Path(name))
+    assert "Hugging Face" not in " ".join(caught.value.hint)
+
+
 # --------------------------------------------------------------------------------------- pairs
 
 

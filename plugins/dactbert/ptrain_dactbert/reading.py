@@ -28,6 +28,12 @@ from ptrain_dactbert.columns import (
 
 Header = bool | Literal["auto"]
 
+NO_TEXT = (
+    "give every row a text, or remove those without one; "
+    "data_settings.unlabelled leaves out rows without a label only"
+)
+"""What to do about a text that is null or no string."""
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -286,7 +292,8 @@ def json_row(
         for position in (found.text, found.text_pair):
             if position is not None and not isinstance(values[position], str):
                 raise DataError(
-                    f"{at}: the text is {json.dumps(values[position])[:40]}, not a string"
+                    f"{at}: the text is {json.dumps(values[position])[:40]}, not a string",
+                    hint=NO_TEXT,
                 )
         return made_row([json_text(value) for value in values], found=found, line=number, at=at)
     except DataError as error:

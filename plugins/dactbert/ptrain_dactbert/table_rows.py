@@ -8,7 +8,7 @@ from typing import Any
 
 from plugin_trainer.errors import DataError
 from ptrain_dactbert.columns import Columns, Found, named_columns
-from ptrain_dactbert.reading import Row, json_text, made_row
+from ptrain_dactbert.reading import NO_TEXT, Row, json_text, made_row
 
 UNLABELLED = -1
 """What the Hub's data sets write for a row without a label."""
@@ -47,10 +47,11 @@ class TableReader:
         at = f"{self.where}:{number}"
         cells = [""] * len(self.names)
         try:
+            # The label first: a row that is left out for want of one needs no text.
+            cells[self.found.label] = self._label(record[self.names[self.found.label]], at=at)
             for position in (self.found.text, self.found.text_pair):
                 if position is not None:
                     cells[position] = self._text(record[self.names[position]], position, at=at)
-            cells[self.found.label] = self._label(record[self.names[self.found.label]], at=at)
             if self.found.difficulty is not None:
                 cells[self.found.difficulty] = json_text(record[self.names[self.found.difficulty]])
         except DataError as error:
@@ -62,7 +63,7 @@ class TableReader:
             return value
         raise DataError(
             f"{at}: the text in {self.names[position]} is {str(value)[:40]}, not a string",
-            hint=f"columns: {', '.join(self.names)}",
+            hint=(NO_TEXT, f"columns: {', '.join(self.names)}"),
         )
 
     def _label(self, value: Any, *, at: str) -> str:
@@ -70,7 +71,7 @@ class TableReader:
         if value is None or (value == UNLABELLED and str(UNLABELLED) not in self.known_labels):
             raise Unlabelled(
                 f"{at}: no label ({column} is {'missing' if value is None else value})",
-                hint='to leave such rows out: data_settings.unlabelled = "drop"',
+                hint='to leave rows without a label out: data_settings.unlabelled = "drop"',
             )
         if isinstance(value, float):
             if not value.is_integer():

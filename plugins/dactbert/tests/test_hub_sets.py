@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ptrain_dactbert.data import TextClassification
+from ptrain_dactbert.reading import NO_TEXT
 
 from plugin_trainer.errors import DataError, MissingExtra, PtrainError
 
@@ -265,6 +266,18 @@ def test_rows_without_a_label_are_refused_or_dropped(
     data = make_data(train=str(path), unlabelled="drop")
     assert sorted(batch_rows(data)) == [0, 1, 2, 3]
     assert sorted(labels_of(data.train())) == [0, 0, 1, 1]
+
+
+def test_a_missing_text_is_answered_with_what_helps(make_data: MakeData, parquet: Any) -> None:
+    sentences = [None, "dull", "warm", None, "so so", "fine"]
+    path = parquet("a.parquet", reviews(sentence=sentences, label=[1, 0, 1, None, None, 0]))
+    with pytest.raises(DataError, match="3 rows cannot be used") as caught:
+        make_data(train=str(path))
+    assert caught.value.hint[0] == f"{path}:1: the text in sentence is None, not a string"
+    assert caught.value.hint[3] == NO_TEXT
+    with pytest.raises(DataError, match=r":1: the text in sentence is None") as caught:
+        make_data(train=str(path), unlabelled="drop")  # which the fourth row needs no text for
+    assert caught.value.hint[0] == NO_TEXT
 
 
 def batch_rows(data: TextClassification) -> list[int]:

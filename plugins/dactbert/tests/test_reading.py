@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ptrain_dactbert.reading import Columns, Row, read_rows
+from ptrain_dactbert.reading import NO_TEXT, Columns, Row, read_rows
 
 from plugin_trainer.errors import DataError
 
@@ -197,8 +197,9 @@ def test_a_pair_by_position(write: Write) -> None:
 
 def test_the_second_text_must_be_a_string_too(jsonl: Write) -> None:
     path = jsonl("a.jsonl", {"premise": "it rains", "hypothesis": None, "label": 1})
-    with pytest.raises(DataError, match=r"a\.jsonl:1: the text is null, not a string"):
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the text is null, not a string") as caught:
         read(path)
+    assert caught.value.hint == (NO_TEXT,)
 
 
 # --------------------------------------------------------------------------- all that is broken
@@ -222,9 +223,9 @@ def test_of_many_broken_lines_ten_are_shown_and_all_counted(jsonl: Write) -> Non
     path = jsonl("a.jsonl", *({"text": number, "label": 0} for number in range(23)))
     with pytest.raises(DataError, match="23 rows cannot be used") as caught:
         read(path)
-    assert len(caught.value.hint) == 11
+    assert len(caught.value.hint) == 12
     assert caught.value.hint[9] == f"{path}:10: the text is 9, not a string"
-    assert caught.value.hint[10] == "and 13 more"
+    assert caught.value.hint[10:] == ("and 13 more", NO_TEXT)
 
 
 def test_what_ends_the_reading_comes_with_the_broken_lines_before_it(write: Write) -> None:

@@ -273,8 +273,8 @@ class Soak:
                 raise Wrong("it has checkpoints, and none of them is sound")
 
     def _damage(self, run: Path) -> None:
-        """Damage the newest checkpoint, if there is one before it to fall back to."""
-        checkpoints = sorted((run / "checkpoints").glob("step-*"))
+        """Damage the newest checkpoint, if a sound one is left to fall back to."""
+        checkpoints = sorted(filter(_is_sound, (run / "checkpoints").glob("step-*")))
         if len(checkpoints) < 2:
             return
         file = self.luck.choice(sorted(checkpoints[-1].iterdir()))
@@ -313,6 +313,17 @@ HARMS = (
 )
 
 
+def _is_sound(checkpoint: Path) -> bool:
+    from plugin_trainer.errors import CheckpointError
+    from plugin_trainer.training.checkpoints import verify
+
+    try:
+        verify(checkpoint)
+    except CheckpointError:
+        return False
+    return True
+
+
 def _mount(folder: Path) -> None:
     command = ["mount", "-t", "tmpfs", "-o", f"size={ROOM_KB}k", "tmpfs", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
@@ -347,10 +358,12 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--report", type=Path, help="a file for the summary")
+    parser.add_argument("--folder", type=Path, help="where runs are kept; left out, in memory")
     parser.add_argument("--verbose", action="store_true", help="a line for each event")
     given = parser.parse_args()
     memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix="soak-", dir=memory if memory.is_dir() else None))
+    where = given.folder or (memory if memory.is_dir() else None)
+    root = Path(tempfile.mkdtemp(prefix="soak-", dir=where))
     started = time.monotonic()
     soak = Soak(
         luck=random.Random(given.seed),

@@ -241,7 +241,6 @@ def test_C03_a_disk_that_is_full_at_any_file_stops_the_run_and_it_goes_on_once_t
     assert leftovers(run) == []
 
 
-@pytest.mark.xfail(strict=True, reason="it is taken for a mistake in the program")
 def test_C03_a_disk_that_is_full_from_the_start_is_told_in_words(
     start, twin, disk, differences, memory
 ):

@@ -403,20 +403,8 @@ class Seen:
             raise KeyboardInterrupt
 
 
-LIVE_ON = pytest.mark.xfail(
-    run=False, reason="an evaluation's persistent workers live on until garbage is collected"
-)
-ENDINGS = ("finished", "callback", "worker", "interrupt")
-
-
-@pytest.mark.parametrize(
-    ("ending", "persistent"),
-    [
-        *[pytest.param(ending, False, id=ending) for ending in ENDINGS],
-        pytest.param("finished", True, id="finished-persistent"),
-        *[pytest.param(e, True, id=f"{e}-persistent", marks=LIVE_ON) for e in ENDINGS[1:]],
-    ],
-)
+@pytest.mark.parametrize("persistent", [False, True], ids=["new-each-epoch", "persistent"])
+@pytest.mark.parametrize("ending", ["finished", "callback", "worker", "interrupt"])
 def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent):
     data = Breaks(64, at=63 if ending == "worker" else -1)
 

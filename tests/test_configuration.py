@@ -10,7 +10,7 @@ import pytest
 
 from plugin_trainer.configuration import callbacks, configure
 from plugin_trainer.errors import PluginBroken, SettingsError
-from plugin_trainer.settings.layers import from_assignments, read_toml
+from plugin_trainer.settings.layers import Layer, from_assignments, read_toml
 from plugin_trainer.settings.render import to_toml
 
 PLUGIN = '''
@@ -448,3 +448,17 @@ def test_a_recipe_that_is_not_there_is_the_plugins_mistake(here):
     Path("recipe.toml").unlink()
     with pytest.raises(PluginBroken, match=r"plugin 'all' offers the recipe 'small', but not"):
         configured()
+
+
+def test_two_spellings_of_a_callback_are_one_table():
+    given = {
+        "length": "1 steps",
+        "callbacks": ["early_stopping"],
+        "callback_settings": {
+            "core/early_stopping": {"watch": "val/accuracy", "mode": "max", "patience": 3},
+            "early_stopping": {"patience": 30},
+        },
+    }
+    made = configure(Layer("run.toml", given), parts=False)
+    (stopping,) = [c.settings for c in made.callbacks if c.address == "core/early_stopping"]
+    assert (stopping.watch, stopping.mode, stopping.patience) == ("val/accuracy", "max", 30)

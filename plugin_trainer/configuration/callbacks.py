@@ -62,7 +62,10 @@ def _tables(draft: Draft, offers: Mapping[str, Offer[Any]]) -> dict[str, tuple[s
             )
             with_settings(draft, offer, table, at=key, named=key)  # for what is wrong in it
             continue
-        tables[offer.address] = (name, table)
+        # A callback may be spelt in two ways, in a run written down and in what goes over it.
+        spelt = tables.get(offer.address, ("", {}))[1]
+        both = {**spelt, **table} if isinstance(table, Mapping) else table
+        tables[offer.address] = (name, both)
         for known in [known for known in origins if known[:2] == key]:
             origins[(CALLBACK_SETTINGS, offer.address, *known[2:])] = origins[known]
     return tables

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,10 +95,16 @@ def find_resumption(
         differing=tuple(_line(key, change) for key, change in changed.items()),
         inexact=tuple(inexact),
         # The last checkpoint of a run that ended may be damaged: then its steps are made again.
-        done=about.get("status") in ("finished", "stopped early")
-        and "length" not in changed
-        and found.step >= about.get("step", 0),
+        done=_has_ended(about, changed) and found.step >= about.get("step", 0),
     )
+
+
+def _has_ended(about: Mapping[str, Any], changed: Collection[str]) -> bool:
+    """Whether there is nothing left to do: what stopped a run may be what has changed."""
+    status = about.get("status")
+    if status == "stopped early":
+        return all(key in _HARMLESS for key in changed)
+    return status == "finished" and "length" not in changed
 
 
 Change = tuple[str, str]

@@ -29,9 +29,14 @@ def answered(run: Run) -> Iterator[None]:
     process = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != process:  # a forked worker has inherited the handler
+        if os.getpid() != process:  # a forked worker that is just starting has inherited it
+            if number == signal.SIGINT:
+                return  # Ctrl-C is the main process's to answer
             raise SystemExit(128 + number)
         if run.signal:
+            # Python swallows what is raised in some places: a third signal finds no handler here.
+            for other, handler in earlier.items():
+                signal.signal(other, handler)
             before = earlier[number]
             if callable(before):
                 before(number, frame)

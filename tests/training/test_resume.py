@@ -316,3 +316,19 @@ def test_a_run_without_a_checkpoint_says_that_it_starts_anew(fit, tmp_path):
     assert about["status"] == "failed" and about["reason"] == "KeyboardInterrupt"
     _, notices = resumed(fit, save="1 epoch", keep=3)
     assert notices == [f"{tmp_path / 'run'} has no checkpoint yet: it starts at step 0"]
+
+
+def test_more_patience_lets_a_run_that_stopped_early_go_on(fit, tmp_path):
+    def settings(patience):
+        stopping = {"early_stopping": {"patience": patience, "min_delta": 1000}}  # never better
+        return {
+            "callbacks": ["early_stopping"], "callback_settings": stopping,
+            "validation": validation(), "evaluate": "1 steps", "keep": 3,
+        }  # fmt: skip
+
+    first = fit(save="1 steps", **settings(2))
+    assert (first.status, first.step) == ("stopped early", 3)
+    result, notices = resumed(fit, **settings(2))
+    assert result.step == 3 and "already" in notices[0]
+    result, _ = resumed(fit, **settings(9), allow=["callback_settings"])
+    assert (result.status, result.step) == ("finished", 6)

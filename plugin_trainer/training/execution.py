@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from signal import SIGINT
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ def _failed(run: Run, error: BaseException) -> BaseException:
             run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
         reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
+        if run.leaving:
+            reason = "a second signal was received"
         run.disk.write_about(status="failed", reason=reason, step=step, ended=now())
     except Exception as second:
         explained.add_note(f"and then, while closing the run: {in_words(second)}")
@@ -77,6 +80,9 @@ def _failed(run: Run, error: BaseException) -> BaseException:
 
 
 def _explain(run: Run, error: BaseException) -> BaseException:
+    if run.leaving and isinstance(error, Exception):
+        # Python has swallowed what the second signal raised; this is what came of that.
+        return KeyboardInterrupt() if run.leaving == SIGINT else SystemExit(128 + run.leaving)
     if isinstance(error, PtrainError) or not isinstance(error, Exception):
         return error
     blamed = run.hooks.explain(error, step=run.progress.step)
@@ -95,8 +101,8 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
     """
     if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
         return ""
-    if run.signal and not isinstance(error, Exception):
-        return ""  # a second signal: whoever sent it wants the process gone
+    if run.leaving:
+        return ""  # whoever sent a second signal wants the process gone
     if isinstance(error, NonFiniteError) and error.step <= run.progress.step:
         return "steps were counted since that were not applied: the checkpoint before it is sound"
     if run.saved_at != run.progress.step and _has_nan(run):

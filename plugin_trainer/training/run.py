@@ -47,8 +47,10 @@ class Plan:
 class Run:
     """One run. What hooks may use is listed in plugin_trainer.hookspecs.
 
-    sound  whether the weights are those that `progress.step` steps made: false while an optimizer
-           moves them
+    sound    whether the weights are those that `progress.step` steps made: false while an optimizer
+             moves them
+    signal   the signal that interrupts it
+    leaving  the second signal, after which nothing is saved
     """
 
     settings: RunSettings
@@ -79,6 +81,7 @@ class Run:
     stop_reason: str = ""
     stop_status: Status = "stopped early"
     signal: int = 0
+    leaving: int = 0
     sound: bool = True
     restored_best: bool = False
     evaluated_at: int = -1

@@ -37,6 +37,7 @@ def answered(run: Run) -> Iterator[None]:
             # Python swallows what is raised in some places: a third signal finds no handler here.
             for other, handler in earlier.items():
                 signal.signal(other, handler)
+            run.leaving = number
             before = earlier[number]
             if callable(before):
                 before(number, frame)

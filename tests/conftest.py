@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,11 @@ HOOKS = """
     def ptrain_models():
         return [ModelSpec(name="base", target="{package}.model:Model", default=True)]
 """
+
+# A shell that runs the tests in the background has switched Ctrl-C off for them and for every
+# process they start: tests that send it would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GROUPS = ("plugin_trainer.plugins", "plugin_trainer.commands")
 

@@ -132,6 +132,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print_error(error.message, error.hint)
         return error.exit_code
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # what a library in another language made of Ctrl-C
+            print_error("interrupted")
+            return INTERRUPTED
         return _report_internal(error, debug=debug)
 
 

@@ -195,6 +195,12 @@ def test_a_mistake_of_ours_is_one_line_with_its_place(monkeypatch, ptrain):
     assert "Traceback" not in typed.err
 
 
+def test_ctrl_c_that_a_library_made_an_error_of_its_own_is_still_ctrl_c(monkeypatch, ptrain):
+    failing(monkeypatch, ValueError('Error building "definitions" validator: KeyboardInterrupt'))
+    typed = ptrain("runs")
+    assert (typed.code, typed.err) == (130, "error: interrupted\n")
+
+
 def test_ctrl_c_exits_with_130(monkeypatch, ptrain):
     failing(monkeypatch, KeyboardInterrupt())
     typed = ptrain("runs")

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pytest
 
+import plugin_trainer
 from plugin_trainer.errors import CheckpointError
 from plugin_trainer.training.checkpoints import CheckpointStore, verify
 
@@ -287,6 +288,9 @@ def test_C03_a_file_that_may_not_grow_stops_the_run_in_words_and_it_goes_on_with
 def test_C04_a_folder_that_may_not_be_written_is_refused(start, folder):
     # Root may write anywhere, so the process is someone else's.
     user = 65534 if os.getuid() == 0 else None
+    package = Path(plugin_trainer.__file__)
+    if user is not None and not all(p.stat().st_mode & 0o001 for p in package.parents):
+        pytest.skip("the folder of the project is closed to other users, and root may write all")
     with tempfile.TemporaryDirectory() as name:
         outer = Path(name)
         outer.chmod(0o755)

@@ -354,20 +354,27 @@ def read_model_state(checkpoint: Path, *, weights: str) -> dict[str, Any]:
 
     Raises CheckpointError if the checkpoint has no EMA weights.
     """
-    state = read_snapshot(checkpoint).state
-    return {**read_weights(checkpoint, weights=weights), **state["model_extra"]}
+    extra = _read_state(checkpoint)["model_extra"]
+    return {**read_weights(checkpoint, weights=weights), **extra}
 
 
 def read_snapshot(checkpoint: Path) -> Snapshot:
     """Everything that was saved, on the CPU. The checkpoint must have been verified."""
-    extra_path, ema_path = checkpoint / "extra.safetensors", checkpoint / "ema.safetensors"
-    extra = safetensors.torch.load_file(extra_path) if extra_path.is_file() else {}
+    ema_path = checkpoint / "ema.safetensors"
     return Snapshot(
         model=read_weights(checkpoint, weights="raw"),
         ema=safetensors.torch.load_file(ema_path) if ema_path.is_file() else None,
         optimizer=safetensors.torch.load_file(checkpoint / "optimizer.safetensors"),
-        state=decode(_read_state_file(checkpoint)["state"], extra),
+        state=_read_state(checkpoint),
     )
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    """All that is saved beside the weights and the optimizer's tensors."""
+    path = checkpoint / "extra.safetensors"
+    extra = safetensors.torch.load_file(path) if path.is_file() else {}
+    state: dict[str, Any] = decode(_read_state_file(checkpoint)["state"], extra)
+    return state
 
 
 def _read_state_file(checkpoint: Path) -> dict[str, Any]:

@@ -35,17 +35,16 @@ def train(run: Run) -> Result:
         hooks.step_end(run=run, outcome=outcome)
         run.stopwatch.lap("callbacks")
 
-        # Whatever falls due now and then falls due at the end as well.
-        metrics = evaluate(run) if run.is_due(plan.evaluate) or run.is_ending else {}
+        metrics = evaluate(run) if run.is_due(plan.evaluate) else {}
         if metrics:
             run.stopwatch.lap("evaluation")
-        if metrics or run.is_due(plan.log) or run.is_ending:
-            run.write_log(metrics, training=run.is_due(plan.log) or run.is_ending)
+        if (training := run.is_due(plan.log)) or metrics:
+            run.write_log(metrics, training=training)
         best_of = run.note_evaluation(metrics) if metrics else []
         if window.last:
             hooks.epoch_end(run=run)
             run.stopwatch.lap("callbacks")
-        if best_of or run.is_due(plan.save) or run.is_ending:
+        if best_of or run.is_due(plan.save):
             save(run, best_of=best_of)
             run.stopwatch.lap("saving")
         if run.stop_reason:

@@ -138,7 +138,9 @@ class Run:
             yield self.window
 
     def is_due(self, what: Cadence) -> bool:
-        """Whether something falls due at the step just made."""
+        """Whether something falls due at the step just made; at the end everything does."""
+        if self.is_ending:
+            return True
         if what is None:
             return False
         if isinstance(what, EpochEnds):

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -215,12 +216,12 @@ def _run(
         scaler=scaler,
         optimizer=optimizer,
         guard=build_guard(optimizer, device, scaler),
-        schedule=_schedule(configuration, optimizer, plan, stream, evaluates="val" in loaders),
+        schedule=_schedule(configuration, optimizer, plan, evaluates="val" in loaders),
         ema=_ema(settings, model),
         hooks=make_hooks(configuration, callbacks=callbacks),
         stream=stream,
         loaders=loaders,
-        plan=plan if "val" in loaders else Plan(plan.total_steps, None, plan.save, plan.log),
+        plan=plan if "val" in loaders else replace(plan, evaluate=None),
         best=_bests(settings) if "val" in loaders else {},
         disk=disk,
         store=CheckpointStore(disk.path, keep=settings.keep),
@@ -246,11 +247,16 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
         return known(key, lambda: recurrence(cadence, steps_per_epoch=per_epoch))
 
     total = known("length", lambda: whole_steps(settings.length, steps_per_epoch=per_epoch))
-    plan = Plan(total, evaluate=every("evaluate"), save=every("save"), log=every("log"))
     warmup = settings.schedule.warmup
-    known(
-        "schedule.warmup",
-        lambda: whole_steps(warmup, steps_per_epoch=per_epoch, total_steps=total or 0),
+    plan = Plan(
+        total,
+        evaluate=every("evaluate"),
+        save=every("save"),
+        log=every("log"),
+        warmup_steps=known(
+            "schedule.warmup",
+            lambda: whole_steps(warmup, steps_per_epoch=per_epoch, total_steps=total or 0),
+        ),
     )
     if problems:
         raise SettingsError(problems)
@@ -261,16 +267,12 @@ def _schedule(
     configuration: Configuration,
     optimizer: torch.optim.Optimizer,
     plan: Plan,
-    stream: TrainStream,
     *,
     evaluates: bool,
 ) -> Schedule:
     settings, best = configuration.settings.schedule, configuration.settings.best
-    warmup_steps = whole_steps(
-        settings.warmup, steps_per_epoch=stream.steps_per_epoch, total_steps=plan.total_steps
-    )
-    if warmup_steps >= plan.total_steps and warmup_steps > 0:
-        in_steps = "" if settings.warmup.unit == "steps" else f" ({warmup_steps} steps)"
+    if plan.warmup_steps >= plan.total_steps and plan.warmup_steps > 0:
+        in_steps = "" if settings.warmup.unit == "steps" else f" ({plan.warmup_steps} steps)"
         raise PtrainError(
             f"schedule.warmup: {settings.warmup}{in_steps} is no shorter than the whole run of "
             f"{plan.total_steps} steps",
@@ -289,12 +291,15 @@ def _schedule(
     rate = configuration.settings.optimizer.learning_rate
     values = _rates_by_group(values, optimizer, learning_rate=rate)
     scheduler = build(
-        choice.offer, values, optimizer=optimizer, total_steps=plan.total_steps - warmup_steps
+        choice.offer,
+        values,
+        optimizer=optimizer,
+        total_steps=plan.total_steps - plan.warmup_steps,
     )
     return Schedule(
         optimizer,
         scheduler,
-        warmup_steps=warmup_steps,
+        warmup_steps=plan.warmup_steps,
         start_factor=settings.start_factor,
         watch=settings.watch or best.watch,
     )

@@ -35,9 +35,13 @@ Cadence = Recurrence | EpochEnds | None
 
 @dataclass(frozen=True)
 class Plan:
-    """When things fall due, in optimizer steps. None never does."""
+    """How long the run and its warm-up are, and when things fall due, in optimizer steps.
+
+    A cadence of None never falls due.
+    """
 
     total_steps: int
+    warmup_steps: int
     evaluate: Cadence
     save: Cadence
     log: Cadence

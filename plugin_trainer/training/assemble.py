@@ -46,7 +46,7 @@ from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.seeding import seed_everything
-from plugin_trainer.training.snapshots import point_at_latest, restore
+from plugin_trainer.training.snapshots import restore
 
 Resume = Literal["never", "auto"]
 
@@ -388,7 +388,7 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
         )
     restore(run, snapshot, changed=resumption.changed)
     _refuse_other_epochs(run)
-    point_at_latest(run, resumption.checkpoint.path)
+    run.store.point_again("latest", resumption.checkpoint.path, step=run.progress.step)
     run.disk.cut_metrics_after(snapshot.state["metric_lines"])
     for line in plan_of(run, resumption, snapshot):
         notify(line)

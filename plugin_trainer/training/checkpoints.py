@@ -97,6 +97,12 @@ class CheckpointStore:
         """Let a pointer name a checkpoint, relative to the folder, so that the run can be moved."""
         write_json(self.folder / f"{pointer}.json", {"checkpoint": checkpoint.name, **about})
 
+    def point_again(self, pointer: str, checkpoint: Path, **about: Any) -> None:
+        """Move a pointer that a kill left behind, between a checkpoint's commit and the move."""
+        there = self.pointer(pointer) or {}
+        if there.get("checkpoint") != checkpoint.name:
+            self.point(pointer, checkpoint, **about)
+
     def clean(self) -> None:
         """Remove what killed processes left half-written. Only with the run folder's lock held."""
         for old in self.folder.glob(".step-*.tmp-old-*"):

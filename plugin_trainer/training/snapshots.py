@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -125,7 +124,11 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     for pointer, best in run.best.items():
         if pointer in state["best"]:
             best.load_state_dict(state["best"][pointer])
-            _point_again(run, pointer)
+            path = run.store.path_of(best.step)
+            if best.value is not None and path.is_dir():
+                run.store.point_again(
+                    pointer, path, step=best.step, watch=best.watch, value=best.value
+                )
     run.meter.load_state_dict(state["meter"], device=run.device)
     run.logged = dict(state["logged"])
     run.metrics = dict(state["metrics"])
@@ -145,21 +148,6 @@ def _moves_rates(key: str) -> bool:
     return key.partition(".")[0] in ("optimizer", "schedule", "schedule_settings", "length") or (
         key in ("accumulate", "batch_size")  # how long an epoch of warm-up is
     )
-
-
-def point_at_latest(run: Run, checkpoint: Path) -> None:
-    """Move the pointer to the latest checkpoint where a kill left it behind."""
-    there = run.store.pointer("latest") or {}
-    if there.get("checkpoint") != checkpoint.name:
-        run.store.point("latest", checkpoint, step=run.progress.step)
-
-
-def _point_again(run: Run, pointer: str) -> None:
-    """Move a pointer that a kill left behind, between a checkpoint's commit and the move."""
-    best, path = run.best[pointer], run.store.path_of(run.best[pointer].step)
-    there = run.store.pointer(pointer) or {}
-    if best.value is not None and there.get("checkpoint") != path.name and path.is_dir():
-        run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
 
 
 def restore_streams(run: Run) -> None:

@@ -1,0 +1,28 @@
+// Registers the ops, namespace ptrain, through torch's stable ABI: one binary for torch 2.10 and later.
+//
+// An op's glue stands in a header of its own: define_*() gives the schemas, implement_*() the functions,
+// which look at the tensors' device themselves. Ops that take no tensor are registered for every backend.
+#include "ema.h"
+#include "glue.h"
+#include "info.h"
+
+using torch::stable::detail::StableLibrary;
+
+STABLE_TORCH_LIBRARY(ptrain, m) {
+  ptrain::glue::define_info(m);
+  ptrain::glue::define_ema(m);
+}
+
+STABLE_TORCH_LIBRARY_IMPL(ptrain, CPU, m) {
+  ptrain::glue::implement_ema(m);
+}
+
+#if PTRAIN_CUDA
+STABLE_TORCH_LIBRARY_IMPL(ptrain, CUDA, m) {
+  ptrain::glue::implement_ema(m);
+}
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(ptrain, CompositeExplicitAutograd, m) {
+  ptrain::glue::implement_info(m);
+}

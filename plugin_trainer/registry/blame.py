@@ -1,4 +1,4 @@
-"""Say in one line what an exception was and where it was raised, without a traceback."""
+"""Say in a few words what an exception was and where it was raised, without a traceback."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
         if not package or (module.partition(".")[0] == package and not _is_registry(module)):
             place = f"{_short(module, file)}:{line}"
     return place
+
+
+def what_and_where(error: BaseException, *, target: str = "") -> list[str]:
+    """A line for what it was and, where a frame tells, one for where; `target` as for raised_at."""
+    place = raised_at(error, target=target)
+    return [in_words(error), *([f"raised at {place}"] if place else [])]
+
+
+def hint_for(error: BaseException, *, target: str = "") -> list[str]:
+    """The hint for what nobody foresaw: what it was, where, and how to see the traceback."""
+    return [*what_and_where(error, target=target), "see everything with --debug"]
 
 
 def _is_from_worker(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from plugin_trainer.errors import DataError, PluginBroken, Problem, PtrainError, SettingsError
-from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.blame import hint_for, in_words
 from plugin_trainer.registry.catalog import Offer
 from plugin_trainer.registry.names import closest
 from plugin_trainer.specs import CallbackSpec, DataSpec, ModelSpec, SchedulerSpec, Spec
@@ -172,15 +172,10 @@ def _call(offer: Offer[Any], target: Any, *args: Any, **kwargs: Any) -> Any:
     except OSError as error:
         raise DataError(f"{_label(offer)} cannot read its files", hint=in_words(error)) from error
     except Exception as error:
-        place = raised_at(error, target=offer.spec.target)
         raise PluginBroken(
             f"{_label(offer)} could not be built",
             plugin=offer.owner,
-            hint=[
-                in_words(error),
-                *([f"raised at {place}"] if place else []),
-                "see everything with --debug",
-            ],
+            hint=hint_for(error, target=offer.spec.target),
         ) from error
 
 
@@ -212,14 +207,9 @@ def _annotated_settings(target: Any) -> type | None:
 
 
 def _cannot_import(target: str, error: BaseException, *, plugin: str) -> PluginBroken:
-    place = raised_at(error, target=target)
     whose = f" of plugin '{plugin}'" if plugin else ""
     return PluginBroken(
         f"{target}{whose} could not be imported",
         plugin=plugin,
-        hint=[
-            in_words(error),
-            *([f"raised at {place}"] if place else []),
-            "see everything with --debug",
-        ],
+        hint=hint_for(error, target=target),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from plugin_trainer.errors import PluginBroken
-from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.blame import what_and_where
 from plugin_trainer.registry.manager import PluginManager
 from plugin_trainer.registry.names import NAME, NAME_RULE, TARGET, TARGET_RULE
 from plugin_trainer.registry.resolution import PluginSource
@@ -54,10 +54,8 @@ def _call(
         if returned is not None and not isinstance(returned, (str, Spec, RecipeSpec)):
             return tuple(cast("Iterable[S]", returned))
     except (Exception, SystemExit) as error:
-        place = raised_at(error, target=source.target)
-        raise _broken(
-            source, f"{hook} failed", in_words(error), *([f"raised at {place}"] if place else [])
-        ) from error
+        lines = what_and_where(error, target=source.target)
+        raise _broken(source, f"{hook} failed", *lines) from error
     text = f"{hook} returned {_kind_of(returned)}, not a list of {kind.__name__}"
     raise _broken(source, text, f"write: return [{kind.__name__}(...)]")
 

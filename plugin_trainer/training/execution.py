@@ -9,7 +9,7 @@ import torch
 
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
-from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.blame import hint_for, in_words
 from plugin_trainer.training import signals
 from plugin_trainer.training.loop import train
 from plugin_trainer.training.result import Result
@@ -88,10 +88,9 @@ def _explain(run: Run, error: BaseException) -> BaseException:
     blamed = run.hooks.explain(error, step=run.progress.step)
     if blamed is not None:
         return blamed
-    place = raised_at(error)
     return TrainingFailed(
         f"the run failed after step {run.progress.step}",
-        hint=[in_words(error), f"raised at {place}", "see everything with --debug"],
+        hint=hint_for(error),
     )
 
 

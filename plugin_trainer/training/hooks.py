@@ -9,7 +9,7 @@ from typing import Any
 import pluggy
 
 from plugin_trainer.errors import PtrainError, TrainingFailed
-from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.blame import what_and_where
 from plugin_trainer.registry.manager import culprit, is_tracing, new_manager
 
 Call = Callable[..., Any]
@@ -89,7 +89,7 @@ class RunHooks:
         plugin, hook = blamed
         return TrainingFailed(
             f"{self._noun.get(plugin, 'plugin')} '{plugin}' failed in {hook} at step {step}",
-            hint=[in_words(error), f"raised at {raised_at(error)}"],
+            hint=what_and_where(error),
         )
 
 

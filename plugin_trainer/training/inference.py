@@ -13,7 +13,7 @@ from torch import nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
-from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
@@ -101,11 +101,10 @@ class LoadedRun:
             except PtrainError:
                 raise
             except Exception as error:
-                place = raised_at(error)
                 raise DataError(
                     f"{self.settings.data} or {self.settings.model} failed to predict, somewhere "
                     f"in lines {some.first_line} to {first_line - 1}",
-                    hint=[in_words(error), f"raised at {place}", "see everything with --debug"],
+                    hint=hint_for(error),
                 ) from error
 
     def _predicted(self, some: Lines) -> Iterator[Mapping[str, Any]]:

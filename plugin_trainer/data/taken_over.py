@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
 from plugin_trainer.data.samplers import sampler_order, sampling_of
+from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.data.workers import Running, WorkerStart
 
 
@@ -87,18 +86,12 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, batch: SeededBatch) -> Any:
         """What the data set has under the key that a loader without collation asks for."""
-        _seed(batch.seed)
+        seed_everything(batch.seed)
         return self._dataset[batch.indices]
 
     def __getitems__(self, batch: SeededBatch) -> list[Any]:
         """The samples of one batch."""
-        _seed(batch.seed)
+        seed_everything(batch.seed)
         if getattr(self._dataset, "__getitems__", None):
             return self._dataset.__getitems__(batch.indices)
         return [self._dataset[index] for index in batch.indices]
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

@@ -17,6 +17,7 @@ from torch import nn
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.evaluated import evaluation_loaders
+from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.data.stream import TrainStream, training_stream
 from plugin_trainer.errors import (
     Problem,
@@ -45,7 +46,6 @@ from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
-from plugin_trainer.training.seeding import seed_everything
 from plugin_trainer.training.snapshots import restore
 
 Resume = Literal["never", "auto"]

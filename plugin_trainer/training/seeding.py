@@ -1,6 +1,4 @@
-"""Every random stream of the process: seeded once, saved in a checkpoint, kept still by an
-evaluation.
-"""
+"""Every random stream of the process: saved in a checkpoint, kept still by an evaluation."""
 
 from __future__ import annotations
 
@@ -15,13 +13,7 @@ import numpy as np
 import torch
 
 from plugin_trainer.data.order import derive_seed
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch on every device."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+from plugin_trainer.data.seeds import seed_everything
 
 
 @contextmanager

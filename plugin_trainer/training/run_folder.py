@@ -163,20 +163,6 @@ def _write_whole(file: FileIO, text: bytes) -> None:
         text = text[file.write(text) :]
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Every whole line of a run's metrics.jsonl."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            continue
-    return entries
-
-
 def is_run(folder: Path) -> bool:
     """Whether a folder is a run folder."""
     return (folder / "run.toml").is_file()

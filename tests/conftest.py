@@ -1,4 +1,6 @@
-"""Fixtures that make plugins as installers make them: real dist-info folders on sys.path."""
+"""What all tests share: one thread for torch, `ptrain` to be typed, and plugins made as installers
+make them, real dist-info folders on sys.path.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 
 import plugin_trainer
 from plugin_trainer.cli.main import main
@@ -32,6 +35,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GROUPS = ("plugin_trainer.plugins", "plugin_trainer.commands")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """These tensors are small, and threads that wait for a busy core are slow: 12 s became 2."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass

@@ -8,7 +8,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
 
 from plugin_trainer.cli.main import main
 
@@ -146,14 +145,6 @@ def write_toy(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "toy.py").write_text(textwrap.dedent(TOY).lstrip())
     (folder / "toy.toml").write_text(textwrap.dedent(RECIPE).lstrip())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -74,11 +74,3 @@ def metrics_of():
         return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
     return read
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

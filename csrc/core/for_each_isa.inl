@@ -1,8 +1,11 @@
-// Included after PTRAIN_SPANS is defined: see each_isa.h.
+// Included after PTRAIN_SPANS is defined: see each_isa.h. The included file sees PTRAIN_VECTOR_BYTES, the
+// width of the set's registers: 16, 32 or 64.
 
+#define PTRAIN_VECTOR_BYTES 16
 namespace ptrain::baseline {
 #include PTRAIN_SPANS
 }
+#undef PTRAIN_VECTOR_BYTES
 
 #if PTRAIN_X86_ISAS
 
@@ -12,9 +15,11 @@ namespace ptrain::baseline {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v3")
 #endif
+#define PTRAIN_VECTOR_BYTES 32
 namespace ptrain::avx2 {
 #include PTRAIN_SPANS
 }
+#undef PTRAIN_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("arch=x86-64-v4,prefer-vector-width=512"))), apply_to = function)
@@ -23,9 +28,11 @@ namespace ptrain::avx2 {
 #pragma GCC push_options
 #pragma GCC target("arch=x86-64-v4,prefer-vector-width=512")
 #endif
+#define PTRAIN_VECTOR_BYTES 64
 namespace ptrain::avx512 {
 #include PTRAIN_SPANS
 }
+#undef PTRAIN_VECTOR_BYTES
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plugin_trainer import __version__
+from plugin_trainer.cli.interrupts import noting_ctrl_c
 from plugin_trainer.cli.printing import print_error
 from plugin_trainer.errors import PluginBroken, PluginDuplicate, PtrainError
 
@@ -114,28 +115,37 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     typed = list(sys.argv[1:] if args is None else args)
     debug = _take_debug(typed) or os.environ.get("PTRAIN_DEBUG", "") not in ("", "0")
-    try:
-        result = ptrain.main(typed, prog_name="ptrain", standalone_mode=False)
-        sys.stdout.flush()
-        return result if isinstance(result, int) else 0
-    except click.ClickException as error:
+    with noting_ctrl_c() as ctrl_c:
+        try:
+            result = ptrain.main(typed, prog_name="ptrain", standalone_mode=False)
+            sys.stdout.flush()
+            return result if isinstance(result, int) else 0
+        except (click.Abort, KeyboardInterrupt):
+            return _report_interruption()
+        except Exception as error:
+            # What a library in another language made of Ctrl-C may be any error at all.
+            if ctrl_c.came or "KeyboardInterrupt" in str(error):
+                return _report_interruption()
+            return _report(error, debug=debug)
+
+
+def _report_interruption() -> int:
+    print_error("interrupted")
+    return INTERRUPTED
+
+
+def _report(error: Exception, *, debug: bool) -> int:
+    if isinstance(error, click.ClickException):
         return _report_usage(error)
-    except (click.Abort, KeyboardInterrupt):
-        print_error("interrupted")
-        return INTERRUPTED
-    except BrokenPipeError:
+    if isinstance(error, BrokenPipeError):
         _close_quietly()
         return 1
-    except PtrainError as error:
+    if isinstance(error, PtrainError):
         if debug:
             traceback.print_exc()
         print_error(error.message, error.hint)
         return error.exit_code
-    except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # what a library in another language made of Ctrl-C
-            print_error("interrupted")
-            return INTERRUPTED
-        return _report_internal(error, debug=debug)
+    return _report_internal(error, debug=debug)
 
 
 def _take_debug(args: list[str]) -> bool:

@@ -1,6 +1,8 @@
 """`ptrain` answers at once, imports nothing it does not need, and fails in few words."""
 
 import json
+import os
+import signal
 import sys
 
 import click
@@ -199,6 +201,22 @@ def test_ctrl_c_that_a_library_made_an_error_of_its_own_is_still_ctrl_c(monkeypa
     failing(monkeypatch, ValueError('Error building "definitions" validator: KeyboardInterrupt'))
     typed = ptrain("runs")
     assert (typed.code, typed.err) == (130, "error: interrupted\n")
+
+
+def test_ctrl_c_that_a_library_swallowed_whole_is_still_ctrl_c(monkeypatch, ptrain):
+    """Reading a tensor, safetensors makes a ValueError of it that does not name it."""
+
+    def swallow(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of an object") from None
+
+    monkeypatch.setattr("plugin_trainer.cli.main.ptrain.main", swallow)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    typed = ptrain("runs")
+    assert (typed.code, typed.err) == (130, "error: interrupted\n")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_ctrl_c_exits_with_130(monkeypatch, ptrain):

@@ -1,29 +1,63 @@
 """Finds the compiled kernels once, and knows in words why there are none.
 
-PTRAIN_KERNELS says what is wanted: `auto` (the default) uses the compiled library where there is
-one, `off` never does, `require` makes its absence an error.
+PTRAIN_KERNELS says what is wanted: `auto` (the default) uses the compiled library where it can be
+had, `off` never does, `require` makes its absence an error. PTRAIN_KERNELS_LIBRARY names a library
+to use instead of looking for one.
+
+Looked for in this order: the named one, the one that the wheel carries, a cache, and then it is
+built, which takes about three seconds, once. Where that cannot be, the references do the work.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
+import threading
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from plugin_trainer.errors import PtrainError
 
 VARIABLE = "PTRAIN_KERNELS"
 CHOICES = ("auto", "off", "require")
+GIVEN = "PTRAIN_KERNELS_LIBRARY"
+
+# What an op must do once its kernels are there: fake kernels and autograd. Each has `register()`.
+NATIVE = (
+    "plugin_trainer.ops.ema.native",
+    "plugin_trainer.ops.step.native",
+    "plugin_trainer.ops.norm.native",
+    "plugin_trainer.ops.halting.native",
+)
 
 
-class CompiledOps(Protocol):
-    """What a compiled library offers: the functions of the `reference` modules."""
+@dataclass(frozen=True)
+class Compiled:
+    """The compiled library: `torch.ops.ptrain.*` are registered in this process.
 
-    ema_update_: Any
-    halting_forward: Any
-    halting_backward: Any
-    halting_exit: Any
+    path    the file
+    origin  "given", "prebuilt", "cached" or "built"
+    cuda    whether it has CUDA kernels
+    """
+
+    path: Path
+    origin: str
+    cuda: bool
+
+    def __getattr__(self, name: str) -> Any:
+        """An op that has no kernels yet is computed by its reference."""
+        package = {"ema_update_": "ema"}.get(name, "halting" if name[:8] == "halting_" else "")
+        if not package:
+            raise AttributeError(name)
+        return getattr(importlib.import_module(f"plugin_trainer.ops.{package}.reference"), name)
+
+    @property
+    def instruction_set(self) -> str:
+        """What the CPU kernels use here: "avx512", "avx2" or "baseline"."""
+        return str(torch.ops.ptrain.isa())
 
 
 @dataclass(frozen=True)
@@ -36,48 +70,139 @@ class Status:
     """
 
     wanted: str
-    compiled: CompiledOps | None
+    compiled: Compiled | None
     reason: str
 
+    @property
+    def used(self) -> str:
+        """In one word: given, prebuilt, cached, built, reference or off."""
+        if self.compiled is not None:
+            return self.compiled.origin
+        return "off" if self.wanted == "off" else "reference"
 
-def find() -> CompiledOps | None:
+
+def find() -> Compiled | None:
     """The compiled library, or None if the references are to be used.
 
-    Raises PtrainError if PTRAIN_KERNELS is `require` and there is no library, or if it is no
-    choice.
+    The first call loads it, or builds it first; later ones cost less than a microsecond.
+
+    Raises PtrainError if PTRAIN_KERNELS is `require` and there is no library, if it is no choice,
+    or if the library that PTRAIN_KERNELS_LIBRARY names cannot be loaded.
     """
-    return _find(os.environ.get(VARIABLE) or "auto")
-
-
-def status() -> Status:
-    """What is used and why. Raises only if the value of PTRAIN_KERNELS is none of the choices."""
-    return _status(os.environ.get(VARIABLE) or "auto")
-
-
-# Cached by the variable's value: changing it inside a process works, and a step pays under 1 us.
-@cache
-def _find(wanted: str) -> CompiledOps | None:
-    found = _status(wanted)
-    if wanted == "require" and found.compiled is None:
+    wanted = os.environ.get(VARIABLE) or "auto"
+    known = _known.get(wanted)
+    if known is None:
+        known = status()
+    if known.compiled is None and wanted == "require":
         raise PtrainError(
-            f"{VARIABLE}=require, but there are no compiled kernels: {found.reason}",
+            f"{VARIABLE}=require, but there are no compiled kernels: {known.reason}",
             hint=f"unset {VARIABLE}, or set it to auto: everything works through the references",
         )
-    return found.compiled
+    return known.compiled
 
 
-@cache
-def _status(wanted: str) -> Status:
+def status(*, build: bool = True) -> Status:
+    """What is used and why.
+
+    build  False: only look, and do not build what is not there
+
+    Raises PtrainError as `find` does, but not for `require`.
+    """
+    wanted = os.environ.get(VARIABLE) or "auto"
     if wanted not in CHOICES:
         raise PtrainError(
             f"{VARIABLE} is {wanted!r}", hint=f"use one of {', '.join(CHOICES)}, or unset it"
         )
     if wanted == "off":
-        return Status(wanted, None, f"{VARIABLE}=off")
-    compiled, reason = _locate()
-    return Status(wanted, compiled, reason)
+        return _known.setdefault(wanted, Status(wanted, None, f"{VARIABLE}=off"))
+    with _lock:
+        if wanted in _known:
+            return _known[wanted]
+        compiled, reason = _locate(build=build)
+        found = Status(wanted, compiled, reason)
+        if compiled is not None or build:
+            _known[wanted] = found
+        return found
 
 
-@cache
-def _locate() -> tuple[CompiledOps | None, str]:
-    return None, "this version of plugin_trainer has no compiled torch library"
+# Kept by the variable's value, so that changing it inside a process works.
+_known: dict[str, Status] = {}
+_located: list[tuple[Compiled | None, str]] = []
+_lock = threading.Lock()
+
+
+def _locate(*, build: bool) -> tuple[Compiled | None, str]:
+    """Look once per process; a library stays loaded until the process ends."""
+    if not _located:
+        found = _look(build=build)
+        if found[0] is None and not build:
+            return found
+        if found[0] is not None:
+            _register()
+        _located.append(found)
+    return _located[0]
+
+
+def _look(*, build: bool) -> tuple[Compiled | None, str]:
+    if os.environ.get(GIVEN):
+        return _given(Path(os.environ[GIVEN])), f"{GIVEN} names it"
+    from plugin_trainer.ops.building import builder
+    from plugin_trainer.ops.building.prebuilt import find_prebuilt
+    from plugin_trainer.ops.building.toolchain import Unavailable
+
+    if hasattr(torch.ops.ptrain, "has_cuda"):
+        return _compiled(Path(), "given"), "it was loaded before anybody asked"
+    passed_over = ""
+    try:
+        needs = builder.wanted()
+        entry, passed_over = find_prebuilt(needs.what, cuda=needs.cuda)
+        if entry is not None:
+            try:
+                torch.ops.load_library(entry.library)
+                return _compiled(entry.library, "prebuilt"), "the package carries it"
+            except OSError as error:
+                passed_over = f"the one in the package cannot be loaded: {error}"
+        # A worker of a loader has its data to prepare, and its parent is about to build.
+        may_build = build and torch.utils.data.get_worker_info() is None
+        found = builder.obtain(load=torch.ops.load_library, may_build=may_build, needs=needs)
+    except Unavailable as error:
+        return None, f"{error}; {passed_over}" if passed_over else str(error)
+    reason = "it was built before" if found.origin == "cached" else "it was built now"
+    reason += f"; {passed_over}" if passed_over else ""
+    return _compiled(found.path, found.origin), reason
+
+
+def _given(path: Path) -> Compiled:
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise PtrainError(
+            f"{GIVEN} names a library that cannot be loaded: {error}",
+            hint=f"unset {GIVEN}: the kernels are found, or built, without it",
+        ) from error
+    return _compiled(path, "given")
+
+
+def _compiled(path: Path, origin: str) -> Compiled:
+    return Compiled(path, origin, bool(torch.ops.ptrain.has_cuda()))
+
+
+def _register() -> None:
+    for name in NATIVE:
+        try:
+            module = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and name.startswith(error.name):
+                continue
+            raise
+        module.register()
+
+
+def _after_fork() -> None:
+    """A child must not wait for a lock that a thread of its parent holds."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -10,6 +10,7 @@ built, which takes about three seconds, once. Where that cannot be, the referenc
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import threading
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.ops.building import memo
 
 VARIABLE = "PTRAIN_KERNELS"
 CHOICES = ("auto", "off", "require")
@@ -145,34 +147,26 @@ def _locate(*, build: bool) -> tuple[Compiled | None, str]:
 
 def _look(*, build: bool) -> tuple[Compiled | None, str]:
     if os.environ.get(GIVEN):
-        return _given(Path(os.environ[GIVEN])), f"{GIVEN} names it"
+        return _given(os.environ[GIVEN]), f"{GIVEN} names it"
+    if hasattr(torch.ops.ptrain, "has_cuda"):
+        return _compiled("", "given"), "it was loaded before anybody asked"
+    if (known := memo.recall()) is not None:
+        with contextlib.suppress(OSError):
+            torch.ops.load_library(known.path)
+            return _compiled(known.path, known.origin), memo.REASONS[known.origin]
     from plugin_trainer.ops.building import builder
-    from plugin_trainer.ops.building.prebuilt import find_prebuilt
     from plugin_trainer.ops.building.toolchain import Unavailable
 
-    if hasattr(torch.ops.ptrain, "has_cuda"):
-        return _compiled(Path(), "given"), "it was loaded before anybody asked"
-    passed_over = ""
+    # A worker of a loader has its data to prepare, and its parent is about to build.
+    may_build = build and torch.utils.data.get_worker_info() is None
     try:
-        needs = builder.wanted()
-        entry, passed_over = find_prebuilt(needs.what, cuda=needs.cuda)
-        if entry is not None:
-            try:
-                torch.ops.load_library(entry.library)
-                return _compiled(entry.library, "prebuilt"), "the package carries it"
-            except OSError as error:
-                passed_over = f"the one in the package cannot be loaded: {error}"
-        # A worker of a loader has its data to prepare, and its parent is about to build.
-        may_build = build and torch.utils.data.get_worker_info() is None
-        found = builder.obtain(load=torch.ops.load_library, may_build=may_build, needs=needs)
+        found = builder.obtain(load=torch.ops.load_library, may_build=may_build)
     except Unavailable as error:
-        return None, f"{error}; {passed_over}" if passed_over else str(error)
-    reason = "it was built before" if found.origin == "cached" else "it was built now"
-    reason += f"; {passed_over}" if passed_over else ""
-    return _compiled(found.path, found.origin), reason
+        return None, str(error)
+    return _compiled(str(found.path), found.origin), found.reason
 
 
-def _given(path: Path) -> Compiled:
+def _given(path: str) -> Compiled:
     try:
         torch.ops.load_library(path)
     except OSError as error:
@@ -183,8 +177,8 @@ def _given(path: Path) -> Compiled:
     return _compiled(path, "given")
 
 
-def _compiled(path: Path, origin: str) -> Compiled:
-    return Compiled(path, origin, bool(torch.ops.ptrain.has_cuda()))
+def _compiled(path: str, origin: str) -> Compiled:
+    return Compiled(Path(path), origin, bool(torch.ops.ptrain.has_cuda()))
 
 
 def _register() -> None:

@@ -11,14 +11,16 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from plugin_trainer.ops.building import cache as caching
+from plugin_trainer.ops.building import memo
 from plugin_trainer.ops.building.cache import About, Entry, read_entry, write_entry
 from plugin_trainer.ops.building.locking import LockTimeout, lock
+from plugin_trainer.ops.building.prebuilt import find_prebuilt
 from plugin_trainer.ops.building.sources import Sources, find_sources
 from plugin_trainer.ops.building.toolchain import (
     Toolchain,
@@ -35,13 +37,13 @@ class Obtained:
     """A library that is loaded now.
 
     path    the file
-    origin  "cached" or "built"
-    cuda    whether it has CUDA kernels
+    origin  "prebuilt", "cached" or "built"
+    reason  why this one, in words
     """
 
     path: Path
     origin: str
-    cuda: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,13 +100,12 @@ def wanted() -> Wanted:
 
 def obtain(
     *,
-    load: Callable[[Path], None],
+    load: Callable[[str], None],
     may_build: bool = True,
     force: bool = False,
     say: Callable[[str], None] | None = None,
-    needs: Wanted | None = None,
 ) -> Obtained:
-    """Load the library from a cache, or build it there.
+    """Load the library that the package carries, or one from a cache, or build it there.
 
     load       loads a file into this process; raises OSError if it cannot
     may_build  False: only look
@@ -113,8 +114,41 @@ def obtain(
 
     Raises Unavailable with the reason.
     """
-    say = say or _to_stderr
-    needs = needs or wanted()
+    needs = wanted()
+    found, passed_over = None, ""
+    if not force:
+        found, passed_over = _load_prebuilt(needs, load)
+    try:
+        found = found or _from_cache(
+            needs, load=load, may_build=may_build, force=force, say=say or _to_stderr
+        )
+    except Unavailable as error:
+        raise Unavailable(f"{error}; {passed_over}" if passed_over else str(error)) from error
+    origin = "prebuilt" if found.origin == "prebuilt" else "cached"
+    programs = needs.toolchain.programs if needs.toolchain is not None else ()
+    memo.remember(memo.Memo(str(found.path), origin, tuple(map(str, programs))))
+    return replace(found, reason=f"{found.reason}; {passed_over}") if passed_over else found
+
+
+def _load_prebuilt(needs: Wanted, load: Callable[[str], None]) -> tuple[Obtained | None, str]:
+    entry, passed_over = find_prebuilt(needs.what, cuda=needs.cuda)
+    if entry is None:
+        return None, passed_over
+    try:
+        load(str(entry.library))
+    except OSError as error:
+        return None, f"the one in the package cannot be loaded: {error}"
+    return Obtained(entry.library, "prebuilt", memo.REASONS["prebuilt"]), ""
+
+
+def _from_cache(
+    needs: Wanted,
+    *,
+    load: Callable[[str], None],
+    may_build: bool,
+    force: bool,
+    say: Callable[[str], None],
+) -> Obtained:
     if not force:
         for cache in caching.caches():
             for folder in needs.ready_in(cache):
@@ -134,15 +168,15 @@ def obtain(
     raise Unavailable("; ".join(troubles) or "there is no folder to build in")
 
 
-def _load_ready(folder: Path, load: Callable[[Path], None]) -> Obtained | None:
+def _load_ready(folder: Path, load: Callable[[str], None]) -> Obtained | None:
     entry = read_entry(folder)
     if entry is None:
         return None
     try:
-        load(entry.library)
+        load(str(entry.library))
     except OSError:
         return None
-    return Obtained(entry.library, "cached", entry.about.cuda)
+    return Obtained(entry.library, "cached", memo.REASONS["cached"])
 
 
 def _build_in(
@@ -150,7 +184,7 @@ def _build_in(
     needs: Wanted,
     toolchain: Toolchain,
     *,
-    load: Callable[[Path], None],
+    load: Callable[[str], None],
     force: bool,
     say: Callable[[str], None],
 ) -> Obtained:
@@ -170,7 +204,7 @@ def _build_in(
         if not force and (failure := caching.recent_failure(folder)) is not None:
             raise Unavailable(_in_words(failure, folder))
         entry = _build(folder, needs, toolchain, say=say)
-    return Obtained(entry.library, "built", entry.about.cuda)
+    return Obtained(entry.library, "built", memo.REASONS["built"])
 
 
 def _build(
@@ -188,9 +222,7 @@ def _build(
         except compiling.BuildFailed as error:
             if "No space left on device" in error.output:
                 raise OSError("there is no space left on the device") from error
-            if (
-                "Killed" not in error.output
-            ):  # the next try may find the memory that this one lacked
+            if "Killed" not in error.output:  # for want of memory, which the next try may find
                 caching.write_failure(folder, str(error), error.output)
             raise Unavailable(_in_words(str(error), folder)) from error
         about = About(

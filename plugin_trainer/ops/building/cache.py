@@ -3,6 +3,7 @@
 <cache>/<what>-<cpu|cuda>-<how>/libptrain.so     `what`: sources, flags, target
                                 about.json       `how`: the compilers
 <cache>/<what>-<cpu|cuda>-<how>.log              what the compiler said when it failed
+<cache>/found-*                                  what the last search found: memo.py
 <cache>/building-*                               private folders of builds under way, or killed
 <cache>/lock
 """
@@ -21,12 +22,13 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-VARIABLE = "PTRAIN_KERNELS_CACHE"
+from plugin_trainer.ops.building.memo import user_cache
+
 LIBRARY = "libptrain.so"
 ABOUT = "about.json"
 PRIVATE = "building-"
 
-# A build that failed is tried again after this long, by itself; `ptrain kernels build` does at once.
+# A failed build is tried again by itself after this long; by `ptrain kernels build` at once.
 _FAILURE_KEPT_S = 3600.0
 
 
@@ -85,13 +87,13 @@ def write_entry(library: Path, folder: Path, about: About) -> Entry:
     try:
         ready = beside / "ready"
         ready.mkdir()
-        os.replace(library, ready / LIBRARY)
+        library.replace(ready / LIBRARY)
         (ready / ABOUT).write_text(json.dumps(asdict(about), indent=2) + "\n")
         for path in (ready / LIBRARY, ready / ABOUT, ready):
             _sync(path)
         if folder.exists():
-            os.rename(folder, beside / "old")
-        os.rename(ready, folder)
+            folder.rename(beside / "old")
+        ready.rename(folder)
         _sync(folder.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -109,13 +111,8 @@ def caches() -> Iterator[Path]:
     The second is for a home that is missing or cannot be written: a folder in the system's
     temporary one that belongs to this user alone.
     """
-    named = os.environ.get(VARIABLE)
-    if named:
-        yield Path(named).expanduser()
-    else:
-        with contextlib.suppress(RuntimeError):  # no HOME, and no entry for this user
-            base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-            yield Path(base).expanduser() / "plugin_trainer"
+    if (preferred := user_cache()) is not None:
+        yield Path(preferred)
     own = Path(tempfile.gettempdir()) / f"plugin_trainer-{os.getuid()}"
     if _is_private(own):
         yield own

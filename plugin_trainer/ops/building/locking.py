@@ -27,7 +27,7 @@ def lock(
     waiting: Callable[[], None] = lambda: None,
     done: Callable[[], bool] = lambda: False,
 ) -> Iterator[bool]:
-    """Hold the lock file `path`; yields False, without it, as soon as `done()` says it is not needed.
+    """Hold the lock file `path`; yields False, without it, once `done()` says it is not needed.
 
     timeout_s   how long to wait for it at most
     patience_s  after which `waiting` is called, once

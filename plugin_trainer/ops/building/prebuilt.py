@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from plugin_trainer.ops.building.cache import About, Entry, read_entry, write_entry
-from plugin_trainer.ops.building.sources import PACKAGE
+from plugin_trainer.ops.building.memo import PACKAGE
 
 FOLDER = PACKAGE / "_kernels"
 

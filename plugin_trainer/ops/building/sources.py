@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[2]
+from plugin_trainer.ops.building.memo import PACKAGE
 
 # What takes part, by folder. Headers count for the digest, whoever includes them.
 _SUFFIXES = {
@@ -53,7 +53,7 @@ def _read(folder: Path) -> Sources:
     files = []
     for part, suffixes in _SUFFIXES.items():
         try:
-            names = os.listdir(folder / part)
+            names = os.listdir(folder / part)  # noqa: PTH208
         except FileNotFoundError:
             continue
         files += [f"{part}/{name}" for name in names if name.endswith(suffixes)]

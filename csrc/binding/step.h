@@ -1,0 +1,466 @@
+// The gradient norm and the fused step as ops: of lists of tensors, and of plans that keep their handles.
+#pragma once
+
+#include <atomic>
+#include <cmath>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../core/norm.h"
+#include "../core/step.h"
+#include "glue.h"
+
+namespace ptrain::glue {
+
+inline void define_step(StableLibrary& m) {
+  m.def("grad_norm(Tensor[] gradients) -> Tensor");
+  // `groups` says which row of hyper each tensor takes; a row is (lr, beta1, beta2, eps, weight decay,
+  // decay of the average), float64. `shadows` is empty, or as long as params, and then a shadow without
+  // elements stands for none. A norm that is not finite: nothing is written.
+  m.def(
+      "fused_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+      "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] steps, Tensor(f!)[] shadows, int[] groups, Tensor hyper, "
+      "Tensor? norm, float max_norm, bool zero_grads) -> ()");
+  // A tensor without a state yet has an exp_avg, an exp_avg_sq and a step without elements.
+  m.def(
+      "step_plan(Tensor[] params, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] steps, "
+      "Tensor[] shadows, int[] groups) -> int");
+  // The gradients of params[places[0]], params[places[1]], ...; empty places: of all of them.
+  m.def("step_set_gradients(int plan, Tensor[] gradients, int[] places) -> ()");
+  m.def("step_norm(int plan) -> Tensor");
+  m.def(
+      "step_apply_(int plan, Tensor hyper, Tensor? norm, float max_norm, bool zero_grads) -> ()");
+  m.def("step_free_plan(int plan) -> ()");
+}
+
+constexpr std::int64_t hyper_columns = 6;
+
+// What an error calls a tensor: "exp_avgs[3]".
+struct Place {
+  const char* op;
+  const char* list;
+  std::size_t index;
+};
+
+[[noreturn]] inline void refuse(const Place& at, const std::string& why) {
+  fail(std::string(at.op) + ": " + at.list + "[" + std::to_string(at.index) + "] " + why);
+}
+
+inline FloatType float_type(const Tensor& tensor, const Place& at) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return FloatType::float32;
+    case ScalarType::BFloat16: return FloatType::bfloat16;
+    case ScalarType::Half: return FloatType::float16;
+    case ScalarType::Double: return FloatType::float64;
+    default:
+      refuse(at, std::string("is ") + name_of(tensor.scalar_type()) +
+                     "; float32, float64, bfloat16 and float16 can be used");
+  }
+}
+
+inline void require_plain(const Tensor& tensor, const Place& at) {
+  if (tensor.layout() != torch::headeronly::Layout::Strided) refuse(at, "is sparse; make it dense");
+}
+
+// All elements in one block of memory without gaps, in any order of dimensions.
+inline bool is_dense(const Tensor& tensor) {
+  if (tensor.numel() == 0 || tensor.is_contiguous()) return true;
+  std::vector<std::pair<std::int64_t, std::int64_t>> strides_and_sizes;
+  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
+    if (tensor.size(d) > 1) strides_and_sizes.emplace_back(tensor.stride(d), tensor.size(d));
+  }
+  std::sort(strides_and_sizes.begin(), strides_and_sizes.end());
+  std::int64_t expected = 1;
+  for (const auto& [stride, size] : strides_and_sizes) {
+    if (stride != expected) return false;
+    expected *= size;
+  }
+  return true;
+}
+
+inline bool same_shape(const Tensor& one, const Tensor& other) {
+  if (one.dim() != other.dim()) return false;
+  for (std::int64_t d = 0; d < one.dim(); ++d) {
+    if (one.size(d) != other.size(d)) return false;
+  }
+  return true;
+}
+
+// Whether the elements of two dense tensors of the same shape lie in the same order.
+inline bool same_order(const Tensor& one, const Tensor& other) {
+  if (one.numel() < 2 || (one.is_contiguous() && other.is_contiguous())) return true;
+  for (std::int64_t d = 0; d < one.dim(); ++d) {
+    if (one.size(d) > 1 && one.stride(d) != other.stride(d)) return false;
+  }
+  return true;
+}
+
+inline void require_same_device(const Tensor& tensor, const Tensor& param, const Place& at) {
+  if (tensor.device() != param.device()) refuse(at, "is on another device than its parameter");
+}
+
+// A part of the parameter's step that lies element for element beside it.
+inline void require_beside(const Tensor& tensor, ScalarType type, const Tensor& param, const Place& at) {
+  require_plain(tensor, at);
+  require_same_device(tensor, param, at);
+  if (tensor.scalar_type() != type) {
+    refuse(at, std::string("is ") + name_of(tensor.scalar_type()) + "; for a parameter of " +
+                   name_of(param.scalar_type()) + " it must be " + name_of(type));
+  }
+  if (!same_shape(tensor, param)) {
+    refuse(at, "has shape " + shape_of(tensor) + ", its parameter " + shape_of(param));
+  }
+}
+
+inline void require_beside_in_order(const Tensor& tensor, ScalarType type, const Tensor& param,
+                                    const Place& at) {
+  require_beside(tensor, type, param, at);
+  if (!is_dense(tensor) || !same_order(tensor, param)) {
+    refuse(at, "has other strides than its parameter; make it torch.empty_like(parameter)");
+  }
+}
+
+inline void require_step(const Tensor& step, const Tensor& param, const Place& at) {
+  require_plain(step, at);
+  require_same_device(step, param, at);
+  if (step.scalar_type() != ScalarType::Float || step.numel() != 1) {
+    refuse(at, std::string("has shape ") + shape_of(step) + " and is " + name_of(step.scalar_type()) +
+                   "; it must be one float32");
+  }
+}
+
+inline bool overlap(const Tensor& one, std::int64_t one_width, const Tensor& other,
+                    std::int64_t other_width) {
+  const char* a = static_cast<const char*>(one.const_data_ptr());
+  const char* b = static_cast<const char*>(other.const_data_ptr());
+  return a < b + other.numel() * other_width && b < a + one.numel() * one_width;
+}
+
+inline ScalarType state_type(const Tensor& param) {
+  return param.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+struct StepLists {
+  std::vector<Tensor> params;
+  std::vector<Tensor> exp_avgs;
+  std::vector<Tensor> exp_avg_sqs;
+  std::vector<Tensor> steps;
+  std::vector<Tensor> shadows;
+  std::vector<std::int64_t> groups;
+
+  bool has_state(std::size_t i) const { return steps[i].numel() != 0; }
+  bool has_shadow(std::size_t i) const {
+    return !shadows.empty() && shadows[i].numel() == params[i].numel();
+  }
+};
+
+inline void require_length(const char* op, const char* list, std::size_t size, std::size_t wanted) {
+  if (size != wanted) {
+    fail(std::string(op) + ": " + std::to_string(size) + " " + list + " for " + std::to_string(wanted) +
+         " params");
+  }
+}
+
+// Checks tensor i of the lists, all but its gradient. Nothing has been written when this fails.
+inline void check_step_tensor(const char* op, const StepLists& lists, std::size_t i) {
+  const Tensor& param = lists.params[i];
+  require_plain(param, {op, "params", i});
+  const FloatType type = float_type(param, {op, "params", i});
+  require_same_device(param, lists.params[0], {op, "params", i});
+  if (!is_dense(param)) refuse({op, "params", i}, "has gaps or overlaps in its memory");
+  if (lists.groups[i] < 0 || lists.groups[i] > std::numeric_limits<std::int32_t>::max()) {
+    refuse({op, "groups", i}, "is negative or too large");
+  }
+  if (lists.has_state(i)) {
+    require_step(lists.steps[i], param, {op, "steps", i});
+    require_beside_in_order(lists.exp_avgs[i], state_type(param), param, {op, "exp_avgs", i});
+    require_beside_in_order(lists.exp_avg_sqs[i], state_type(param), param, {op, "exp_avg_sqs", i});
+  }
+  if (lists.shadows.empty() || lists.shadows[i].numel() == 0) return;
+  const Tensor& shadow = lists.shadows[i];
+  require_beside_in_order(shadow, state_type(param), param, {op, "shadows", i});
+  if (overlap(shadow, type == FloatType::float64 ? 8 : 4, param, bytes_of(type))) {
+    refuse({op, "shadows", i}, "shares its memory with its parameter");
+  }
+}
+
+inline void check_step_lists(const char* op, const StepLists& lists) {
+  const std::size_t count = lists.params.size();
+  require_length(op, "exp_avgs", lists.exp_avgs.size(), count);
+  require_length(op, "exp_avg_sqs", lists.exp_avg_sqs.size(), count);
+  require_length(op, "steps", lists.steps.size(), count);
+  require_length(op, "groups", lists.groups.size(), count);
+  if (!lists.shadows.empty()) require_length(op, "shadows", lists.shadows.size(), count);
+  for (std::size_t i = 0; i < count; ++i) check_step_tensor(op, lists, i);
+}
+
+// The settings of all groups, read on the host.
+inline std::vector<StepGroup> step_groups(const char* op, const Tensor& hyper) {
+  if (hyper.scalar_type() != ScalarType::Double || hyper.dim() != 2 ||
+      hyper.size(1) != hyper_columns || !hyper.is_contiguous()) {
+    fail(std::string(op) + ": hyper has shape " + shape_of(hyper) + " and is " +
+         name_of(hyper.scalar_type()) + "; it must be a contiguous float64 tensor of (groups, 6)");
+  }
+  const double* row = static_cast<const double*>(hyper.const_data_ptr());
+  std::vector<StepGroup> groups;
+  for (std::int64_t g = 0; g < hyper.size(0); ++g, row += hyper_columns) {
+    groups.push_back({row[0], row[1], row[2], row[3], row[4], row[5]});
+  }
+  return groups;
+}
+
+inline double read_norm(const char* op, const Tensor& norm) {
+  if (norm.scalar_type() != ScalarType::Double || norm.numel() != 1 || !norm.is_cpu()) {
+    fail(std::string(op) + ": norm has shape " + shape_of(norm) + " and is " +
+         name_of(norm.scalar_type()) + "; it must be one float64 on the parameters' device");
+  }
+  return *static_cast<const double*>(norm.const_data_ptr());
+}
+
+// The gradient as it lies beside the parameter: itself, or a copy where its strides differ.
+inline Tensor laid_beside(const Tensor& gradient, const Tensor& param) {
+  if (is_dense(gradient) && same_order(gradient, param)) return gradient;
+  Tensor copy = torch::stable::empty_like(param);
+  torch::stable::copy_(copy, gradient);
+  return copy;
+}
+
+inline void check_gradient(const char* op, const Tensor& gradient, const Tensor& param, std::size_t i) {
+  require_beside(gradient, param.scalar_type(), param, {op, "grads", i});
+}
+
+inline Tensor norm_tensor(double value, const Tensor* beside) {
+  std::vector<std::int64_t> shape;
+  Tensor norm = beside != nullptr
+                    ? torch::stable::new_empty(*beside, shape, ScalarType::Double)
+                    : torch::stable::empty(shape, ScalarType::Double);
+  *static_cast<double*>(norm.mutable_data_ptr()) = value;
+  return norm;
+}
+
+inline Tensor grad_norm_op(std::vector<Tensor> gradients) {
+  std::vector<NormTensor> tensors;
+  tensors.reserve(gradients.size());
+  std::vector<Tensor> copies;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    const Place at{"grad_norm", "gradients", i};
+    require_plain(gradients[i], at);
+    const FloatType type = float_type(gradients[i], at);
+    if (!gradients[i].is_cpu()) refuse(at, "is on another device than the first");
+    if (!is_dense(gradients[i])) copies.push_back(torch::stable::contiguous(gradients[i]));
+    const Tensor& dense = is_dense(gradients[i]) ? gradients[i] : copies.back();
+    tensors.push_back({dense.const_data_ptr(), dense.numel(), type});
+  }
+  const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
+  return norm_tensor(std::sqrt(sum), gradients.empty() ? nullptr : &gradients[0]);
+}
+
+inline void require_groups(const char* op, const StepLists& lists, std::size_t groups) {
+  for (std::size_t i = 0; i < lists.groups.size(); ++i) {
+    if (lists.groups[i] >= static_cast<std::int64_t>(groups)) {
+      refuse({op, "groups", i}, "is " + std::to_string(lists.groups[i]) + ", but hyper has " +
+                                    std::to_string(groups) + " rows");
+    }
+  }
+}
+
+inline StepTensor step_tensor(const StepLists& lists, std::size_t i, const Tensor* gradient) {
+  const bool state = lists.has_state(i);
+  const Tensor& param = lists.params[i];
+  return {
+      param.mutable_data_ptr(),
+      gradient == nullptr ? nullptr : gradient->mutable_data_ptr(),
+      state ? lists.exp_avgs[i].mutable_data_ptr() : nullptr,
+      state ? lists.exp_avg_sqs[i].mutable_data_ptr() : nullptr,
+      state ? static_cast<float*>(lists.steps[i].mutable_data_ptr()) : nullptr,
+      lists.has_shadow(i) ? lists.shadows[i].mutable_data_ptr() : nullptr,
+      param.numel(),
+      float_type(param, {"fused_step_", "params", i}),
+      static_cast<std::int32_t>(lists.groups[i]),
+  };
+}
+
+// Runs the kernel, unless the norm is not finite.
+inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
+                     const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
+                     double max_norm, bool zero_grads) {
+  double clip = 1.0;
+  if (norm.has_value()) {
+    const double value = read_norm(op, *norm);
+    if (!std::isfinite(value)) return;
+    clip = clip_factor(value, max_norm);
+  }
+  fused_step(tensors.data(), static_cast<std::int64_t>(tensors.size()), groups.data(), clip, zero_grads,
+             torch_for);
+}
+
+inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
+                          std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
+                          std::vector<Tensor> steps, std::vector<Tensor> shadows,
+                          std::vector<std::int64_t> groups, Tensor hyper, std::optional<Tensor> norm,
+                          double max_norm, bool zero_grads) {
+  const char* op = "fused_step_";
+  const StepLists lists{std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
+                        std::move(steps),  std::move(shadows),  std::move(groups)};
+  check_step_lists(op, lists);
+  require_length(op, "grads", grads.size(), lists.params.size());
+  const std::vector<StepGroup> settings = step_groups(op, hyper);
+  require_groups(op, lists, settings.size());
+  std::vector<Tensor> beside;
+  std::vector<StepTensor> tensors;
+  beside.reserve(grads.size());
+  tensors.reserve(grads.size());
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    if (!lists.has_state(i)) refuse({op, "steps", i}, "has no elements");
+    check_gradient(op, grads[i], lists.params[i], i);
+    beside.push_back(laid_beside(grads[i], lists.params[i]));
+    tensors.push_back(step_tensor(lists, i, &beside.back()));
+  }
+  run_step(op, tensors, settings, norm, max_norm, zero_grads);
+  for (std::size_t i = 0; zero_grads && i < grads.size(); ++i) {
+    if (beside[i].get() != grads[i].get()) torch::stable::zero_(grads[i]);
+  }
+}
+
+// The tensors of one optimizer on one device: checked once, their pointers read anew at each call through
+// the handles, which follow `param.data = other`.
+struct StepPlan {
+  StepLists lists;
+  std::vector<StepTensor> table;
+  std::vector<std::optional<Tensor>> gradients;  // as they lie beside their parameters
+  std::vector<std::optional<Tensor>> originals;  // those of which a copy was made
+};
+
+struct StepPlans {
+  std::mutex mutex;
+  std::int64_t next = 1;
+  std::map<std::int64_t, std::shared_ptr<StepPlan>> by_id;
+};
+
+inline StepPlans& step_plans() {
+  static StepPlans plans;
+  return plans;
+}
+
+inline std::shared_ptr<StepPlan> find_step_plan(std::int64_t id) {
+  StepPlans& plans = step_plans();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  const auto found = plans.by_id.find(id);
+  if (found == plans.by_id.end()) fail("step: there is no plan " + std::to_string(id));
+  return found->second;
+}
+
+inline std::int64_t step_plan_op(std::vector<Tensor> params, std::vector<Tensor> exp_avgs,
+                                 std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps,
+                                 std::vector<Tensor> shadows, std::vector<std::int64_t> groups) {
+  auto plan = std::make_shared<StepPlan>();
+  plan->lists = {std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
+                 std::move(steps),  std::move(shadows),  std::move(groups)};
+  check_step_lists("step_plan", plan->lists);
+  const std::size_t count = plan->lists.params.size();
+  plan->gradients.resize(count);
+  plan->originals.resize(count);
+  for (std::size_t i = 0; i < count; ++i) plan->table.push_back(step_tensor(plan->lists, i, nullptr));
+  StepPlans& plans = step_plans();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  plans.by_id[plans.next] = std::move(plan);
+  return plans.next++;
+}
+
+// What `param.data = other` can have changed is checked where a pointer is another than before.
+inline void refresh(StepPlan& plan) {
+  const char* op = "step_apply_";
+  for (std::size_t i = 0; i < plan.table.size(); ++i) {
+    const std::optional<Tensor>& gradient = plan.gradients[i];
+    const StepTensor& before = plan.table[i];
+    const StepTensor now = step_tensor(plan.lists, i, gradient.has_value() ? &*gradient : nullptr);
+    if (now.weight != before.weight || now.exp_avg != before.exp_avg || now.size != before.size ||
+        now.exp_avg_sq != before.exp_avg_sq || now.shadow != before.shadow || now.step != before.step) {
+      check_step_tensor(op, plan.lists, i);
+      if (gradient.has_value()) {
+        check_gradient(op, *gradient, plan.lists.params[i], i);
+        if (!same_order(*gradient, plan.lists.params[i])) {
+          refuse({op, "grads", i}, "has other strides than its parameter has now");
+        }
+      }
+    }
+    plan.table[i] = now;
+  }
+}
+
+inline void step_set_gradients_op(std::int64_t id, std::vector<Tensor> gradients,
+                                  std::vector<std::int64_t> places) {
+  const char* op = "step_set_gradients";
+  const auto plan = find_step_plan(id);
+  const StepLists& lists = plan->lists;
+  const bool all = places.empty() && !gradients.empty();
+  require_length(op, "gradients", gradients.size(), all ? lists.params.size() : places.size());
+  std::vector<std::optional<Tensor>> beside(lists.params.size()), originals(lists.params.size());
+  for (std::size_t k = 0; k < gradients.size(); ++k) {
+    const std::size_t i = all ? k : static_cast<std::size_t>(places[k]);
+    if (i >= lists.params.size()) refuse({op, "places", k}, "is no parameter of this plan");
+    if (!lists.has_state(i)) refuse({op, "gradients", k}, "belongs to a parameter without a state");
+    check_gradient(op, gradients[k], lists.params[i], i);
+    beside[i] = laid_beside(gradients[k], lists.params[i]);
+    if (beside[i]->get() != gradients[k].get()) originals[i] = gradients[k];
+  }
+  plan->gradients = std::move(beside);
+  plan->originals = std::move(originals);
+}
+
+inline Tensor step_norm_op(std::int64_t id) {
+  const auto plan = find_step_plan(id);
+  std::vector<NormTensor> tensors;
+  tensors.reserve(plan->gradients.size());
+  for (std::size_t i = 0; i < plan->gradients.size(); ++i) {
+    const std::optional<Tensor>& gradient = plan->gradients[i];
+    if (!gradient.has_value()) continue;
+    if (plan->originals[i].has_value()) {  // accumulated into since the copy was made
+      torch::stable::copy_(*plan->gradients[i], *plan->originals[i]);
+    }
+    tensors.push_back({gradient->const_data_ptr(), gradient->numel(), plan->table[i].type});
+  }
+  const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
+  return norm_tensor(std::sqrt(sum), plan->lists.params.empty() ? nullptr : &plan->lists.params[0]);
+}
+
+inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> norm, double max_norm,
+                          bool zero_grads) {
+  const char* op = "step_apply_";
+  const auto plan = find_step_plan(id);
+  const std::vector<StepGroup> groups = step_groups(op, hyper);
+  require_groups(op, plan->lists, groups.size());
+  refresh(*plan);
+  run_step(op, plan->table, groups, norm, max_norm, zero_grads);
+  for (std::optional<Tensor>& original : plan->originals) {
+    if (zero_grads && original.has_value()) torch::stable::zero_(*original);
+  }
+}
+
+inline void step_free_plan_op(std::int64_t id) {
+  StepPlans& plans = step_plans();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  plans.by_id.erase(id);
+}
+
+inline void implement_step(StableLibrary& m) {
+  m.impl("grad_norm", TORCH_BOX(&grad_norm_op));
+  m.impl("fused_step_", TORCH_BOX(&fused_step_op));
+  m.impl("step_plan", TORCH_BOX(&step_plan_op));
+  m.impl("step_apply_", TORCH_BOX(&step_apply_op));
+}
+
+// The ops that a call without any tensor must reach too.
+inline void implement_step_everywhere(StableLibrary& m) {
+  m.impl("step_set_gradients", TORCH_BOX(&step_set_gradients_op));
+  m.impl("step_norm", TORCH_BOX(&step_norm_op));
+  m.impl("step_free_plan", TORCH_BOX(&step_free_plan_op));
+}
+
+}  // namespace ptrain::glue

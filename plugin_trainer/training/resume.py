@@ -202,6 +202,7 @@ def open_folder(path: Path, *, resume: bool) -> RunFolder:
     except RunFolderError:
         disk.release()
         raise
+    disk.clean()
     CheckpointStore(path).clean()
     return disk
 

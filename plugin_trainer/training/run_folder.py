@@ -82,6 +82,11 @@ class RunFolder:
         self._lock = lock
         _close_in_forked_processes(lock)
 
+    def clean(self) -> None:
+        """Remove what killed processes left half-written. Only while it is held."""
+        for left in self.path.glob(".*.tmp-*"):
+            left.unlink()
+
     def release(self) -> None:
         """Close what is open and give the lock back."""
         if self._metrics is not None:

@@ -17,6 +17,7 @@ from plugin_trainer.training.checkpoints import (
     CheckpointStore,
     Snapshot,
     name_of,
+    read_model_state,
     read_snapshot,
     read_weights,
     step_of,
@@ -102,6 +103,11 @@ def test_the_average_of_tied_half_precision_weights_is_read_under_all_names(stor
 def test_tensors_in_the_state_come_back(store):
     path = store.save(snapshot(callbacks={"mine": {3: [torch.ones(2)]}}), step=1)
     assert torch.equal(read_snapshot(path).state["callbacks"]["mine"][3][0], torch.ones(2))
+
+
+def test_what_a_module_saves_beside_its_tensors_is_there_for_evaluation_too(store):
+    path = store.save(snapshot(model_extra={"net._extra_state": {"seen": 3}}), step=1)
+    assert read_model_state(path, weights="raw")["net._extra_state"] == {"seen": 3}
 
 
 def test_a_checkpoint_without_an_average_says_so(store):

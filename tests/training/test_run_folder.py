@@ -95,6 +95,7 @@ def test_what_a_run_left_that_died_while_starting_is_no_obstacle(fit, tmp_path):
     (tmp_path / "run" / ".run.json.tmp-1").write_text("{")
     assert fit(length="1 steps").status == "finished"
     assert not (tmp_path / "run" / "assets" / "half.json").exists()
+    assert not list((tmp_path / "run").glob(".*.tmp-*"))
 
 
 def test_a_folder_is_released_however_the_run_ends(fit, toy, tmp_path):

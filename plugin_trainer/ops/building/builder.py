@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,24 +102,33 @@ def obtain(
     load: Callable[[str], None],
     may_build: bool = True,
     force: bool = False,
+    retry: bool = False,
+    carried: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> Obtained:
     """Load the library that the package carries, or one from a cache, or build it there.
 
     load       loads a file into this process; raises OSError if it cannot
     may_build  False: only look
-    force      build though there is one, and though it failed a moment ago
+    force      build though there is one
+    retry      build though it failed a moment ago
+    carried    whether the one in the package may be used
     say        takes one line about what takes long; stderr by default
 
     Raises Unavailable with the reason.
     """
     needs = wanted()
     found, passed_over = None, ""
-    if not force:
+    if carried and not force:
         found, passed_over = _load_prebuilt(needs, load)
     try:
         found = found or _from_cache(
-            needs, load=load, may_build=may_build, force=force, say=say or _to_stderr
+            needs,
+            load=load,
+            may_build=may_build,
+            force=force,
+            retry=retry or force,
+            say=say or _to_stderr,
         )
     except Unavailable as error:
         raise Unavailable(f"{error}; {passed_over}" if passed_over else str(error)) from error
@@ -147,6 +155,7 @@ def _from_cache(
     load: Callable[[str], None],
     may_build: bool,
     force: bool,
+    retry: bool,
     say: Callable[[str], None],
 ) -> Obtained:
     if not force:
@@ -158,11 +167,13 @@ def _from_cache(
     if needs.toolchain is None:
         raise Unavailable(needs.lacking)
     if not may_build:
-        raise Unavailable("they have not been built yet")
+        raise Unavailable("the kernels have not been built yet")
     troubles = []
     for cache in caching.caches():
         try:
-            return _build_in(cache, needs, needs.toolchain, load=load, force=force, say=say)
+            return _build_in(
+                cache, needs, needs.toolchain, load=load, force=force, retry=retry, say=say
+            )
         except (OSError, LockTimeout) as error:
             troubles.append(f"{cache} cannot be used: {error}")
     raise Unavailable("; ".join(troubles) or "there is no folder to build in")
@@ -186,6 +197,7 @@ def _build_in(
     *,
     load: Callable[[str], None],
     force: bool,
+    retry: bool,
     say: Callable[[str], None],
 ) -> Obtained:
     folder = cache / needs.entry_name()
@@ -201,7 +213,7 @@ def _build_in(
         if not owned:
             raise Unavailable(f"{folder / caching.LIBRARY} cannot be loaded")
         caching.sweep(cache)
-        if not force and (failure := caching.recent_failure(folder)) is not None:
+        if not retry and (failure := caching.recent_failure(folder)) is not None:
             raise Unavailable(_in_words(failure, folder))
         entry = _build(folder, needs, toolchain, say=say)
     return Obtained(entry.library, "built", memo.REASONS["built"])
@@ -214,7 +226,7 @@ def _build(
 
     if compiling.is_loaded():
         raise Unavailable("this process has loaded other kernels already")
-    private = Path(tempfile.mkdtemp(prefix=caching.PRIVATE, dir=folder.parent))
+    private = caching.private_folder(folder.parent)
     try:
         say(f"building the kernels, once: about {10 if toolchain.cuda else 3} s")
         try:
@@ -241,7 +253,7 @@ def _build(
 
 
 def _in_words(failure: str, folder: Path) -> str:
-    return f"they could not be built: {failure}\nthe whole log: {caching.log_of(folder)}"
+    return f"the kernels could not be built: {failure}\nthe whole log: {caching.log_of(folder)}"
 
 
 def _to_stderr(line: str) -> None:

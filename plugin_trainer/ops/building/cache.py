@@ -4,7 +4,7 @@
                                 about.json       `how`: the compilers
 <cache>/<what>-<cpu|cuda>-<how>.log              what the compiler said when it failed
 <cache>/found-*                                  what the last search found: memo.py
-<cache>/building-*                               private folders of builds under way, or killed
+<cache>/ptrain-building-*                        private folders of builds under way, or killed
 <cache>/lock
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -26,10 +27,14 @@ from plugin_trainer.ops.building.memo import user_cache
 
 LIBRARY = "libptrain.so"
 ABOUT = "about.json"
-PRIVATE = "building-"
+PRIVATE = "ptrain-building-"
 
 # A failed build is tried again by itself after this long; by `ptrain kernels build` at once.
 _FAILURE_KEPT_S = 3600.0
+# Whoever still needs a library this old builds it once more.
+_KEPT_S = 180 * 24 * 3600.0
+# The folder may be anyone's: nothing else in it is touched.
+_OURS = re.compile(r"[0-9a-f]{16}-(cpu|cuda)-[0-9a-f]{16}(\.log)?|found-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def write_entry(library: Path, folder: Path, about: About) -> Entry:
     The library is moved, not copied: a process that has loaded it keeps the same file. What stands
     in the folder's place, damaged or forced away, goes first.
     """
-    beside = Path(tempfile.mkdtemp(prefix=PRIVATE, dir=folder.parent))
+    beside = private_folder(folder.parent)
     try:
         ready = beside / "ready"
         ready.mkdir()
@@ -98,6 +103,11 @@ def write_entry(library: Path, folder: Path, about: About) -> Entry:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return Entry(folder, about)
+
+
+def private_folder(cache: Path) -> Path:
+    """A new folder of this process alone, on the file system of the cache."""
+    return Path(tempfile.mkdtemp(prefix=f"{PRIVATE}{os.getpid()}-", dir=cache))
 
 
 def sha256_of(path: Path) -> str:
@@ -134,9 +144,16 @@ def _is_private(folder: Path) -> bool:
 
 
 def sweep(cache: Path) -> None:
-    """Remove what killed builds left. Only under the lock: then every private folder is stale."""
-    for folder in cache.glob(f"{PRIVATE}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what killed builds left, and what has not been written for half a year.
+
+    Only under the lock: then every private folder is stale.
+    """
+    oldest = time.time() - _KEPT_S
+    for path in cache.iterdir():
+        with contextlib.suppress(OSError):
+            ours = _OURS.fullmatch(path.name) is not None
+            if path.name.startswith(PRIVATE) or (ours and path.stat().st_mtime < oldest):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def log_of(folder: Path) -> Path:

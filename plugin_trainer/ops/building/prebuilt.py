@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-from plugin_trainer.ops.building.cache import About, Entry, read_entry, write_entry
+from plugin_trainer.ops.building.cache import Entry, read_entry, write_entry
 from plugin_trainer.ops.building.memo import PACKAGE
 
 FOLDER = PACKAGE / "_kernels"
@@ -32,14 +31,18 @@ def find_prebuilt(what: str, *, cuda: bool) -> tuple[Entry | None, str]:
     return entry, ""
 
 
-def write_prebuilt(entry: Entry) -> Path:
+def write_prebuilt(finished: Path) -> Path:
     """Copy a finished library into the package, so that a wheel built afterwards carries it.
+
+    finished  its folder in a cache
 
     Raises OSError if the package cannot be written.
     """
+    entry = read_entry(finished)
+    if entry is None:
+        raise FileNotFoundError(f"there is no sound library in {finished}")
     with tempfile.TemporaryDirectory(prefix=".kernels-", dir=FOLDER.parent) as beside:
         copy = Path(shutil.copy2(entry.library, beside))
-        about: About = replace(entry.about)
-        written = write_entry(copy, FOLDER, about)
+        written = write_entry(copy, FOLDER, entry.about)
     os.chmod(FOLDER, 0o755)  # noqa: PTH101
     return written.library

@@ -5,16 +5,22 @@
 #include "ema.h"
 #include "glue.h"
 #include "info.h"
+#include "probe.h"
+#include "step.h"
 
 using torch::stable::detail::StableLibrary;
 
 STABLE_TORCH_LIBRARY(ptrain, m) {
   ptrain::glue::define_info(m);
   ptrain::glue::define_ema(m);
+  ptrain::glue::define_probe(m);
+  ptrain::glue::define_step(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ptrain, CPU, m) {
   ptrain::glue::implement_ema(m);
+  ptrain::glue::implement_probe(m);
+  ptrain::glue::implement_step(m);
 }
 
 #if PTRAIN_CUDA
@@ -25,4 +31,6 @@ STABLE_TORCH_LIBRARY_IMPL(ptrain, CUDA, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(ptrain, CompositeExplicitAutograd, m) {
   ptrain::glue::implement_info(m);
+  ptrain::glue::implement_ema_plans(m);
+  ptrain::glue::implement_step_everywhere(m);
 }

@@ -1,4 +1,5 @@
-// The moving average against a loop of five lines, for every dtype, awkward sizes and threads.
+// The moving average against a loop of five lines, for every dtype, awkward sizes, layouts and threads, with
+// every instruction set that the processor has.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -10,7 +11,9 @@
 #include <vector>
 
 #include "../core/ema.h"
+#include "../core/isa.h"
 #include "../core/numeric.h"
+#include "../core/probe.h"
 #include "check.h"
 
 using namespace ptrain;
@@ -18,7 +21,13 @@ using namespace ptrain;
 namespace {
 
 const std::vector<std::int64_t> small_sizes = {0, 1, 63, 64, 65, 0, 16384, 16385};
-const std::vector<std::int64_t> awkward_sizes = {0, 1, 63, 64, 65, 1000003, 0, 16384, 16385};
+const std::vector<std::int64_t> awkward_sizes = {0, 1, 63, 64, 65, 200003, 0, 16384, 16385};
+const std::vector<double> decays = {0.0, 0.1, 0.5, 0.999, 1.0};
+
+void update(const std::vector<EmaTensor>& tensors, double decay, ParallelFor parallel_for = serial_for) {
+  const auto count = static_cast<std::int64_t>(tensors.size());
+  ema_update(tensors.data(), ema_starts(tensors.data(), count).data(), count, decay, parallel_for);
+}
 
 // Three threads take the ranges in turn, so that neighbouring chunks run at the same time.
 void threaded_for(std::int64_t count, std::int64_t grain, RangeTask task, void* context) {
@@ -90,7 +99,7 @@ struct Model {
       void* shadow = types[t] == WeightType::float64 ? static_cast<void*>(double_shadows[t].data())
                                                      : static_cast<void*>(shadows[t].data());
       const auto size = static_cast<std::int64_t>(shadows[t].size());
-      tensors.push_back({shadow, weights[t].data(), size, types[t]});
+      tensors.push_back({shadow, weights[t].data(), size, types[t], nullptr});
     }
     return tensors;
   }
@@ -120,7 +129,7 @@ void every_type_matches_the_loop(double decay, const std::vector<std::int64_t>& 
   }
   const Model before = model;
   auto tensors = model.table();
-  ema_update(tensors.data(), static_cast<std::int64_t>(tensors.size()), decay, parallel_for);
+  update(tensors, decay, parallel_for);
   for (std::size_t t = 0; t < tensors.size(); ++t) {
     const WeightType type = model.types[t];
     if (type == WeightType::float64) {
@@ -132,49 +141,211 @@ void every_type_matches_the_loop(double decay, const std::vector<std::int64_t>& 
   }
 }
 
-void threads_change_no_bit() {
+// Every type and size, averaged several times by each way in turn.
+Model averaged(double decay, ParallelFor parallel_for, Isa isa) {
   std::mt19937 random(8);
-  Model serial;
-  for (std::int64_t size : awkward_sizes) serial.add(WeightType::float32, size, random);
-  Model threaded = serial;
-  auto one = serial.table(), many = threaded.table();
-  ema_update(one.data(), static_cast<std::int64_t>(one.size()), 0.999);
-  ema_update(many.data(), static_cast<std::int64_t>(many.size()), 0.999, threaded_for);
-  CHECK(serial.shadows == threaded.shadows, "float32");
+  Model model;
+  for (int type = 0; type < 4; ++type) {
+    for (std::int64_t size : awkward_sizes) model.add(static_cast<WeightType>(type), size, random);
+  }
+  const Isa before = ptrain::isa();
+  use_isa(isa);
+  for (int i = 0; i < 3; ++i) update(model.table(), decay, parallel_for);
+  use_isa(before);
+  return model;
+}
+
+void neither_threads_nor_instruction_sets_change_a_bit() {
+  for (double decay : {0.25, 0.999}) {
+    const Model one = averaged(decay, serial_for, Isa::baseline);
+    for (ParallelFor parallel_for : {ParallelFor(serial_for), ParallelFor(threaded_for)}) {
+      const Model other = averaged(decay, parallel_for, isa());
+      CHECK(one.shadows == other.shadows && one.double_shadows == other.double_shadows, "%s, decay %g",
+            name_of(isa()), decay);
+    }
+  }
+}
+
+// Views into one buffer, beginning at any element: the loops begin with what comes before a whole line.
+void any_alignment_is_right() {
+  for (std::int64_t shift = 0; shift < 20; ++shift) {
+    std::vector<float> shadow(600, 1.0f), weight(600, 3.0f);
+    update({{shadow.data() + shift, weight.data() + 2 * shift, 500, WeightType::float32, nullptr}}, 0.75);
+    for (std::int64_t i = 0; i < 600; ++i) {
+      const float want = i >= shift && i < shift + 500 ? 1.5f : 1.0f;
+      CHECK(shadow[i] == want, "element %d, shift %d: %g", int(i), int(shift), shadow[i]);
+    }
+  }
+}
+
+// Each range of 64 elements is asked for by itself, in disorder: every element must be done once.
+void in_small_pieces(std::int64_t count, std::int64_t /*grain*/, RangeTask task, void* context) {
+  for (std::int64_t i = 1; i < count; i += 2) task(i, i + 1, context);
+  for (std::int64_t i = 0; i < count; i += 2) task(i, i + 1, context);
+}
+
+void every_element_is_done_once_however_the_row_is_cut() {
+  std::vector<std::vector<float>> shadows, weights;
+  std::vector<EmaTensor> tensors;
+  for (std::int64_t size = 0; size < 300; size += 7) {
+    shadows.emplace_back(size, 0.0f);
+    weights.emplace_back(size, 8.0f);
+  }
+  for (std::size_t t = 0; t < shadows.size(); ++t) {
+    tensors.push_back({shadows[t].data(), weights[t].data(), static_cast<std::int64_t>(shadows[t].size()),
+                       WeightType::float32, nullptr});
+  }
+  update(tensors, 0.75, in_small_pieces);
+  for (const auto& shadow : shadows) {
+    for (float value : shadow) CHECK(value == 2.0f, "%g in a tensor of %zu", value, shadow.size());
+  }
+}
+
+// The row may be longer than 2^31, though no memory is that large here: sizes that are never walked stand
+// before a tensor of 8 elements.
+void last_range_only(std::int64_t count, std::int64_t /*grain*/, RangeTask task, void* context) {
+  task(count - 1, count, context);
+}
+
+void indices_are_64_bit() {
+  std::vector<float> shadow(8, 0.0f), weight(8, 8.0f);
+  const EmaTensor huge{nullptr, nullptr, std::int64_t{1} << 40, WeightType::float32, nullptr};
+  update({huge, {shadow.data(), weight.data(), 8, WeightType::float32, nullptr}}, 0.75, last_range_only);
+  CHECK(shadow[0] == 2.0f && shadow[7] == 2.0f, "%g %g", shadow[0], shadow[7]);
+}
+
+void layouts_are_sorted_and_joined() {
+  const auto flat = [](std::vector<std::int64_t> sizes, std::vector<std::int64_t> shadow,
+                       std::vector<std::int64_t> weight) {
+    return ema_layout(sizes.data(), shadow.data(), weight.data(), std::int64_t(sizes.size())).empty();
+  };
+  CHECK(flat({}, {}, {}), "a scalar");
+  CHECK(flat({2, 3, 4}, {12, 4, 1}, {12, 4, 1}), "in order");
+  CHECK(flat({2, 3, 4}, {1, 8, 2}, {1, 8, 2}), "permuted alike");
+  CHECK(flat({2, 1, 4}, {4, 99, 1}, {4, 7, 1}), "the stride of a dimension of one element says nothing");
+  CHECK(flat({2, 0, 4}, {0, 0, 0}, {5, 5, 5}), "empty");
+  CHECK(!flat({2, 3}, {3, 1}, {1, 2}), "transposed");
+  CHECK(!flat({4}, {2}, {2}), "with gaps");
+  CHECK(!flat({4}, {1}, {0}), "expanded");
+  const std::int64_t sizes[] = {4, 3, 2}, shadow[] = {6, 2, 1}, weight[] = {1, 8, 4};
+  const EmaLayout joined = ema_layout(sizes, shadow, weight, 3);
+  CHECK(joined.size() == 2 && joined[0].size == 4 && joined[1].size == 6 && joined[1].weight_stride == 4,
+        "two dimensions become one: %zu", joined.size());
+  CHECK(!overlaps_itself(joined), "a dense shadow");
+  CHECK(overlaps_itself({{3, 0, 1}}) && overlaps_itself({{3, 2, 1}, {4, 1, 3}}), "shared elements");
+  CHECK(!overlaps_itself({{3, 4, 1}, {4, 1, 3}}), "rows side by side");
+}
+
+// weight [5, 7, 3] in another order than its shadow, and expanded; every type, cut anywhere.
+template <typename Shadow, typename Weight>
+void strided_is_right(WeightType type, Shadow want, Weight given, const std::int64_t (&weight_strides)[3]) {
+  const std::int64_t sizes[] = {5, 7, 3}, shadow_strides[] = {42, 6, 2};  // every second element
+  const EmaLayout layout = ema_layout(sizes, shadow_strides, weight_strides, 3);
+  std::vector<Shadow> shadow(210, Shadow(0));
+  std::vector<Weight> weight(105, Weight(0));
+  for (int a = 0; a < 5; ++a) {
+    for (int b = 0; b < 7; ++b) {
+      for (int c = 0; c < 3; ++c) {
+        weight[a * weight_strides[0] + b * weight_strides[1] + c * weight_strides[2]] = given;
+      }
+    }
+  }
+  update({{shadow.data(), weight.data(), 105, type, &layout}}, 0.75, in_small_pieces);
+  for (std::size_t i = 0; i < shadow.size(); ++i) {
+    CHECK(shadow[i] == (i % 2 == 0 ? want : Shadow(0)), "type %d, element %zu", static_cast<int>(type), i);
+  }
+}
+
+void any_strides_are_right() {
+  const std::int64_t some_strides[][3] = {{1, 5, 35}, {3, 15, 1}, {0, 3, 1}};
+  for (const auto& weight : some_strides) {
+    strided_is_right<float, float>(WeightType::float32, 0.25f, 1.0f, weight);
+    strided_is_right<float, std::uint16_t>(WeightType::bfloat16, 0.25f, 0x3f80u, weight);
+    strided_is_right<float, std::uint16_t>(WeightType::float16, 0.25f, 0x3c00u, weight);
+    strided_is_right<double, double>(WeightType::float64, 0.25, 1.0, weight);
+    strided_is_right<std::uint8_t, std::uint8_t>(WeightType::copy8, 200, 200, weight);
+    strided_is_right<std::uint16_t, std::uint16_t>(WeightType::copy16, 60000, 60000, weight);
+    strided_is_right<std::uint32_t, std::uint32_t>(WeightType::copy32, 7, 7, weight);
+    strided_is_right<std::int64_t, std::int64_t>(WeightType::copy64, -7, -7, weight);
+  }
+}
+
+void what_is_copied_keeps_its_bits() {
+  const std::vector<std::int64_t> from = {-1, INT64_MAX, 0, 3};
+  for (int type = 4; type < 8; ++type) {
+    std::vector<std::int64_t> to(4, 0);
+    const std::int64_t bytes = std::int64_t{1} << (type - 4);
+    update({{to.data(), from.data(), 32 / bytes, static_cast<WeightType>(type), nullptr}}, 0.999);
+    CHECK(to == from, "type %d", type);
+  }
 }
 
 void nan_and_infinity_propagate() {
   const float inf = std::numeric_limits<float>::infinity();
-  float shadow[4] = {1.0f, 1.0f, NAN, inf};
-  const float weight[4] = {NAN, inf, 1.0f, 1.0f};
-  const EmaTensor tensor{shadow, weight, 4, WeightType::float32};
-  ema_update(&tensor, 1, 0.999);
-  // The last is inf + 0.001 * (1 - inf), which is NaN here and in torch's lerp.
-  CHECK(std::isnan(shadow[0]) && shadow[1] == inf && std::isnan(shadow[2]) && std::isnan(shadow[3]),
-        "%g %g %g %g", shadow[0], shadow[1], shadow[2], shadow[3]);
-
-  float half_shadow[2] = {1.0f, 1.0f};
-  const std::uint16_t half[2] = {0x7e00u, 0x7c00u};
-  const EmaTensor half_tensor{half_shadow, half, 2, WeightType::float16};
-  ema_update(&half_tensor, 1, 0.999);
-  CHECK(std::isnan(half_shadow[0]) && half_shadow[1] == inf, "%g %g", half_shadow[0],
-        half_shadow[1]);
+  // Twenty of each: in the vectors and in what is left over.
+  for (std::int64_t size : {4, 80}) {
+    std::vector<float> shadow(size), weight(size);
+    for (std::int64_t i = 0; i < size; ++i) {
+      shadow[i] = i % 4 < 2 ? 1.0f : i % 4 == 2 ? NAN : inf;
+      weight[i] = i % 4 == 0 ? NAN : i % 4 == 1 ? inf : 1.0f;
+    }
+    update({{shadow.data(), weight.data(), size, WeightType::float32, nullptr}}, 0.999);
+    for (std::int64_t i = 0; i < size; ++i) {
+      // The last is inf + 0.001 * (1 - inf), which is NaN here and in torch's lerp.
+      CHECK(i % 4 == 1 ? shadow[i] == inf : std::isnan(shadow[i]), "element %d: %g", int(i), shadow[i]);
+    }
+    for (WeightType type : {WeightType::float16, WeightType::bfloat16}) {
+      const bool half = type == WeightType::float16;
+      std::vector<float> half_shadow(size, 1.0f);
+      std::vector<std::uint16_t> bits(size);
+      for (std::int64_t i = 0; i < size; ++i) {
+        bits[i] = i % 2 ? (half ? 0x7c00u : 0x7f80u) : (half ? 0x7e00u : 0x7fc0u);
+      }
+      update({{half_shadow.data(), bits.data(), size, type, nullptr}}, 0.999);
+      for (std::int64_t i = 0; i < size; ++i) {
+        CHECK(i % 2 ? half_shadow[i] == inf : std::isnan(half_shadow[i]), "element %d: %g", int(i),
+              half_shadow[i]);
+      }
+    }
+  }
 }
 
 void a_decay_of_zero_copies_and_of_one_keeps() {
-  float shadow[2] = {1e8f, 3.0f};
-  const float weight[2] = {1.25f, -7.5f};
-  const EmaTensor tensor{shadow, weight, 2, WeightType::float32};
-  ema_update(&tensor, 1, 1.0);
-  CHECK(shadow[0] == 1e8f && shadow[1] == 3.0f, "%g %g", shadow[0], shadow[1]);
-  ema_update(&tensor, 1, 0.0);
-  CHECK(shadow[0] == 1.25f && shadow[1] == -7.5f, "%g %g", shadow[0], shadow[1]);
+  for (std::int64_t size : {2, 100}) {
+    std::vector<float> shadow(size, 1e8f);
+    const std::vector<float> weight(size, 1.25f);
+    update({{shadow.data(), weight.data(), size, WeightType::float32, nullptr}}, 1.0);
+    CHECK(shadow == std::vector<float>(size, 1e8f), "%g", shadow[0]);
+    update({{shadow.data(), weight.data(), size, WeightType::float32, nullptr}}, 0.0);
+    CHECK(shadow == weight, "%g", shadow[0]);
+  }
 }
 
 void nothing_at_all_is_allowed() {
-  ema_update(nullptr, 0, 0.999);
-  const EmaTensor empty{nullptr, nullptr, 0, WeightType::bfloat16};
-  ema_update(&empty, 1, 0.999, threaded_for);
+  update({}, 0.999);
+  update({{nullptr, nullptr, 0, WeightType::bfloat16, nullptr}}, 0.999, threaded_for);
+}
+
+// All 65536 bit patterns, as the loops read them: a decay of 0 makes the shadow the weight.
+void every_16_bit_pattern_is_averaged_right() {
+  for (WeightType type : {WeightType::float16, WeightType::bfloat16}) {
+    std::vector<std::uint16_t> bits(65536);
+    std::vector<float> shadow(65536, 0.0f);
+    for (std::size_t i = 0; i < bits.size(); ++i) bits[i] = static_cast<std::uint16_t>(i);
+    update({{shadow.data(), bits.data(), 65536, type, nullptr}}, 0.0);
+    for (std::size_t i = 0; i < bits.size(); ++i) {
+      const float want = type == WeightType::float16 ? float_from_float16(bits[i])
+                                                     : float_from_bfloat16(bits[i]);
+      const bool finite = std::isfinite(want);
+      CHECK(finite ? shadow[i] == want : std::isnan(shadow[i]), "0x%04zx: %g, not %g", i, shadow[i], want);
+    }
+  }
+}
+
+void the_probe_updates_every_element() {
+  std::vector<float> x(100003, 2.0f), y(100003, 3.0f);
+  probe_update(x.data(), y.data(), 100003, threaded_for);
+  CHECK(x == std::vector<float>(100003, 4.0f), "%g", x[0]);
 }
 
 // All 65536 bit patterns of float16, against its definition.
@@ -199,16 +370,30 @@ void every_float16_is_read_right() {
 }  // namespace
 
 int main() {
-  for (double decay : {0.0, 0.1, 0.5, 1.0}) {
-    every_type_matches_the_loop(decay, small_sizes, serial_for);
-  }
-  every_type_matches_the_loop(0.999, awkward_sizes, serial_for);
-  every_type_matches_the_loop(0.999, small_sizes, threaded_for);
-  threads_change_no_bit();
-  nan_and_infinity_propagate();
-  a_decay_of_zero_copies_and_of_one_keeps();
-  nothing_at_all_is_allowed();
   every_float16_is_read_right();
-  if (failures == 0) std::puts("test_ema: all checks passed");
+  layouts_are_sorted_and_joined();
+  const Isa best = isa();
+  for (Isa wanted : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (wanted > best) continue;
+    use_isa(wanted);
+    for (double decay : decays) every_type_matches_the_loop(decay, small_sizes, serial_for);
+    every_type_matches_the_loop(0.999, awkward_sizes, threaded_for);
+    neither_threads_nor_instruction_sets_change_a_bit();
+    any_alignment_is_right();
+    every_element_is_done_once_however_the_row_is_cut();
+    indices_are_64_bit();
+    any_strides_are_right();
+    what_is_copied_keeps_its_bits();
+    nan_and_infinity_propagate();
+    a_decay_of_zero_copies_and_of_one_keeps();
+    nothing_at_all_is_allowed();
+    every_16_bit_pattern_is_averaged_right();
+    the_probe_updates_every_element();
+    if (failures != 0) {
+      std::fprintf(stderr, "with %s\n", name_of(wanted));
+      return 1;
+    }
+  }
+  std::printf("test_ema: all checks passed, up to %s\n", name_of(best));
   return failures == 0 ? 0 : 1;
 }

@@ -1,0 +1,24 @@
+// The memory probe as an op: `probe_update`.
+#pragma once
+
+#include "../core/probe.h"
+#include "glue.h"
+
+namespace ptrain::glue {
+
+inline void define_probe(StableLibrary& m) { m.def("probe_update(Tensor(a!) x, Tensor y) -> ()"); }
+
+inline void probe_update_op(Tensor x, Tensor y) {
+  for (const Tensor* tensor : {&x, &y}) {
+    if (tensor->scalar_type() != ScalarType::Float || !tensor->is_contiguous() || !tensor->is_cpu()) {
+      fail("probe_update: x and y must be contiguous torch.float32 tensors on the CPU");
+    }
+  }
+  if (x.numel() != y.numel()) fail("probe_update: x and y differ in size");
+  probe_update(static_cast<float*>(x.mutable_data_ptr()),
+               static_cast<const float*>(y.const_data_ptr()), x.numel(), torch_for);
+}
+
+inline void implement_probe(StableLibrary& m) { m.impl("probe_update", TORCH_BOX(&probe_update_op)); }
+
+}  // namespace ptrain::glue

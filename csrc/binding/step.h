@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <memory>
@@ -35,7 +36,8 @@ inline void define_step(StableLibrary& m) {
   m.def("step_set_gradients(int plan, Tensor[] gradients, int[] places) -> ()");
   m.def("step_norm(int plan) -> Tensor");
   m.def(
-      "step_apply_(int plan, Tensor hyper, Tensor? norm, float max_norm, bool zero_grads) -> ()");
+      "step_apply_(int plan, Tensor hyper, Tensor? norm, float max_norm, bool average, bool zero_grads) "
+      "-> ()");
   m.def("step_free_plan(int plan) -> ()");
 }
 
@@ -286,14 +288,20 @@ inline StepTensor step_tensor(const StepLists& lists, std::size_t i, const Tenso
   };
 }
 
-// Runs the kernel, unless the norm is not finite.
+// Runs the kernel, unless the norm is not finite: then no more than the zeroing is done.
 inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
                      const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
                      double max_norm, bool zero_grads) {
   double clip = 1.0;
   if (norm.has_value()) {
     const double value = read_norm(op, *norm);
-    if (!std::isfinite(value)) return;
+    if (!std::isfinite(value)) {
+      for (const StepTensor& tensor : tensors) {
+        if (!zero_grads || tensor.gradient == nullptr) continue;
+        std::memset(tensor.gradient, 0, static_cast<std::size_t>(tensor.size * bytes_of(tensor.type)));
+      }
+      return;
+    }
     clip = clip_factor(value, max_norm);
   }
   fused_step(tensors.data(), static_cast<std::int64_t>(tensors.size()), groups.data(), clip, zero_grads,
@@ -431,13 +439,19 @@ inline Tensor step_norm_op(std::int64_t id) {
 }
 
 inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> norm, double max_norm,
-                          bool zero_grads) {
+                          bool average, bool zero_grads) {
   const char* op = "step_apply_";
   const auto plan = find_step_plan(id);
   const std::vector<StepGroup> groups = step_groups(op, hyper);
   require_groups(op, plan->lists, groups.size());
   refresh(*plan);
-  run_step(op, plan->table, groups, norm, max_norm, zero_grads);
+  if (average) {
+    run_step(op, plan->table, groups, norm, max_norm, zero_grads);
+  } else {
+    std::vector<StepTensor> table = plan->table;
+    for (StepTensor& tensor : table) tensor.shadow = nullptr;
+    run_step(op, table, groups, norm, max_norm, zero_grads);
+  }
   for (std::optional<Tensor>& original : plan->originals) {
     if (zero_grads && original.has_value()) torch::stable::zero_(*original);
   }

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from plugin_trainer.ops.ema import ema_decay, ema_update_
 from plugin_trainer.ops.halting import HaltingExit, HaltingLoss, halting_exit, halting_loss
+from plugin_trainer.ops.norm import grad_norm
+from plugin_trainer.ops.step import FusedAdamW, fused_step_
 
 __all__ = [
+    "FusedAdamW",
     "HaltingExit",
     "HaltingLoss",
     "ema_decay",
     "ema_update_",
+    "fused_step_",
+    "grad_norm",
     "halting_exit",
     "halting_loss",
 ]

@@ -1,0 +1,454 @@
+"""FusedAdamW: torch.optim.AdamW whose step also clips and averages, in one pass over memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim import optimizer as torch_optimizer
+
+from plugin_trainer.ops.norm import joined
+from plugin_trainer.ops.norm import native as norm_native
+from plugin_trainer.ops.step import native, reference
+from plugin_trainer.ops.step.inputs import (
+    check_gradient,
+    check_param,
+    check_shadow,
+    is_dense,
+    same_order,
+    state_dtype,
+)
+
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+# Other ways of doing the same step. A state dict may carry any of them: they change no result.
+_WAYS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
+# Other steps.
+_VARIANTS = ("amsgrad", "maximize")
+
+
+class _Plan(Protocol):
+    def set_gradients(self, gradients: Sequence[Tensor | None]) -> None: ...
+    def drop_gradients(self) -> None: ...
+    def norm(self) -> Tensor: ...
+    def apply(
+        self, hyper: Tensor, norm: Tensor, *, max_norm: float, average: bool, zero_grads: bool
+    ) -> None: ...
+
+
+class FusedAdamW(torch.optim.AdamW):
+    """torch.optim.AdamW with clipping by the norm of all gradients and a moving average.
+
+    params, lr, betas, eps, weight_decay
+                 as torch.optim.AdamW takes them. Parameters: float32, float64, bfloat16, float16
+    max_norm     the gradients of all parameters together are scaled down to this norm; 0: not
+    zero_grads   also set the gradients to zero, in the same pass; then `zero_grad` is not needed
+
+    A step whose norm is not finite changes nothing and is not counted (zero_grads aside); on a
+    device the host does not read the norm to know. Results equal clip_grad_norm_, AdamW and a
+    moving average one after another up to rounding. The moments of 16-bit parameters are float32.
+
+    grad_norm      the norm at the last step, before clipping: 0-dim, float64; NaN before the first
+    average_decay  the decay of the attached average at the next step, in [0, 1]; None: it rests
+
+    State dicts are those of torch.optim.AdamW, and can be loaded from it and into it. As with
+    torch's optimizers, loading does not copy tensors that fit already. State tensors may be changed
+    in place; who puts others in their place calls `load_state_dict`, or `forget_plans` after.
+
+    Raises ValueError for what it does not do: amsgrad, maximize, and the arguments that choose one
+    of torch's implementations (foreach, fused, capturable, differentiable).
+    """
+
+    _plans: list[tuple[_Plan, list[int]]]  # each with the places of its parameters
+    _planned: list[Tensor] | None  # all parameters, group after group
+    _stateless: list[int]  # the places of those that have had no gradient yet
+    _witness: tuple[Any, ...]
+    _held: list[Tensor] | None  # the gradients that the plans hold
+    _gathered: list[Tensor] | None  # the parameters of the step that is half done
+
+    def __init__(
+        self,
+        params: torch_optimizer.ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        max_norm: float = 0.0,
+        zero_grads: bool = False,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        _refuse_options(
+            "the constructor", amsgrad=amsgrad, maximize=maximize, foreach=foreach,
+            capturable=capturable, differentiable=differentiable, fused=fused,
+        )  # fmt: skip
+        self.max_norm = _checked_max_norm(max_norm)
+        self.zero_grads = zero_grads
+        self.average_decay: float | None = None
+        self.grad_norm = torch.full((), math.nan, dtype=torch.float64)
+        self._shadow_of: dict[Tensor, Tensor] = {}
+        self._keeps_grads = zero_grads
+        self.forget_plans()
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+    # The step.
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step with `max_norm`, `average_decay`, `zero_grads`; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._apply(
+            self.measure(), max_norm=self.max_norm, decay=self.average_decay,
+            zero_grads=self.zero_grads,
+        )  # fmt: skip
+        return loss
+
+    @torch.no_grad()
+    def measure(self) -> Tensor:
+        """Gathers the gradients and returns their norm, 0-dim float64: the first half of a step.
+
+        Raises ValueError, naming the group and the position, if a gradient cannot be used.
+        """
+        self._gather()
+        self.grad_norm = joined([plan.norm() for plan, _ in self._plans])
+        return self.grad_norm
+
+    def apply(
+        self,
+        norm: Tensor,
+        *,
+        max_norm: float | None = None,
+        decay: float | None = None,
+        zero_grads: bool | None = None,
+    ) -> None:
+        """The second half: steps with the gradients that `measure` gathered and with this norm.
+
+        norm        0-dim float64; if it is not finite, nothing is written
+        max_norm    in place of the attribute; 0: no clipping
+        decay       of the attached average; None: it rests
+        zero_grads  in place of the attribute
+
+        This is a step: its hooks run, and schedulers take it for one.
+        """
+        for pre in chain(_global_hooks("pre"), self._optimizer_step_pre_hooks.values()):
+            pre(self, (self,), {})
+        self._apply(
+            norm,
+            max_norm=self.max_norm if max_norm is None else _checked_max_norm(max_norm),
+            decay=decay,
+            zero_grads=self.zero_grads if zero_grads is None else zero_grads,
+        )
+        self._opt_called = True  # what torch's schedulers look for to know that a step was taken
+        for post in chain(self._optimizer_step_post_hooks.values(), _global_hooks("post")):
+            post(self, (self,), {})
+
+    @torch.no_grad()
+    def _apply(
+        self, norm: Tensor, *, max_norm: float, decay: float | None, zero_grads: bool
+    ) -> None:
+        if self._gathered is None:
+            raise ValueError("there is nothing to apply; call measure() first, then apply(norm)")
+        if norm.dtype != torch.float64 or norm.numel() != 1:
+            raise ValueError(
+                f"norm is {norm.dtype} of shape {tuple(norm.shape)}; give what measure() returned"
+            )
+        if decay is not None:
+            if not self._shadow_of:
+                raise ValueError(f"decay is {decay}, but there is no average; attach_average first")
+            if not 0.0 <= decay <= 1.0:
+                raise ValueError(f"decay is {decay}; it must be between 0 and 1")
+        hyper = torch.tensor(
+            [_hyper_row(group, decay) for group in self.param_groups], dtype=torch.float64
+        )
+        for plan, _ in self._plans:
+            plan.apply(
+                hyper, norm, max_norm=max_norm, average=decay is not None, zero_grads=zero_grads
+            )
+        # So that autograd notices a backward through weights that have changed since.
+        torch.autograd.graph.increment_version(self._gathered)
+        self._keeps_grads = zero_grads or self._keeps_grads
+        if not self._keeps_grads:
+            self._drop_gradients()
+        self._gathered = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As torch's. With set_to_none=False the gradients are held from step to step."""
+        self._keeps_grads = not set_to_none
+        if set_to_none:
+            self._drop_gradients()
+        super().zero_grad(set_to_none)
+
+    # The average.
+
+    def attach_average(self, shadow_of: Mapping[Tensor, Tensor]) -> None:
+        """From now on a step moves these averages too, when it is given a decay.
+
+        shadow_of  for each parameter to average its shadow, float32 (float64 for float64), of the
+                   same shape and device; in place of those attached before. {} takes them off
+
+        A parameter without a gradient is averaged too: it only did not move. Raises ValueError if a
+        shadow does not fit or if a parameter is not in this optimizer.
+        """
+        places = {param: place for place, param in self._places()}
+        for param, shadow in shadow_of.items():
+            if param not in places:
+                raise ValueError(
+                    f"a shadow of shape {tuple(shadow.shape)} is for a parameter that is not in "
+                    "this optimizer"
+                )
+            check_shadow(f"the shadow of {places[param]}", shadow, param)
+        self._shadow_of = dict(shadow_of)
+        self.forget_plans()
+
+    # Plans: the tensors of one device, as the kernels know them. Made at the first step and when the
+    # set of tensors has changed.
+
+    def forget_plans(self) -> None:
+        """Looks at all parameters and states anew at the next step."""
+        self._plans = []
+        self._planned = None
+        self._stateless = []
+        self._witness = ()
+        self._held = None
+        self._gathered = None
+
+    def _gather(self) -> None:
+        if self._planned is None or not self._is_current():
+            self._plan()
+        assert self._planned is not None
+        gradients = [param.grad for param in self._planned]
+        some = [gradient for gradient in gradients if gradient is not None]
+        fresh = [place for place in self._stateless if gradients[place] is not None]
+        if fresh:
+            for place in fresh:
+                self._create_state(place)
+            self._plan()
+        held = self._held
+        if (
+            held is None
+            or len(held) != len(some)
+            or len(some) != len(gradients)
+            or not all(map(is_, held, some))
+        ):
+            self._set_gradients(gradients)
+            self._held = some
+        complete = len(some) == len(gradients)
+        self._gathered = (
+            self._planned
+            if complete
+            else [p for p, g in zip(self._planned, gradients, strict=True) if g is not None]
+        )
+
+    def _set_gradients(self, gradients: list[Tensor | None]) -> None:
+        try:
+            for plan, places in self._plans:
+                if isinstance(plan, reference.Plan):
+                    self._check_gradients(gradients)
+                plan.set_gradients([gradients[place] for place in places])
+        except RuntimeError:
+            self._held = None
+            self._check_gradients(gradients)  # says it with the parameter's group and position
+            raise
+
+    def _check_gradients(self, gradients: list[Tensor | None]) -> None:
+        for (name, param), gradient in zip(self._places(), gradients, strict=True):
+            if gradient is not None:
+                check_gradient(f"the gradient of {name}", gradient, param)
+
+    def _drop_gradients(self) -> None:
+        if self._held is not None:
+            self._held = None
+            for plan, _ in self._plans:
+                plan.drop_gradients()
+
+    def _places(self) -> list[tuple[str, Tensor]]:
+        return [
+            (f"parameter {i} of group {g}", param)
+            for g, group in enumerate(self.param_groups)
+            for i, param in enumerate(group["params"])
+        ]
+
+    def _is_current(self) -> bool:
+        """Whether the plans hold what the optimizer holds: looked at where it costs nothing."""
+        return all(map(is_, self._witness, self._witnessed()))
+
+    def _witnessed(self) -> tuple[Any, ...]:
+        """Changes if the state is replaced as a whole, or that of the first parameter is."""
+        first: dict[str, Any] = next(iter(self.state.values()), {})
+        counts = (len(self.state), *(len(group["params"]) for group in self.param_groups))
+        return (self.state, first, *(first.get(key) for key in _STATE), *counts)
+
+    def _create_state(self, place: int) -> None:
+        name, param = self._places()[place]
+        gradient = param.grad
+        assert gradient is not None
+        check_gradient(f"the gradient of {name}", gradient, param)
+        dtype = state_dtype(param.dtype)
+        self.state[param] = {
+            "step": torch.zeros((), dtype=torch.float32, device=param.device),
+            "exp_avg": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format),
+        }
+
+    def _adopt_state(self, param: Tensor) -> None:
+        """Brings a state that came from elsewhere into the form that the kernels want."""
+        state = self.state[param]
+        state["step"] = state["step"].to(dtype=torch.float32, device=param.device).reshape(())
+        for key in ("exp_avg", "exp_avg_sq"):
+            fit = state[key].to(dtype=state_dtype(param.dtype), device=param.device)
+            if is_dense(param) and not (is_dense(fit) and same_order(fit, param)):
+                fit = torch.empty_like(param, dtype=fit.dtype).copy_(fit)
+            state[key] = fit
+
+    def _plan(self) -> None:
+        self.forget_plans()
+        self._planned = [param for _, param in self._places()]
+        groups = [g for g, group in enumerate(self.param_groups) for _ in group["params"]]
+        parts: dict[tuple[torch.device, bool], list[int]] = {}
+        for place, param in enumerate(self._planned):
+            if self.state.get(param):
+                self._adopt_state(param)
+            else:
+                self._stateless.append(place)
+            compiled = norm_native.available(param.device.type) and self._is_for_kernels(param)
+            parts.setdefault((param.device, compiled), []).append(place)
+        nothing = torch.empty(0)
+        for (_, compiled), places in parts.items():
+            params = [self._planned[place] for place in places]
+            states = [self.state.get(param) or {} for param in params]
+            make: type[native.Plan] | type[reference.Plan] = (
+                native.Plan if compiled else reference.Plan
+            )
+            plan = make(
+                params,
+                [state.get("exp_avg", nothing) for state in states],
+                [state.get("exp_avg_sq", nothing) for state in states],
+                [state.get("step", nothing) for state in states],
+                [self._shadow_of.get(param, nothing) for param in params]
+                if self._shadow_of
+                else [],
+                [groups[place] for place in places],
+            )
+            self._plans.append((plan, places))
+        self._witness = self._witnessed()
+
+    def _is_for_kernels(self, param: Tensor) -> bool:
+        shadow = self._shadow_of.get(param)
+        return is_dense(param) and (
+            shadow is None or (is_dense(shadow) and same_order(shadow, param))
+        )
+
+    # What torch's optimizers offer besides the step.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; refuses, by group and position, parameters that cannot be stepped."""
+        _refuse_options(
+            f"group {len(self.param_groups)}",
+            **{key: param_group.get(key) for key in (*_VARIANTS, *_WAYS)},
+        )
+        super().add_param_group(param_group)
+        self.forget_plans()
+        group = len(self.param_groups) - 1
+        try:
+            for i, param in enumerate(self.param_groups[-1]["params"]):
+                name = f"parameter {i} of group {group}"
+                check_param(name, param)
+                if torch.utils._python_dispatch.is_traceable_wrapper_subclass(param):
+                    raise ValueError(
+                        f"{name} is a {type(param).__name__}, not a plain tensor; "
+                        "use torch.optim.AdamW"
+                    )
+        except ValueError:
+            del self.param_groups[-1]
+            raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; from any AdamW. Keeps float32 moments of 16-bit parameters as they are."""
+        seen: dict[str, Any] = {}
+
+        def look(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+            for g, group in enumerate(loaded["param_groups"]):
+                _refuse_options(f"group {g}", **{key: group.get(key) for key in _VARIANTS})
+            seen.update(loaded)
+
+        def keep(_: torch.optim.Optimizer) -> None:
+            self._keep_loaded(seen)
+
+        hooks = (
+            self.register_load_state_dict_pre_hook(look),
+            self.register_load_state_dict_post_hook(keep, prepend=True),
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _keep_loaded(self, loaded: dict[str, Any]) -> None:
+        # torch casts a state to its parameter's dtype: 16 bits are too few for it.
+        indices: Iterable[Any] = chain.from_iterable(g["params"] for g in loaded["param_groups"])
+        for index, (_, param) in zip(indices, self._places(), strict=True):
+            saved = loaded["state"].get(index)
+            if saved and param.dtype in (torch.bfloat16, torch.float16):
+                for key in ("exp_avg", "exp_avg_sq"):
+                    self.state[param][key] = saved[key].to(dtype=torch.float32, device=param.device)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.forget_plans()
+        for group in self.param_groups:
+            group.update(_WAYS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            **super().__getstate__(),
+            "max_norm": self.max_norm,
+            "zero_grads": self.zero_grads,
+            "average_decay": self.average_decay,
+            "grad_norm": self.grad_norm,
+            "_shadow_of": self._shadow_of,
+            "_keeps_grads": self._keeps_grads,
+        }
+
+
+def _global_hooks(kind: str) -> Iterable[Any]:
+    hooks: dict[int, Any] = getattr(torch_optimizer, f"_global_optimizer_{kind}_hooks", {})
+    return hooks.values()
+
+
+def _hyper_row(group: dict[str, Any], decay: float | None) -> tuple[float, ...]:
+    beta1, beta2 = group["betas"]
+    return (
+        float(group["lr"]),
+        float(beta1),
+        float(beta2),
+        float(group["eps"]),
+        float(group["weight_decay"]),
+        1.0 if decay is None else decay,
+    )
+
+
+def _refuse_options(where: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            instead = (
+                "torch.optim.AdamW has it" if name in _VARIANTS else "it has one implementation"
+            )
+            raise ValueError(f"FusedAdamW cannot do {name}={value!r} (in {where}): {instead}")
+
+
+def _checked_max_norm(max_norm: float) -> float:
+    if not max_norm >= 0.0:
+        raise ValueError(f"max_norm is {max_norm}; it must be 0 (no clipping) or more")
+    return float(max_norm)

@@ -19,6 +19,7 @@ import torch
 
 import plugin_trainer
 from plugin_trainer.cli.main import main
+from plugin_trainer.ops.building.memo import user_cache
 
 HOOKS = """
     from plugin_trainer.specs import ModelSpec
@@ -28,6 +29,10 @@ HOOKS = """
     def ptrain_models():
         return [ModelSpec(name="base", target="{package}.model:Model", default=True)]
 """
+
+# Tests that have a home of their own share the machine's kernels, rather than build them each.
+if (cache := user_cache()) is not None:
+    os.environ["PTRAIN_KERNELS_CACHE"] = cache
 
 # A shell that runs the tests in the background has switched Ctrl-C off for them and for every
 # process they start: tests that send it would wait in vain.

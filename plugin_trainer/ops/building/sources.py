@@ -10,12 +10,9 @@ from pathlib import Path
 
 from plugin_trainer.ops.building.memo import PACKAGE
 
-# What takes part, by folder. Headers count for the digest, whoever includes them.
-_SUFFIXES = {
-    "core": (".cpp", ".h", ".inl"),
-    "binding": (".cpp", ".h"),
-    "cuda": (".cu", ".cuh", ".h"),
-}
+# What takes part. Headers count for the digest, whoever includes them.
+FOLDERS = ("core", "binding", "cuda")
+_SUFFIXES = (".cpp", ".cu", ".h", ".cuh", ".inl")
 
 
 @dataclass(frozen=True)
@@ -32,9 +29,12 @@ class Sources:
     digest: str
 
     def to_compile(self, *, cuda: bool) -> list[str]:
-        """Absolute paths of the translation units. One name may not occur twice in a library."""
-        suffixes = (".cpp", ".cu") if cuda else (".cpp",)
-        return [str(self.folder / file) for file in self.files if file.endswith(suffixes)]
+        """Absolute paths of the translation units. No two may have one name: ema.cpp, ema.cu."""
+        return [
+            str(self.folder / file)
+            for file in self.files
+            if file.endswith((".cpp", ".cu")) and (cuda or not file.startswith("cuda/"))
+        ]
 
 
 def find_sources(folders: Iterable[Path] | None = None) -> Sources | None:
@@ -51,12 +51,12 @@ def find_sources(folders: Iterable[Path] | None = None) -> Sources | None:
 def _read(folder: Path) -> Sources:
     # Plain strings and os calls: this runs before the first step of every process (0.3 ms of 1).
     files = []
-    for part, suffixes in _SUFFIXES.items():
+    for part in FOLDERS:
         try:
             names = os.listdir(folder / part)  # noqa: PTH208
         except FileNotFoundError:
             continue
-        files += [f"{part}/{name}" for name in names if name.endswith(suffixes)]
+        files += [f"{part}/{name}" for name in names if name.endswith(_SUFFIXES)]
     files.sort()
     digest = hashlib.sha256()
     for file in files:

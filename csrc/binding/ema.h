@@ -71,6 +71,20 @@ inline bool ema_type(ScalarType shadow, ScalarType weight, WeightType* type) {
   return shadow == weight;
 }
 
+// Where a tensor's memory ends, seen from where it begins.
+struct Extent {
+  std::int64_t bytes;  // from the first element to past the last
+  bool dense;          // no gaps between
+};
+
+inline Extent extent_of(const Form& form, std::int64_t elements) {
+  if (elements == 0) return {0, true};
+  std::int64_t last = 0;
+  for (std::int64_t d = 0; d < form.dimensions; ++d) last += (form.sizes[d] - 1) * form.strides[d];
+  const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
+  return {(last + 1) * width, last + 1 == elements};
+}
+
 // The pairs of a call, checked: nothing has been written when one is refused.
 class EmaPairs {
  public:
@@ -99,18 +113,11 @@ class EmaPairs {
 
   std::vector<std::int64_t> starts;
   std::vector<std::unique_ptr<EmaLayout>> layouts;
-  std::vector<std::int64_t> shadow_reach, weight_reach;  // bytes from the first element past the last
+  std::vector<Extent> shadow_extents, weight_extents;
 };
 
 inline std::string named(const char* op, const char* what, std::size_t i) {
   return std::string(op) + ": " + what + " " + std::to_string(i);
-}
-
-// Bytes from a tensor's first element to past its last; it has elements.
-inline std::int64_t reach_of(const Form& form) {
-  std::int64_t last = 0;
-  for (std::int64_t d = 0; d < form.dimensions; ++d) last += (form.sizes[d] - 1) * form.strides[d];
-  return (last + 1) * static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
 }
 
 inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, const Tensor& weight) {
@@ -143,15 +150,15 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
     tensor.shadow = shadow.mutable_data_ptr();
     tensor.weight = weight.const_data_ptr();
   }
-  shadow_reach.push_back(tensor.size > 0 ? reach_of(of_shadow) : 0);
-  weight_reach.push_back(tensor.size > 0 ? reach_of(of_weight) : 0);
+  shadow_extents.push_back(extent_of(of_shadow, tensor.size));
+  weight_extents.push_back(extent_of(of_weight, tensor.size));
   table.push_back(tensor);
   sizes.push_back(tensor.size);
 }
 
 // A pair that comes again (tied weights) is updated once. Two shadows that begin at the same place, and
-// any overlap between flat pairs, are refused; of others (two columns of one matrix, say) it is not known
-// without trying all elements, and nothing worse can come of it than a value averaged twice.
+// any overlap of tensors without gaps, are refused. Of others (two columns of one matrix, say) it is not
+// known without trying all elements, and nothing worse can come of it than a value averaged twice.
 inline void EmaPairs::check_memory(const char* op) {
   struct Part {
     const char* begin;
@@ -163,13 +170,13 @@ inline void EmaPairs::check_memory(const char* op) {
   for (std::size_t i = 0; i < table.size(); ++i) {
     const auto* begin = static_cast<const char*>(table[i].shadow);
     table[i].size = sizes[i];
-    if (sizes[i] > 0) parts.push_back({begin, begin + shadow_reach[i], i});
+    if (sizes[i] > 0) parts.push_back({begin, begin + shadow_extents[i].bytes, i});
   }
   std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
     return a.begin != b.begin ? a.begin < b.begin : a.pair < b.pair;
   });
-  std::vector<Part> flat;  // the flat shadows, by address, each once
-  flat.reserve(parts.size());
+  std::vector<Part> dense;  // the shadows without gaps, by address, each once
+  dense.reserve(parts.size());
   const Part* before = nullptr;
   for (const Part& part : parts) {
     EmaTensor& tensor = table[part.pair];
@@ -182,11 +189,11 @@ inline void EmaPairs::check_memory(const char* op) {
       continue;
     }
     before = &part;
-    if (tensor.layout != nullptr) continue;
-    if (!flat.empty() && part.begin < flat.back().end) {
-      fail(named(op, "shadow", part.pair) + " overlaps shadow " + std::to_string(flat.back().pair));
+    if (!shadow_extents[part.pair].dense) continue;
+    if (!dense.empty() && part.begin < dense.back().end) {
+      fail(named(op, "shadow", part.pair) + " overlaps shadow " + std::to_string(dense.back().pair));
     }
-    flat.push_back(part);
+    dense.push_back(part);
   }
   for (std::size_t i = 0; i < table.size(); ++i) {
     if (table[i].size == 0) continue;
@@ -194,11 +201,11 @@ inline void EmaPairs::check_memory(const char* op) {
     if (table[i].shadow == begin) {
       fail(named(op, "shadow", i) + " shares its memory with its weight");
     }
-    if (table[i].layout != nullptr) continue;
-    auto next = std::upper_bound(flat.begin(), flat.end(), begin,
+    if (!weight_extents[i].dense) continue;
+    auto next = std::upper_bound(dense.begin(), dense.end(), begin,
                                  [](const char* at, const Part& part) { return at < part.begin; });
-    if (next != flat.begin() && begin < next[-1].end) --next;
-    if (next != flat.end() && next->begin < begin + weight_reach[i]) {
+    if (next != dense.begin() && begin < next[-1].end) --next;
+    if (next != dense.end() && next->begin < begin + weight_extents[i].bytes) {
       fail(named(op, "weight", i) + " overlaps shadow " + std::to_string(next->pair));
     }
   }

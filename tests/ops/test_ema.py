@@ -66,6 +66,7 @@ def test_integer_and_bool_tensors_are_copied(dtype):
 
 
 def test_a_large_model_in_bfloat16_is_converted_in_groups(monkeypatch):
+    monkeypatch.setenv("PTRAIN_KERNELS", "off")
     converted, copy = [], torch._foreach_copy_
 
     def spy(targets, sources):
@@ -139,6 +140,7 @@ def test_no_tensors_at_all_are_allowed():
 
 
 SHARED = torch.ones(2)
+FLAT, WEIGHTS = torch.zeros(8), torch.ones(8)
 REFUSED = {
     "length": ([torch.zeros(2)], [], "1 shadows for 0 weights"),
     "shape": (
@@ -151,6 +153,23 @@ REFUSED = {
     "integer": ([torch.zeros(2)], [torch.ones(2).long()], "shadow 0 is torch.float32"),
     "itself": ([SHARED.detach()], [SHARED], r"weight.clone\(\)"),
     "twice": ([SHARED, SHARED], [torch.ones(2), torch.ones(2)], "shadow 1 was already given"),
+    "part": (
+        [FLAT[:4], FLAT[:2]],
+        [WEIGHTS[:4], WEIGHTS[:2]],
+        "shadow 1 was already given",
+    ),
+    "shadows": (
+        [torch.zeros(2), FLAT[:4], FLAT[3:6]],
+        [torch.ones(2), torch.ones(4), torch.ones(3)],
+        "shadow 2 overlaps shadow 1",
+    ),
+    "weight": ([FLAT[:4], FLAT[4:6]], [torch.ones(4), FLAT[1:3]], "weight 1 overlaps shadow 0"),
+    "transposed": (
+        [FLAT[:6].view(2, 3).T, FLAT[5:7]],
+        [torch.ones(3, 2), torch.ones(2)],
+        "shadow 1 overlaps shadow 0",
+    ),
+    "expanded": ([torch.zeros(1).expand(3)], [torch.ones(3)], "shadow 0 .*contiguous"),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.ops import library
-from plugin_trainer.ops.ema import reference
+from plugin_trainer.ops.ema import native, reference
 
 __all__ = ["PreparedEma", "ema_decay", "ema_update_", "shadow_dtype"]
 
@@ -58,41 +60,130 @@ def ema_update_(
     decay    in [0, 1]; a 0-dim tensor on a device is used there and never read by the host. Give it
              in float64: 1 - 0.999 in float32 is off by 1.3e-5 of itself
 
-    A pair that is given twice (tied weights) is updated once. What is not finite stays so.
+    A pair that is given twice (tied weights) is updated once. What is not finite stays so. Inside
+    torch.compile it is one op in the graph; give the decay as a tensor there if it changes.
 
     Raises ValueError, naming the index, if a pair does not match in shape, device or dtype, if a
-    shadow is the weight itself, or if one shadow is given for two different weights; nothing is
-    changed then.
+    shadow shares memory with a weight, with another shadow or within itself, or if one shadow is
+    given for two different weights; nothing is changed then.
     """
-    PreparedEma(shadows, weights)(decay)
+    decay = _checked_decay(decay)
+    _check_count(shadows, weights)
+    if torch.compiler.is_compiling():
+        _update_in_graph_(shadows, weights, decay)
+        return
+    compiled = library.find() is not None and not isinstance(decay, Tensor)
+    if not (compiled and native.update_(list(shadows), list(weights), decay)):
+        PreparedEma(shadows, weights)(decay)
 
 
 class PreparedEma:
     """`ema_update_` of the same tensors again and again: the pairs are checked and sorted once.
 
     The tensors are held, not their memory: what they are set to later is what is averaged. Raises
-    as `ema_update_` does, for the pairs when it is made and for the decay when it is called.
+    as `ema_update_` does, for the pairs when it is made and for the decay when it is called; also
+    for the pairs when it is called, if a tensor has got another shape or dtype since.
     """
 
     def __init__(self, shadows: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
-        if len(shadows) != len(weights):
-            raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
-        self._groups = reference.grouped(_checked_pairs(shadows, weights))
-        self._ema_update_ = (library.find() or reference).ema_update_
+        _check_count(shadows, weights)
+        self._shadows, self._weights = list(shadows), list(weights)
+        self._prepare()
 
     def __call__(self, decay: float | Tensor) -> None:
         """shadow <- decay * shadow + (1 - decay) * weight, in place, for every pair."""
-        _check_decay(decay)
-        with torch.no_grad():
-            self._ema_update_(self._groups, decay=decay)
+        decay = _checked_decay(decay)
+        if torch.compiler.is_compiling():
+            _update_in_graph_(self._shadows, self._weights, decay)
+            return
+        if self._plan is not None:
+            value = float(decay)
+            try:
+                self._plan.update(value)
+            except RuntimeError:  # a tensor is not what it was
+                self._prepare()
+                self._plan.update(value)
+        if self._groups:
+            with torch.no_grad():
+                reference.ema_update_(self._groups, decay=decay)
+
+    def _prepare(self) -> None:
+        """What the kernels take goes into a plan, the rest into the groups of the reference."""
+        pairs = list(zip(self._shadows, self._weights, strict=True))
+        compiled = library.find() is not None
+        taken = [compiled and native.takes(*pair) for pair in pairs]
+        self._plan = None
+        if any(taken):
+            try:
+                self._plan = native.Plan(
+                    [pair[0] for pair, is_taken in zip(pairs, taken, strict=True) if is_taken],
+                    [pair[1] for pair, is_taken in zip(pairs, taken, strict=True) if is_taken],
+                )
+            except RuntimeError:
+                _checked_pairs(self._shadows, self._weights)  # raises, in words, with the index
+                raise
+        if all(taken):
+            self._groups: list[reference.Group] = []
+        else:
+            checked = _checked_pairs(self._shadows, self._weights)
+            rest = [pair for pair in checked if not (compiled and native.takes(*pair))]
+            self._groups = reference.grouped(rest)
+
+    def __reduce__(self) -> tuple[type[PreparedEma], tuple[list[Tensor], list[Tensor]]]:
+        """Copies and pickles are made anew of their own tensors: a plan is of this process."""
+        return PreparedEma, (self._shadows, self._weights)
 
 
-def _check_decay(decay: float | Tensor) -> None:
+def _update_in_graph_(
+    shadows: Sequence[Tensor], weights: Sequence[Tensor], decay: float | Tensor
+) -> None:
+    """What torch.compile traces: decided by dtypes and devices alone, as no memory is there yet."""
+    compiled = _is_compiled() and not isinstance(decay, Tensor)
+    taken: list[tuple[Tensor, Tensor]] = []
+    rest: list[tuple[Tensor, Tensor]] = []
+    for index, (shadow, weight) in enumerate(zip(shadows, weights, strict=True)):
+        _check_pair(index, shadow, weight)
+        some = taken if compiled and _is_taken_in_graph(weight) else rest
+        if not any(shadow is other and weight is its for other, its in some):
+            some.append((shadow, weight))
+    with torch.no_grad():
+        if taken and not isinstance(decay, Tensor):
+            torch.ops.ptrain.ema_update_(
+                [shadow for shadow, _ in taken], [weight for _, weight in taken], decay
+            )
+        reference.ema_update_(reference.grouped(rest), decay=decay)
+
+
+# Dynamo must not look into how the library is found.
+@torch.compiler.assume_constant_result
+def _is_compiled() -> bool:
+    return library.find() is not None
+
+
+def _is_taken_in_graph(weight: Tensor) -> bool:
+    return weight.dtype in native.DTYPES and weight.device.type == "cpu"
+
+
+def _checked_decay(decay: float | Tensor) -> float | Tensor:
+    """A number where the host has it; only a tensor on a device, or in a graph, stays one."""
     if isinstance(decay, Tensor):
         if decay.dim() != 0:
             raise ValueError(f"decay is a tensor of shape {tuple(decay.shape)}; it must be 0-dim")
-    elif not (math.isfinite(decay) and 0.0 <= decay <= 1.0):
+        if decay.device.type != "cpu" or torch.compiler.is_compiling():
+            return decay
+        decay = decay.item()
+    _check_decay(decay)
+    return decay
+
+
+def _check_decay(decay: float) -> None:
+    if not (math.isfinite(decay) and 0.0 <= decay <= 1.0):
         raise ValueError(f"decay is {decay}; it must be between 0 and 1, usually 0.99 to 0.9999")
+
+
+def _check_count(shadows: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    if len(shadows) != len(weights):
+        raise ValueError(f"{len(shadows)} shadows for {len(weights)} weights")
 
 
 def _checked_pairs(
@@ -100,11 +191,9 @@ def _checked_pairs(
 ) -> list[tuple[Tensor, Tensor]]:
     """The pairs to update, each once."""
     pairs: dict[int, tuple[Tensor, Tensor]] = {}
+    indices: dict[int, int] = {}
     for index, (shadow, weight) in enumerate(zip(shadows, weights, strict=True)):
-        if shadow.shape != weight.shape or shadow.device != weight.device:
-            raise ValueError(_mismatch(index, shadow, weight))
-        if shadow.dtype != _SHADOW_DTYPES.get(weight.dtype, weight.dtype):
-            raise ValueError(_wrong_dtype(index, shadow, weight))
+        _check_pair(index, shadow, weight)
         address = shadow.data_ptr()
         if address == 0:  # empty
             continue
@@ -112,10 +201,67 @@ def _checked_pairs(
             raise ValueError(
                 f"shadow {index} shares its memory with its weight; make it a copy: weight.clone()"
             )
-        _, first = pairs.setdefault(address, (shadow, weight))
-        if first is not weight and first.data_ptr() != weight.data_ptr():
+        first_shadow, first = pairs.setdefault(address, (shadow, weight))
+        indices.setdefault(address, index)
+        if first is not weight and (
+            first.data_ptr() != weight.data_ptr() or first_shadow.shape != shadow.shape
+        ):
             raise ValueError(f"shadow {index} was already given, for another weight")
+    _refuse_overlaps([(indices[address], *pair) for address, pair in pairs.items()])
     return list(pairs.values())
+
+
+def _check_pair(index: int, shadow: Tensor, weight: Tensor) -> None:
+    if shadow.shape != weight.shape or shadow.device != weight.device:
+        raise ValueError(_mismatch(index, shadow, weight))
+    if shadow.dtype != _SHADOW_DTYPES.get(weight.dtype, weight.dtype):
+        raise ValueError(_wrong_dtype(index, shadow, weight))
+
+
+def _refuse_overlaps(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:
+    """Of tensors without gaps; whether two with gaps meet is not known without trying all elements.
+
+    pairs  index, shadow, weight
+    """
+    spans = []  # begin, end, index of the shadows, by address
+    for index, shadow, _ in pairs:
+        if any(
+            step == 0 and size > 1 for step, size in zip(shadow.stride(), shadow.shape, strict=True)
+        ):
+            raise ValueError(
+                f"shadow {index} is expanded: its elements share memory; make it .contiguous()"
+            )
+        if _is_dense(shadow):
+            spans.append((*_span(shadow), index))
+    spans.sort()
+    for (_, end, one), (begin, _, other) in itertools.pairwise(spans):
+        if begin < end:
+            raise ValueError(f"shadow {max(one, other)} overlaps shadow {min(one, other)}")
+    begins = [begin for begin, _, _ in spans]
+    for index, _, weight in pairs:
+        if _is_dense(weight):
+            begin, end = _span(weight)
+            # Of the shadows that begin before it ends, the last is the one that can meet it.
+            place = bisect.bisect_left(begins, end) - 1
+            if place >= 0 and spans[place][1] > begin:
+                raise ValueError(f"weight {index} overlaps shadow {spans[place][2]}")
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.is_contiguous() or _reach(tensor) == tensor.numel()
+
+
+def _reach(tensor: Tensor) -> int:
+    """Elements from the first to past the last in memory."""
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    return 1 + sum((size - 1) * stride for size, stride in steps)
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    begin = tensor.data_ptr()
+    return begin, begin + tensor.numel() * tensor.element_size()
 
 
 def _mismatch(index: int, shadow: Tensor, weight: Tensor) -> str:

@@ -38,7 +38,8 @@ def ema_update_(groups: Sequence[Group], *, decay: float | Tensor) -> None:
 
 def _lerp_(shadows: list[Tensor], weights: list[Tensor], decay: float | Tensor) -> None:
     device = shadows[0].device
-    if isinstance(decay, Tensor) and decay.device == device and device.type != "cpu":
+    in_graph = torch.compiler.is_compiling()
+    if isinstance(decay, Tensor) and decay.device == device and (device.type != "cpu" or in_graph):
         # torch._foreach_lerp_ would read the tensor on the host; a 0-dim factor of mul stays there.
         step = torch._foreach_sub(weights, shadows)
         torch._foreach_mul_(step, 1.0 - decay)

@@ -147,9 +147,12 @@ def _locate(*, build: bool) -> tuple[Compiled | None, str]:
 
 def _look(*, build: bool) -> tuple[Compiled | None, str]:
     if os.environ.get(GIVEN):
-        return _given(os.environ[GIVEN]), f"{GIVEN} names it"
-    if hasattr(torch.ops.ptrain, "has_cuda"):
-        return _compiled("", "given"), "it was loaded before anybody asked"
+        return _given(os.environ[GIVEN]), f"compiled kernels that {GIVEN} names"
+    if _is_loaded():
+        named = [path for path in torch.ops.loaded_libraries if "ptrain" in Path(path).name]
+        return _compiled(
+            next(iter(named), ""), "given"
+        ), "compiled kernels that were loaded before anybody asked"
     if (known := memo.recall()) is not None:
         with contextlib.suppress(OSError):
             torch.ops.load_library(known.path)
@@ -164,6 +167,10 @@ def _look(*, build: bool) -> tuple[Compiled | None, str]:
     except Unavailable as error:
         return None, str(error)
     return _compiled(str(found.path), found.origin), found.reason
+
+
+def _is_loaded() -> bool:
+    return hasattr(torch.ops.ptrain, "has_cuda")
 
 
 def _given(path: str) -> Compiled:

@@ -25,9 +25,9 @@ CACHE_VARIABLE = "PTRAIN_KERNELS_CACHE"
 _VARIABLES = ("CXX", "CC", "PATH", "CUDA_HOME", "CUDA_PATH", "TORCH_CUDA_ARCH_LIST")
 
 REASONS = {
-    "prebuilt": "the package carries it",
-    "cached": "it was built before",
-    "built": "it was built now",
+    "prebuilt": "compiled kernels that the package carries",
+    "cached": "compiled kernels that were built before",
+    "built": "compiled kernels, built now",
 }
 """Why a library of that origin is used."""
 

@@ -105,7 +105,7 @@ def _file() -> str | None:
 
 
 def _stamp(library: str, programs: Sequence[str]) -> str:
-    """The status of every file that decides: sources, compilers, the carried library, this one."""
+    """The status of every file that decides: sources, flags, compilers, libraries."""
     seen = []
     for top in (f"{PACKAGE}/_csrc", f"{PACKAGE.parent}/csrc"):
         for part in ("core", "binding", "cuda"):
@@ -114,7 +114,8 @@ def _stamp(library: str, programs: Sequence[str]) -> str:
                     seen += [(entry.path, *_status(entry.stat())) for entry in entries]
             except FileNotFoundError:
                 continue
-    for path in (*programs, library, f"{PACKAGE}/_kernels/about.json"):
+    flags, carried = f"{PACKAGE}/ops/building/toolchain.py", f"{PACKAGE}/_kernels/about.json"
+    for path in (*programs, library, flags, carried):
         try:
             seen.append((path, *_status(os.stat(path))))  # noqa: PTH116
         except FileNotFoundError:

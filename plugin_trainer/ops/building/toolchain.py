@@ -32,7 +32,8 @@ _FLAGS = (
 )
 _CUDA_FLAGS = ("-std=c++20", "-O3", "-Xcompiler", "-fvisibility=hidden")
 # The library must name torch's libraries itself: Python loads them where it would not see them.
-_LINK_LINUX = ("-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-Wl,--as-needed")
+# C++'s own comes first: torch's export copies of its templates, without versions.
+_LINK_LINUX = ("-lstdc++", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-Wl,--as-needed")
 _LINK_OTHER = ("-ltorch", "-ltorch_cpu")
 # The static runtime: no tie to the CUDA version that torch was built with.
 _LINK_CUDA = ("-lcudart_static", "-ldl", "-lrt", "-lpthread")

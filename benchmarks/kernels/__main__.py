@@ -85,7 +85,7 @@ def _measure_here(name: str, rounds: int, device: str, file: Path) -> None:
 
 
 def _print(name: str, values: dict[str, Any], *, as_markdown: bool) -> None:
-    section = _section(values)
+    section = Section.of(values)
     if as_markdown:
         lines = [*show.goals_in_markdown(section.goals), "", *show.markdown(section)]
     else:
@@ -97,17 +97,13 @@ def write_into(page: Path, found: dict[str, dict[str, Any]]) -> None:
     """Replace the tables of these sections in a page: the goals first, the figures further down."""
     text = page.read_text(encoding="utf-8")
     for name, values in found.items():
-        section = _section(values)
+        section = Section.of(values)
         text = show.put_into(
             text, f"{name} goals", "\n".join(show.goals_in_markdown(section.goals))
         )
         about = textwrap.wrap(f"{values['machine']}.", show.WIDTH)
         text = show.put_into(text, name, "\n".join([*about, "", *show.markdown(section)]))
     page.write_text(text, encoding="utf-8")
-
-
-def _section(values: dict[str, Any]) -> Section:
-    return Section.of(values)
 
 
 if __name__ == "__main__":

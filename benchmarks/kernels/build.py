@@ -29,7 +29,7 @@ def find_s(cache: Path) -> tuple[float, str]:
     done = subprocess.run(
         [sys.executable, "-c", FIND],
         env={**os.environ, "PTRAIN_KERNELS_CACHE": str(cache), "PTRAIN_KERNELS": "require"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )

@@ -79,8 +79,6 @@ def _markdown(
     heads: Sequence[str], rows: Sequence[Sequence[str]], *, figures: bool = True
 ) -> Iterable[str]:
     yield f"| {' | '.join(heads)} |"
-    yield f"|---|{'---:|' if figures else '---|'}".replace("\n", "") + (
-        ("---:|" if figures else "---|") * (len(heads) - 2)
-    )
+    yield "|---|" + ("---:|" if figures else "---|") * (len(heads) - 1)
     for row in rows:
         yield f"| {' | '.join(row)} |".replace("|  |", "| |")

@@ -1,8 +1,7 @@
 """A whole training step of an encoder with an exit at every block, with and without the kernels.
 
-The encoder has MiniLM-L6's shape, from its configuration and random; a batch is 8 texts of 32 tokens.
-All variants begin at the same weights and see the same batch; dropout is off, so that they can be
-compared.
+The encoder has MiniLM-L6's shape, and random weights; a batch is 8 texts of 32 tokens. All variants
+begin at the same weights and see the same batch; dropout is off, so that they can be compared.
 """
 
 from __future__ import annotations

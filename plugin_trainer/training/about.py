@@ -14,6 +14,7 @@ import torch
 
 import plugin_trainer
 from plugin_trainer.configuration import Configuration
+from plugin_trainer.ops import library
 from plugin_trainer.training.code_state import code_of_object, code_of_plugin
 from plugin_trainer.training.run import Run
 
@@ -38,6 +39,8 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "precision": run.precision.name,
             "guard": type(run.guard).__name__,
+            "step": run.update.name,
+            "kernels": library.status().reason,
         },
         "git": git_state(Path.cwd()),
     }

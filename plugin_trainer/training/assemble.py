@@ -47,6 +47,7 @@ from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.snapshots import restore
+from plugin_trainer.training.update import build_update
 
 Resume = Literal["never", "auto"]
 
@@ -201,6 +202,8 @@ def _run(
             hint="do not call model.half(): autocast computes in float16 by itself",
         )
     loaders = evaluation_loaders(data)
+    guard = build_guard(optimizer, device, scaler)
+    ema = _ema(settings, model)
     return Run(
         settings=settings,
         model=model,
@@ -215,9 +218,12 @@ def _run(
         precision=precision,
         scaler=scaler,
         optimizer=optimizer,
-        guard=build_guard(optimizer, device, scaler),
+        guard=guard,
+        update=build_update(
+            optimizer, max_norm=settings.optimizer.max_grad_norm, ema=ema, guard=guard
+        ),
         schedule=_schedule(configuration, optimizer, plan, evaluates="val" in loaders),
-        ema=_ema(settings, model),
+        ema=ema,
         hooks=make_hooks(configuration, callbacks=callbacks),
         stream=stream,
         loaders=loaders,

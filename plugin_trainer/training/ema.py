@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,13 +42,44 @@ class Ema:
             if not isinstance(tensor, nn.Parameter)
         }
         self.shadow = {name: _shadow_of(tensor) for name, tensor in averaged.items()}
-        self._update = PreparedEma(list(self.shadow.values()), self._weights)
+        self._lent: set[int] = set()  # places among the weights
+        self._prepare()
+
+    def _prepare(self) -> None:
+        shadows = list(self.shadow.values())
+        rest = [place for place in range(len(shadows)) if place not in self._lent]
+        self._update = PreparedEma(shadows, self._weights)
+        self._update_rest = PreparedEma(
+            [shadows[place] for place in rest], [self._weights[place] for place in rest]
+        )
 
     def update(self) -> None:
         """Move the average towards the weights; once after each optimizer step."""
         self._follow_buffers()
-        decay = ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
-        self._update(decay)
+        self._update(self.next_decay)
+        self.updates += 1
+
+    @property
+    def next_decay(self) -> float:
+        """The decay of the next update."""
+        return ema_decay(self.updates, decay=self._decay, warmup=self._warmup)
+
+    def lend(self, parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+        """The averages of these parameters, for a fused step that moves them itself.
+
+        Such a step calls `update_the_rest` in place of `update`.
+        """
+        place_of = {weight: place for place, weight in enumerate(self._weights)}
+        shadows = list(self.shadow.values())
+        lent = {p: place_of[p] for p in parameters if p in place_of}
+        self._lent = set(lent.values())
+        self._prepare()
+        return {parameter: shadows[place] for parameter, place in lent.items()}
+
+    def update_the_rest(self, decay: float) -> None:
+        """Move what was not lent, the buffers among it, and count the update."""
+        self._follow_buffers()
+        self._update_rest(decay)
         self.updates += 1
 
     @contextmanager
@@ -108,7 +139,7 @@ class Ema:
             dtype = shadow_dtype(tensor.dtype)
             if (shadow.shape, shadow.device, shadow.dtype) != (tensor.shape, tensor.device, dtype):
                 self.shadow[names[place]] = _shadow_of(tensor)  # there is no average of the two
-        self._update = PreparedEma(list(self.shadow.values()), self._weights)
+        self._prepare()
 
 
 def _owner(model: nn.Module, buffer: str) -> tuple[dict[str, Tensor | None], str]:

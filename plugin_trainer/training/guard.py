@@ -2,9 +2,9 @@
 
 Three guards, for what each costs. `AtOnce` looks at every step before the weights move: on a CPU
 that is free, on a device one host read a step. `Latched` is for optimizers that take a flag on the
-device (torch's fused ones): from the first bad step on, the flag masks every update, and the host
-looks at it only when something is logged or saved. `Scaled` is for fp16, where gradients that
-overflow are a matter of course: such a step is skipped and the loss scale lowered.
+device (torch's fused ones and ours): from the first bad step on, the flag masks every update, and
+the host looks at it only when something is logged or saved. `Scaled` is for fp16, where gradients
+that overflow are a matter of course: such a step is skipped and the loss scale lowered.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from plugin_trainer.data.batches import IGNORED_LABEL
 from plugin_trainer.errors import NonFiniteError
+from plugin_trainer.ops import FusedAdamW
 from plugin_trainer.outcome import StepOutcome
 
 # A run that neither logs nor saves is looked at this often, so that what is kept stays small.
@@ -78,11 +79,11 @@ class Latched:
     skipped = 0
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-        self._found = torch.zeros((), device=device)
+        self.found = torch.zeros((), device=device)
         self._one = torch.ones((), device=device)
         self._since: list[tuple[int, StepOutcome, Tensor]] = []
         # What torch's fused optimizers look for: they leave everything as it is where it is 1.
-        optimizer.grad_scale, optimizer.found_inf = None, self._found
+        optimizer.grad_scale, optimizer.found_inf = None, self.found
 
     def passes(self, outcome: StepOutcome, grad_norm: Tensor, *, step: int) -> bool:
         """Set the flag, on the device, if the step is not finite."""
@@ -90,7 +91,7 @@ class Latched:
         if total.dtype not in _NUMPY_HAS:
             total = total.float()
         # In one launch: found = 1 where `total` is not finite, and otherwise as it was.
-        torch._amp_foreach_non_finite_check_and_unscale_([total], self._found, self._one)
+        torch._amp_foreach_non_finite_check_and_unscale_([total], self.found, self._one)
         kept = StepOutcome(outcome.loss.detach(), count=outcome.count)
         self._since.append((step, kept, grad_norm))
         if len(self._since) >= _AT_MOST:
@@ -100,7 +101,7 @@ class Latched:
     def settle(self) -> None:
         """Read the flag; raise NonFiniteError with the first step that set it."""
         since, self._since = self._since, []
-        if not since or not self._found.item():
+        if not since or not self.found.item():
             return
         for step, outcome, grad_norm in since:
             if not math.isfinite((outcome.loss + grad_norm).item()):
@@ -162,7 +163,8 @@ def build_guard(
     """The cheapest guard that this optimizer and this device allow."""
     if scaler is not None:
         return Scaled(scaler)
-    if device.type != "cpu" and getattr(optimizer, "_step_supports_amp_scaling", False):
+    takes_flag = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if device.type != "cpu" and (takes_flag or isinstance(optimizer, FusedAdamW)):
         return Latched(optimizer, device)
     return AtOnce()
 

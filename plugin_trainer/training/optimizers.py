@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from plugin_trainer.errors import Problem, PtrainError, SettingsError
+from plugin_trainer.ops import FusedAdamW
 from plugin_trainer.registry.building import import_target, wrong_keywords
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
+from plugin_trainer.training.one_pass import why_not_in_one_pass
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -72,12 +74,17 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
         label = f"optimizer {cls.__name__}"
         raise SettingsError([Problem(label, f"optimizer.settings.{k}", text) for k, text in wrong])
     try:
-        return cls(groups, lr=settings.learning_rate, **options)
+        optimizer = cls(groups, lr=settings.learning_rate, **options)
     except (TypeError, ValueError, RuntimeError) as error:
         raise PtrainError(
             f"the optimizer {cls.__name__} refuses its settings: {error}",
             hint="see optimizer.settings in the run file",
         ) from error
+    if why_not_in_one_pass(optimizer):
+        return optimizer
+    options.pop("fused", None)
+    groups = _groups(decayed, exempt, settings, pattern_of)  # torch has put its own options in
+    return FusedAdamW(groups, lr=settings.learning_rate, **options)
 
 
 def _groups(
@@ -243,8 +250,12 @@ def optimizer_state(
 
 
 def class_name(thing: object) -> str:
-    """The full name of an object's class."""
-    return f"{type(thing).__module__}:{type(thing).__qualname__}"
+    """The full name of an object's class.
+
+    AdamW in one pass goes by torch's name: a checkpoint of either is one for the other.
+    """
+    cls = torch.optim.AdamW if isinstance(thing, FusedAdamW) else type(thing)
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def load_optimizer_state(

@@ -29,6 +29,7 @@ from plugin_trainer.training.run_folder import RunFolder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
+from plugin_trainer.training.update import Update
 
 Cadence = Recurrence | EpochEnds | None
 
@@ -66,6 +67,7 @@ class Run:
     scaler: torch.amp.GradScaler | None
     optimizer: torch.optim.Optimizer
     guard: Guard
+    update: Update
     schedule: Schedule
     ema: Ema | None
     hooks: RunHooks

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from plugin_trainer.data.batches import move_batch
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.gradients import clip_to_norm
 from plugin_trainer.training.meter import sum_of_means
 
 if TYPE_CHECKING:
@@ -39,18 +38,15 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     for parameter in parameters:
         parameter.grad = None
     outcome, divisor = _backward(run, micro_batches)
-    with torch.no_grad():
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if divisor is not None:
-            torch._foreach_div_(gradients, divisor)
-        run.grad_norm = clip_to_norm(gradients, max_norm=run.settings.optimizer.max_grad_norm)
+    if divisor is not None:
+        with torch.no_grad():
+            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
+    run.grad_norm = run.update.measure()
     run.stopwatch.lap("forward_backward")
     if run.guard.passes(outcome, run.grad_norm, step=run.progress.step + 1):
         run.sound = False
-        run.optimizer.step()
+        run.update.apply(run.grad_norm)
         run.schedule.step()
-        if run.ema is not None:
-            run.ema.update()
     return outcome
 
 

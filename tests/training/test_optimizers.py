@@ -184,10 +184,14 @@ def test_further_settings_reach_the_optimizer():
     assert optimizer.param_groups[0]["eps"] == 1e-4
 
 
+def test_without_the_kernels_adamw_takes_torchs_fused_way(monkeypatch):
+    monkeypatch.setenv("PTRAIN_KERNELS", "off")
+    assert build_optimizer(nn.Linear(2, 2), OptimizerSettings()).defaults["fused"]
+
+
 def test_another_way_of_stepping_than_the_fused_one_can_be_chosen(fit):
     optimizer = build_optimizer(nn.Linear(2, 2), OptimizerSettings(settings={"foreach": True}))
     assert optimizer.defaults["foreach"] and not optimizer.defaults["fused"]
-    assert build_optimizer(nn.Linear(2, 2), OptimizerSettings()).defaults["fused"]
     assert fit(optimizer={"settings": {"foreach": True}}).step == 6
 
 

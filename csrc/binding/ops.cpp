@@ -4,6 +4,7 @@
 // which look at the tensors' device themselves. Ops that take no tensor are registered for every backend.
 #include "ema.h"
 #include "glue.h"
+#include "halting.h"
 #include "info.h"
 #include "probe.h"
 #include "step.h"
@@ -13,12 +14,14 @@ using torch::stable::detail::StableLibrary;
 STABLE_TORCH_LIBRARY(ptrain, m) {
   ptrain::glue::define_info(m);
   ptrain::glue::define_ema(m);
+  ptrain::glue::define_halting(m);
   ptrain::glue::define_probe(m);
   ptrain::glue::define_step(m);
 }
 
 STABLE_TORCH_LIBRARY_IMPL(ptrain, CPU, m) {
   ptrain::glue::implement_ema(m);
+  ptrain::glue::implement_halting(m);
   ptrain::glue::implement_probe(m);
   ptrain::glue::implement_step(m);
 }

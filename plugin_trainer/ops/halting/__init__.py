@@ -4,29 +4,33 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from plugin_trainer.ops import library
-from plugin_trainer.ops.halting import reference
-from plugin_trainer.ops.halting.autograd import HaltingFunction
+from plugin_trainer.ops.halting import native, reference
+from plugin_trainer.ops.halting.composed import composed_loss
 from plugin_trainer.ops.halting.inputs import (
+    OUTPUTS,
+    Count,
     PerBlock,
+    Settings,
     as_NUTC,
+    bits_of,
     check_choices,
+    check_inplace,
     check_mask,
     check_pair,
-    per_block,
-    regularised_units,
 )
 from plugin_trainer.ops.halting.reference import accumulation_dtype
-from plugin_trainer.ops.halting.targets import class_targets
 
 __all__ = ["HaltingExit", "HaltingLoss", "halting_exit", "halting_loss"]
 
-Count: TypeAlias = float | Tensor
+ALL_OUTPUTS = tuple(OUTPUTS)
+ALL_BITS = bits_of(ALL_OUTPUTS)
 
 
 class HaltingLoss(NamedTuple):
@@ -41,7 +45,8 @@ class HaltingLoss(NamedTuple):
     exit_weights  [N, *units], w_n: what block n weighs in the answer, summing to 1; detached
 
     The first four are 0-dim. With reduction="none", task_loss and supervision have the shape of the
-    rows, regulariser and loss that of the halting units (a unit's loss sums over its tokens).
+    rows, regulariser and loss that of the halting units (a unit's loss sums over its tokens). A
+    by-product that was not asked for has no elements.
     """
 
     loss: Tensor
@@ -82,6 +87,8 @@ def halting_loss(
     reduction: Literal["mean", "sum", "none"] = "mean",
     normalizer: Count | tuple[Count, Count] | None = None,
     empty: Literal["nan", "zero"] = "nan",
+    outputs: Sequence[str] = ALL_OUTPUTS,
+    inplace: bool = False,
 ) -> HaltingLoss:
     """Cross-entropy of the answer accumulated over all blocks, plus the price of going on.
 
@@ -115,54 +122,46 @@ def halting_loss(
                      micro-batches add up to the big batch; a pair gives (rows, units) when they
                      differ
     empty            a mean over nothing is NaN, as cross_entropy's, or "zero"
+    outputs          the by-products to make, of "log_answer", "halting_p" and "exit_weights";
+                     default all. () saves their memory
+    inplace          write the gradient by the logits over the logits: no memory is needed for it.
+                     Do not use the logits afterwards; whoever saved them for backward is told. They
+                     must be no leaf that requires grad, and dense. `loss` alone can be
+                     differentiated, and once. Logits that require no grad hold the gradient of
+                     `loss` after the call. The reference and torch.compile ignore it
+
+    Compiled kernels compute both gradients in the forward pass, in one pass over the logits.
 
     Raises ValueError for shapes, dtypes and settings that do not fit, IndexError for a label that
-    is no class (on a CPU; elsewhere the loss is NaN, for the host does not look).
+    is no class (on a CPU; elsewhere the loss is NaN, for the host does not look), RuntimeError in a
+    backward pass that asks for what cannot be had: a second derivative, or see inplace.
     """
-    check_pair(logits, halting_logits)
     check_choices(tau, label_smoothing, reduction, normalizer, empty)
-    blocks, rows, units = logits.shape[0], logits.shape[1:-1], halting_logits.shape[1:]
-    dtype = accumulation_dtype(logits, halting_logits)
-    logits_NUTC = as_NUTC(logits, halting_logits)
-    targets = class_targets(
-        labels,
-        logits_NUTC,
-        rows=rows,
-        ignore_index=ignore_index,
-        class_weight=class_weight,
-        label_smoothing=label_smoothing,
-        dtype=dtype,
+    settings = Settings(
+        tau,
+        alpha,
+        beta,
+        eta,
+        ignore_index,
+        class_weight,
+        label_smoothing,
+        reg_mask,
+        reduction,
+        normalizer,
+        empty,
     )
-    out = HaltingFunction.apply(
-        logits_NUTC,
-        halting_logits.flatten(1),
-        targets.weight_UTC,
-        per_block(1.0 if alpha is None else alpha, "alpha", logits, dtype),
-        per_block(0.0 if beta is None else beta, "beta", logits, dtype),
-        None if eta is None else per_block(eta, "eta", logits, dtype),
-    )
-    task_UT, supervision_UT, regulariser_U, log_answer_UTC, p_NU, w_NU = out
-    counted_U = regularised_units(reg_mask, targets.labelled_UT, rows, units)
-    regulariser_U = torch.where(counted_U, regulariser_U, 0.0)
-    if reduction == "none":
-        loss = (task_UT + supervision_UT).sum(-1).reshape(units)
-        parts = task_UT.reshape(rows), supervision_UT.reshape(rows), regulariser_U.reshape(units)
-    else:
-        row_count, unit_count = _denominators(
-            reduction, normalizer, empty, targets.row_UT, counted_U.to(dtype)
+    wanted = ALL_BITS if outputs is ALL_OUTPUTS else bits_of(outputs)
+    if inplace:
+        check_inplace(logits, reduction)
+    if library.find() is not None and native.takes(logits, halting_logits, labels, settings):
+        return HaltingLoss(
+            *native.loss(logits, halting_logits, labels, settings, wanted=wanted, inplace=inplace)
         )
-        task_loss, supervision = task_UT.sum() / row_count, supervision_UT.sum() / row_count
-        loss = task_loss + supervision
-        parts = task_loss, supervision, regulariser_U.sum() / unit_count
-    if tau != 0.0:
-        loss = loss + tau * parts[2]
-    return HaltingLoss(
-        loss,
-        *parts,
-        log_answer=log_answer_UTC.reshape(logits.shape[1:]),
-        halting_p=p_NU.reshape(blocks, *units),
-        exit_weights=w_NU.reshape(blocks, *units),
-    )
+    result = HaltingLoss(*composed_loss(logits, halting_logits, labels, settings))
+    if wanted == ALL_BITS:
+        return result
+    left_out = {name: result.loss.new_empty(0) for name, bit in OUTPUTS.items() if not wanted & bit}
+    return result._replace(**left_out)
 
 
 @torch.no_grad()
@@ -198,11 +197,14 @@ def halting_exit(
     if not 0.0 <= delta <= 1.0:
         raise ValueError(f"delta is {delta}; it goes from 0 (lossless) to 1")
     rows, units = logits.shape[1:-1], halting_logits.shape[1:]
-    logits_NUTC = as_NUTC(logits, halting_logits)
     if valid is not None:
         check_mask("valid", valid, [rows])
+    if library.find() is not None and native.takes_exit(logits, halting_logits):
+        return HaltingExit(*native.exits(logits, halting_logits, valid, delta))
+    logits_NUTC = as_NUTC(logits, halting_logits)
+    if valid is not None:
         valid = valid.reshape(logits_NUTC.shape[1:-1])
-    exit_block_U, log_answer_UTC, full_UTC = (library.find() or reference).halting_exit(
+    exit_block_U, log_answer_UTC, full_UTC = reference.halting_exit(
         logits_NUTC, halting_logits.flatten(1), valid, delta=delta
     )
     dtype = accumulation_dtype(logits, halting_logits)
@@ -211,20 +213,3 @@ def halting_exit(
         log_answer_UTC.to(dtype).reshape(logits.shape[1:]),
         full_UTC.to(dtype).reshape(logits.shape[1:]),
     )
-
-
-def _denominators(
-    reduction: str,
-    normalizer: Count | tuple[Count, Count] | None,
-    empty: str,
-    row_UT: Tensor,
-    counted_U: Tensor,
-) -> tuple[Count, Count]:
-    if reduction == "sum":
-        return 1.0, 1.0
-    if normalizer is not None:
-        return normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
-    counts = row_UT.sum(), counted_U.sum()
-    if empty == "nan":
-        return counts
-    return torch.where(counts[0] == 0, 1.0, counts[0]), torch.where(counts[1] == 0, 1.0, counts[1])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugin_trainer.ops import library
 from plugin_trainer.ops.halting import reference
 
 
@@ -32,7 +31,7 @@ class HaltingFunction(torch.autograd.Function):
     ) -> reference.Forward:
         """Compute the unreduced loss."""
         with torch.autocast(logits_NUTC.device.type, enabled=False):
-            fields = (library.find() or reference).halting_forward(
+            fields = reference.halting_forward(
                 logits_NUTC, halting_NU, targets_UTC, alpha_N=alpha_N, beta_N=beta_N, eta_N=eta_N
             )
         out = reference.Forward(*fields)
@@ -61,7 +60,7 @@ class HaltingFunction(torch.autograd.Function):
             ctx.saved_tensors
         )
         with torch.autocast(logits_NUTC.device.type, enabled=False):
-            grad_z, grad_u = (library.find() or reference).halting_backward(
+            grad_z, grad_u = reference.halting_backward(
                 logits_NUTC,
                 halting_NU,
                 targets_UTC,

@@ -6,12 +6,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 PerBlock: TypeAlias = float | Sequence[float] | Tensor
+Count: TypeAlias = float | Tensor
+
+# The by-products of the loss, and the bits that stand for them in the ops.
+OUTPUTS = {"log_answer": 1, "halting_p": 2, "exit_weights": 4}
+
+
+class Settings(NamedTuple):
+    """What `halting_loss` is called with beside its tensors; there it says what each means."""
+
+    tau: float
+    alpha: PerBlock | None
+    beta: PerBlock | None
+    eta: PerBlock | None
+    ignore_index: int
+    class_weight: Tensor | None
+    label_smoothing: float
+    reg_mask: Tensor | None
+    reduction: str
+    normalizer: Count | tuple[Count, Count] | None
+    empty: str
 
 
 def check_pair(logits: Tensor, halting_logits: Tensor) -> None:
@@ -49,6 +69,32 @@ def check_choices(
         raise ValueError(f"empty is {empty!r}; it must be 'nan' or 'zero'")
     if normalizer is not None and reduction != "mean":
         raise ValueError(f"normalizer replaces the counts of a mean; reduction is {reduction!r}")
+
+
+def bits_of(outputs: Sequence[str]) -> int:
+    """The by-products as bits. Raises ValueError for one that there is not."""
+    bits = 0
+    for name in outputs:
+        if name not in OUTPUTS:
+            raise ValueError(f"outputs names {name!r}; there are {', '.join(OUTPUTS)}")
+        bits |= OUTPUTS[name]
+    return bits
+
+
+def check_inplace(logits: Tensor, reduction: str) -> None:
+    """Raise ValueError if no gradient may be written over the logits."""
+    if reduction == "none":
+        raise ValueError("inplace needs a loss that is one number; reduction is 'none'")
+    if not torch.is_grad_enabled():
+        return
+    base = logits._base
+    if (logits.is_leaf and logits.requires_grad) or (
+        base is not None and base.is_leaf and base.requires_grad
+    ):
+        raise ValueError(
+            "inplace would write the gradient over a leaf that requires grad, a parameter: "
+            "leave inplace out, or give it logits that were computed"
+        )
 
 
 def check_mask(name: str, mask: Tensor, shapes: list[torch.Size]) -> None:

@@ -53,7 +53,7 @@ def build(force: bool, into_package: bool) -> None:
             say=lambda line: click.echo(line, err=True),
         )
     except Unavailable as error:
-        reason, *more = str(error).splitlines()
+        reason, *more = str(error).removeprefix("the kernels could not be built: ").splitlines()
         raise PtrainError(f"the kernels cannot be built here: {reason}", hint=more) from error
     if not into_package:
         click.echo(f"{found.path}\n  {found.reason}")

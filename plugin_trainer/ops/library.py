@@ -16,7 +16,6 @@ import os
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,13 +47,6 @@ class Compiled:
     path: Path
     origin: str
     cuda: bool
-
-    def __getattr__(self, name: str) -> Any:
-        """An op that has no kernels yet is computed by its reference."""
-        package = {"ema_update_": "ema"}.get(name, "halting" if name[:8] == "halting_" else "")
-        if not package:
-            raise AttributeError(name)
-        return getattr(importlib.import_module(f"plugin_trainer.ops.{package}.reference"), name)
 
     @property
     def instruction_set(self) -> str:
@@ -190,13 +182,7 @@ def _compiled(path: str, origin: str) -> Compiled:
 
 def _register() -> None:
     for name in NATIVE:
-        try:
-            module = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is not None and name.startswith(error.name):
-                continue
-            raise
-        module.register()
+        importlib.import_module(name).register()
 
 
 def _after_fork() -> None:

@@ -41,15 +41,28 @@ inline Failure in_words(cudaError_t error) {
 
 // Arguments must have the very types of the kernel's parameters.
 template <typename... Parameters>
-Failure launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream stream,
-               Parameters... arguments) {
+Failure launch_with_memory(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes,
+                           Stream stream, Parameters... arguments) {
   if (blocks == 0) return nullptr;
-  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), 0, static_cast<cudaStream_t>(stream)>>>(
-      arguments...);
+  if (blocks > 0x7fffffff) return "more blocks of threads than a launch can have";
+  kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(threads), static_cast<unsigned>(shared_bytes),
+           static_cast<cudaStream_t>(stream)>>>(arguments...);
   return in_words(cudaGetLastError());
 }
 
+// The memory that the threads of a block share, as large as the launch said.
+__device__ inline double* shared_memory() {
+  extern __shared__ double shared_doubles[];
+  return shared_doubles;
+}
+
 #endif
+
+template <typename... Parameters>
+Failure launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream stream,
+               Parameters... arguments) {
+  return launch_with_memory(kernel, blocks, threads, 0, stream, arguments...);
+}
 
 constexpr int warp_size = 32;
 constexpr unsigned all_lanes = 0xffffffffu;
@@ -163,38 +176,54 @@ __device__ inline Span span_of_chunk(const Row& row, std::int32_t chunk, std::in
 }
 
 // -------------------------------------------------------------------------------------------------- sums
-// The sum over groups of `lanes` neighbouring lanes, a power of two; every lane gets it. All lanes of the warp
-// must call.
-template <int lanes, typename T>
-__device__ inline T sum_of_lanes(T value) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(all_lanes, value, distance);
-  }
-  return value;
-}
+// A power of two of neighbouring threads, or the whole block, that work on one thing. Every thread of the block
+// must take part in each call, in the same order; every one gets the result, always added up in the same order.
+struct Group {
+  int lanes;  // up to 32, or all threads of the block
+  int lane;   // of this thread
+  int index;  // of the group in its block
 
-template <int lanes, typename T>
-__device__ inline T max_of_lanes(T value) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    const T other = __shfl_xor_sync(all_lanes, value, distance);
-    value = other > value ? other : value;
-  }
-  return value;
-}
+  __device__ explicit Group(int size)
+      : lanes(size), lane(static_cast<int>(threadIdx.x) % size), index(static_cast<int>(threadIdx.x) / size) {}
 
-// The sum over the threads of a block; every thread gets it. All of them must call.
-template <int threads>
-__device__ inline double sum_of_block(double value) {
-  static_assert(threads % warp_size == 0);
-  __shared__ double of_warp[threads / warp_size];
-  const int thread = static_cast<int>(threadIdx.x);
-  value = sum_of_lanes<warp_size>(value);
-  __syncthreads();  // of_warp may still be read from the last call
-  if (thread % warp_size == 0) of_warp[thread / warp_size] = value;
-  __syncthreads();
-  double sum = 0.0;
-  for (int warp = 0; warp < threads / warp_size; ++warp) sum += of_warp[warp];
-  return sum;
-}
+  // Makes what one thread has written known to the others.
+  __device__ void sync() const {
+    if (lanes <= warp_size) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  }
+
+  template <typename T>
+  __device__ T sum(T value) const {
+    return reduce(value, [](T a, T b) { return a + b; });
+  }
+
+  // NaN does not count.
+  template <typename T>
+  __device__ T max(T value) const {
+    return reduce(value, [](T a, T b) { return b > a ? b : a; });
+  }
+
+ private:
+  template <typename T, typename Join>
+  __device__ T reduce(T value, Join join) const {
+    for (int distance = (lanes < warp_size ? lanes : warp_size) / 2; distance > 0; distance /= 2) {
+      value = join(value, __shfl_xor_sync(all_lanes, value, distance));
+    }
+    if (lanes <= warp_size) return value;
+    __shared__ double of_warp[warp_size];
+    const int thread = static_cast<int>(threadIdx.x);
+    __syncthreads();  // of_warp may still be read from the last call
+    if (thread % warp_size == 0) of_warp[thread / warp_size] = value;
+    __syncthreads();
+    value = static_cast<T>(of_warp[0]);
+    for (int warp = 1; warp < lanes / warp_size; ++warp) value = join(value, static_cast<T>(of_warp[warp]));
+    return value;
+  }
+};
+
+__device__ inline double sum_of_block(double value) { return Group(static_cast<int>(blockDim.x)).sum(value); }
 
 }  // namespace ptrain::cuda

@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(norm_threads)
     case Type::float16: sum = sum_of_squares(static_cast<const Float16*>(row.data) + span.begin, span.size); break;
     case Type::float64: sum = sum_of_squares(static_cast<const double*>(row.data) + span.begin, span.size); break;
   }
-  sum = sum_of_block<norm_threads>(sum);
+  sum = sum_of_block(sum);
   if (threadIdx.x == 0) partials[chunk] = sum;
 }
 
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(final_threads)
     norm_kernel(const double* partials, std::int64_t chunks, double* norm) {
   double sum = 0.0;
   for (std::int64_t i = threadIdx.x; i < chunks; i += final_threads) sum += partials[i];
-  sum = sum_of_block<final_threads>(sum);
+  sum = sum_of_block(sum);
   if (threadIdx.x == 0) *norm = sqrt(sum);
 }
 

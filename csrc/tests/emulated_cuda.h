@@ -87,6 +87,15 @@ inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 namespace ptrain::cuda {
 
+using std::exp;
+using std::expm1;
+using std::fabs;
+using std::fma;
+using std::log;
+using std::log1p;
+using std::pow;
+using std::sqrt;
+
 // It loses its way among fibers; the emulator's one thread has nothing to show it.
 #if defined(EMULATED_TSAN)
 constexpr bool under_thread_sanitizer = true;
@@ -110,6 +119,7 @@ struct Emulator {
   std::vector<double> exchange[2];  // what each thread shows its warp; by turns, so that one wait is enough
   std::vector<int> turn;
   std::function<void()> body;
+  std::unique_ptr<double[]> shared;
   ucontext_t scheduler;
   void* scheduler_sanitizer = nullptr;
   const void* scheduler_stack = nullptr;
@@ -210,9 +220,13 @@ struct Emulator {
 
 inline bool& blocks_backwards() { return Emulator::get().blocks_backwards; }
 
+inline double* shared_memory() { return Emulator::get().shared.get(); }
+
 template <typename... Parameters>
-Failure launch(void (*kernel)(Parameters...), std::int64_t blocks, int threads, Stream, Parameters... arguments) {
+Failure launch_with_memory(void (*kernel)(Parameters...), std::int64_t blocks, int threads, int shared_bytes, Stream,
+                           Parameters... arguments) {
   Emulator& emulator = Emulator::get();
+  emulator.shared = std::make_unique<double[]>(static_cast<std::size_t>(shared_bytes + 7) / 8);
   emulator.body = [=] { kernel(arguments...); };
   blockDim.x = static_cast<unsigned>(threads);
   gridDim.x = static_cast<unsigned>(blocks);
@@ -279,7 +293,7 @@ inline std::uint16_t half_bits_of_float(float value) {
   if (size >= 65520.0) return static_cast<std::uint16_t>(sign | 0x7c00u);
   int exponent = 0;
   std::frexp(size, &exponent);
-  exponent = exponent < -13 ? -13 : exponent;  // below 2^-14 the steps stay 2^-24
+  exponent = size == 0.0 || exponent < -13 ? -13 : exponent;  // below 2^-14 the steps stay 2^-24
   const double steps = std::nearbyint(std::ldexp(size, 11 - exponent));  // to even, up to 2048
   const int whole = static_cast<int>(steps);
   return static_cast<std::uint16_t>(sign | (((exponent + 13) << 10) + whole));

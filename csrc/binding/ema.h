@@ -149,6 +149,9 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
     }
     tensor.shadow = shadow.mutable_data_ptr();
     tensor.weight = weight.const_data_ptr();
+    if (tensor.shadow == nullptr || tensor.weight == nullptr) {
+      fail(named(op, tensor.shadow == nullptr ? "shadow" : "weight", i) + " has no memory");
+    }
   }
   shadow_extents.push_back(extent_of(of_shadow, tensor.size));
   weight_extents.push_back(extent_of(of_weight, tensor.size));
@@ -229,29 +232,37 @@ class __attribute__((visibility("hidden"))) Held {
   explicit Held(std::vector<Tensor> list) : tensors(std::move(list)) {
     for (const Tensor& tensor : tensors) {
       const Form form = form_of(tensor);
+      handles.push_back(tensor.get());
       forms.push_back({form.type, form.device, form.dimensions, shapes.size()});
       shapes.insert(shapes.end(), form.sizes, form.sizes + form.dimensions);
       shapes.insert(shapes.end(), form.strides, form.strides + form.dimensions);
     }
   }
 
-  bool as_before(std::size_t i) const {
-    const Form now = form_of(tensors[i]);
+  // Whether it is what it was, and where its memory is now. The device is asked only where that has moved:
+  // memory does not change its device.
+  bool as_before(std::size_t i, void** memory) const {
+    const AtenTensorHandle handle = handles[i];
     const Known& before = forms[i];
-    if (now.type != before.type || now.device != before.device ||
-        now.dimensions != before.dimensions) {
+    std::int32_t type = 0, device = before.device;
+    std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
+    void* now = nullptr;
+    if (aoti_torch_get_dtype(handle, &type) | aoti_torch_get_dim(handle, &dimensions) |
+        aoti_torch_get_sizes(handle, &sizes) | aoti_torch_get_strides(handle, &strides)) {
       return false;
     }
-    const std::int64_t* sizes = shapes.data() + before.shape;
-    const std::int64_t* strides = sizes + before.dimensions;
-    for (std::int64_t d = 0; d < before.dimensions; ++d) {
-      if (now.sizes[d] != sizes[d] || now.strides[d] != strides[d]) return false;
+    if (type != before.type || dimensions != before.dimensions) return false;
+    const std::int64_t* shape = shapes.data() + before.shape;
+    for (std::int64_t d = 0; d < dimensions; ++d) {
+      if (sizes[d] != shape[d] || strides[d] != shape[dimensions + d]) return false;
     }
-    return true;
+    if (aoti_torch_get_data_ptr(handle, &now)) return false;
+    if (now != *memory && aoti_torch_get_device_type(handle, &device)) return false;
+    *memory = now;
+    return device == before.device;
   }
 
   std::size_t size() const { return tensors.size(); }
-  const Tensor& operator[](std::size_t i) const { return tensors[i]; }
 
  private:
   struct Known {
@@ -260,6 +271,7 @@ class __attribute__((visibility("hidden"))) Held {
     std::size_t shape;  // where its sizes, and then its strides, stand in shapes
   };
   std::vector<Tensor> tensors;
+  std::vector<AtenTensorHandle> handles;
   std::vector<Known> forms;
   std::vector<std::int64_t> shapes;
 };
@@ -283,7 +295,6 @@ class __attribute__((visibility("hidden"))) EmaPlan {
   // Reads the pointers again. Two thousand pairs take 40 us on one core, so many are shared out.
   void refresh() {
     first_changed = none;
-    moved = false;
     const auto count = static_cast<std::int64_t>(shadows.size());
     const auto some = [](std::int64_t begin, std::int64_t end, void* plan) {
       static_cast<EmaPlan*>(plan)->refresh(begin, end);
@@ -295,11 +306,13 @@ class __attribute__((visibility("hidden"))) EmaPlan {
     }
     if (first_changed != none) {
       const auto i = static_cast<std::size_t>(first_changed.load());
-      const bool is_shadow = !shadows.as_before(i);
+      void* memory = nullptr;  // no tensor's: its device is asked
+      const bool is_shadow = !shadows.as_before(i, &memory) || memory == nullptr;
       fail(named("ema_update_plan_", is_shadow ? "shadow" : "weight", i) +
-           " has got another shape, layout, dtype or device since the plan was made");
+           " has lost its memory, or got another shape, layout, dtype or device since the plan was made");
     }
     if (moved) pairs.check_memory("ema_update_plan_");
+    moved = false;  // not before: what has been refused once is looked at again
   }
 
   // Called from several threads: it must not throw.
@@ -314,26 +327,20 @@ class __attribute__((visibility("hidden"))) EmaPlan {
 
 inline void EmaPlan::refresh(std::int64_t begin, std::int64_t end) noexcept {
   for (std::int64_t i = begin; i < end; ++i) {
-    bool right = false;
-    try {
-      right = shadows.as_before(i) && weights.as_before(i);
-      EmaTensor& tensor = pairs.table[i];
-      if (right && pairs.sizes[i] > 0) {
-        void* shadow = shadows[i].mutable_data_ptr();
-        const void* weight = weights[i].const_data_ptr();
-        if (tensor.shadow != shadow || tensor.weight != weight) moved = true;
-        tensor.shadow = shadow;
-        tensor.weight = weight;
-      }
-    } catch (...) {
-      right = false;
-    }
+    EmaTensor& tensor = pairs.table[i];
+    void *shadow = tensor.shadow, *weight = const_cast<void*>(tensor.weight);
+    bool right = shadows.as_before(i, &shadow) && weights.as_before(i, &weight);
+    if (pairs.sizes[i] > 0 && (shadow == nullptr || weight == nullptr)) right = false;
     if (!right) {
       std::int64_t known = first_changed;
       while (i < known && !first_changed.compare_exchange_weak(known, i)) {
       }
       return;
     }
+    if (tensor.shadow == shadow && tensor.weight == weight) continue;
+    tensor.shadow = shadow;
+    tensor.weight = weight;
+    moved = true;
   }
 }
 

@@ -196,14 +196,26 @@ def test_the_plan_itself_refuses_what_has_changed_and_names_it():
     shadows = [torch.zeros(4), torch.zeros(4)]
     plan = native.Plan(shadows, weights)
     weights[1].data = torch.ones(4, dtype=torch.float16)
-    with pytest.raises(RuntimeError, match=r"weight 1 has got another .*dtype"):
+    with pytest.raises(RuntimeError, match=r"weight 1 has .* another .*dtype"):
         plan.update(0.5)
     assert not shadows[0].any()
     weights[1].data = torch.ones(4)
     shadows[0].data = shadows[1].data  # one memory for two weights
-    with pytest.raises(RuntimeError, match="shadow 1 was already given"):
-        plan.update(0.5)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="shadow 1 was already given"):
+            plan.update(0.5)
     assert not shadows[1].any()
+
+
+def test_memory_that_was_given_back_is_not_touched():
+    weight, shadow = torch.ones(4), torch.zeros(4)
+    plan = native.Plan([shadow], [weight])
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="weight 0 has lost its memory"):
+        plan.update(0.5)
+    with pytest.raises(RuntimeError, match="weight 0 has no memory"):
+        torch.ops.ptrain.ema_update_([shadow], [weight], 0.5)
+    assert not shadow.any()
 
 
 def test_weights_that_were_tied_and_no_longer_are():

@@ -336,14 +336,163 @@ inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
   }
 }
 
+// The memory of a tensor, by a handle that somebody else keeps alive; null if there is no handle.
+inline void* memory_of(AtenTensorHandle handle) {
+  void* memory = nullptr;
+  if (handle != nullptr) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &memory));
+  return memory;
+}
+
 // The tensors of one optimizer on one device: checked once, their pointers read anew at each call through
 // the handles, which follow `param.data = other`.
-struct StepPlan {
+class __attribute__((visibility("hidden"))) StepPlan {
+ public:
+  explicit StepPlan(StepLists checked) : lists(std::move(checked)) {
+    for (std::size_t i = 0; i < lists.params.size(); ++i) {
+      const bool state = lists.has_state(i);
+      handles.push_back({
+          lists.params[i].get(),
+          nullptr,
+          state ? lists.exp_avgs[i].get() : nullptr,
+          state ? lists.exp_avg_sqs[i].get() : nullptr,
+          state ? lists.steps[i].get() : nullptr,
+          lists.has_shadow(i) ? lists.shadows[i].get() : nullptr,
+      });
+      table.push_back(step_tensor(lists, i, nullptr));
+    }
+    gradients.resize(lists.params.size());
+    originals.resize(lists.params.size());
+  }
+
+  void set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places);
+  double sum_of_squares_of_gradients();
+  void apply(const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm, double max_norm,
+             bool average, bool zero_grads);
+  const Tensor* first() const { return lists.params.empty() ? nullptr : &lists.params[0]; }
+
+ private:
+  struct Handles {
+    AtenTensorHandle weight, gradient, exp_avg, exp_avg_sq, step, shadow;
+  };
+
+  void refresh();
+  bool refresh(std::size_t i);
+  void check_again(std::size_t i) const;
+
   StepLists lists;
+  std::vector<Handles> handles;
   std::vector<StepTensor> table;
   std::vector<std::optional<Tensor>> gradients;  // as they lie beside their parameters
   std::vector<std::optional<Tensor>> originals;  // those of which a copy was made
+  std::atomic<bool> moved{false};
+  std::mutex busy;
 };
+
+inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places) {
+  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const char* op = "step_set_gradients";
+  const bool all = places.empty() && !some.empty();
+  require_length(op, "gradients", some.size(), all ? lists.params.size() : places.size());
+  std::vector<std::optional<Tensor>> beside(lists.params.size()), copied(lists.params.size());
+  for (std::size_t k = 0; k < some.size(); ++k) {
+    const std::size_t i = all ? k : static_cast<std::size_t>(places[k]);
+    if (i >= lists.params.size()) refuse({op, "places", k}, "is no parameter of this plan");
+    if (!lists.has_state(i)) refuse({op, "gradients", k}, "belongs to a parameter without a state");
+    check_gradient(op, some[k], lists.params[i], i);
+    beside[i] = laid_beside(some[k], lists.params[i]);
+    if (beside[i]->get() != some[k].get()) copied[i] = std::move(some[k]);
+  }
+  gradients = std::move(beside);
+  originals = std::move(copied);
+  for (std::size_t i = 0; i < handles.size(); ++i) {
+    handles[i].gradient = gradients[i].has_value() ? gradients[i]->get() : nullptr;
+  }
+}
+
+inline double StepPlan::sum_of_squares_of_gradients() {
+  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  std::vector<NormTensor> tensors;
+  tensors.reserve(handles.size());
+  for (std::size_t i = 0; i < handles.size(); ++i) {
+    if (handles[i].gradient == nullptr) continue;
+    if (originals[i].has_value()) torch::stable::copy_(*gradients[i], *originals[i]);
+    tensors.push_back({memory_of(handles[i].gradient), table[i].size, table[i].type});
+  }
+  return sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
+}
+
+// Reads the pointers again: 40 ns a tensor, so many are shared out.
+inline void StepPlan::refresh() {
+  moved = false;
+  const auto some = [](std::int64_t begin, std::int64_t end, void* context) {
+    StepPlan& plan = *static_cast<StepPlan*>(context);
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (!plan.refresh(static_cast<std::size_t>(i))) plan.moved = true;
+    }
+  };
+  const auto count = static_cast<std::int64_t>(table.size());
+  if (count > 512) {
+    torch_for(count, 256, some, this);
+  } else {
+    some(0, count, this);
+  }
+  if (!moved) return;
+  for (std::size_t i = 0; i < table.size(); ++i) check_again(i);
+}
+
+// Whether all is where it was. Called from several threads: it must not throw.
+inline bool StepPlan::refresh(std::size_t i) try {
+  const Handles& handle = handles[i];
+  StepTensor& tensor = table[i];
+  void* const weight = memory_of(handle.weight);
+  void* const exp_avg = memory_of(handle.exp_avg);
+  void* const exp_avg_sq = memory_of(handle.exp_avg_sq);
+  float* const step = static_cast<float*>(memory_of(handle.step));
+  void* const shadow = memory_of(handle.shadow);
+  const bool still = weight == tensor.weight && exp_avg == tensor.exp_avg &&
+                     exp_avg_sq == tensor.exp_avg_sq && step == tensor.step && shadow == tensor.shadow;
+  tensor.weight = weight;
+  tensor.gradient = memory_of(handle.gradient);
+  tensor.exp_avg = exp_avg;
+  tensor.exp_avg_sq = exp_avg_sq;
+  tensor.step = step;
+  tensor.shadow = shadow;
+  return still;
+} catch (...) {
+  return false;
+}
+
+// What `param.data = other` can have changed, when a pointer is another than before.
+inline void StepPlan::check_again(std::size_t i) const {
+  const char* op = "step_apply_";
+  check_step_tensor(op, lists, i);
+  if (lists.params[i].numel() != table[i].size ||
+      float_type(lists.params[i], {op, "params", i}) != table[i].type) {
+    refuse({op, "params", i}, "has got another shape or dtype since the plan was made");
+  }
+  if (!gradients[i].has_value()) return;
+  check_gradient(op, *gradients[i], lists.params[i], i);
+  if (!same_order(*gradients[i], lists.params[i])) {
+    refuse({op, "grads", i}, "has other strides than its parameter has now");
+  }
+}
+
+inline void StepPlan::apply(const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
+                            double max_norm, bool average, bool zero_grads) {
+  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  require_groups("step_apply_", lists, groups.size());
+  refresh();
+  if (average) {
+    run_step("step_apply_", table, groups, norm, max_norm, zero_grads);
+  } else {
+    std::vector<StepTensor> resting = table;
+    for (StepTensor& tensor : resting) tensor.shadow = nullptr;
+    run_step("step_apply_", resting, groups, norm, max_norm, zero_grads);
+  }
+  for (std::optional<Tensor>& original : originals) {
+    if (zero_grads && original.has_value()) torch::stable::zero_(*original);
+  }
+}
 
 struct StepPlans {
   std::mutex mutex;
@@ -367,94 +516,29 @@ inline std::shared_ptr<StepPlan> find_step_plan(std::int64_t id) {
 inline std::int64_t step_plan_op(std::vector<Tensor> params, std::vector<Tensor> exp_avgs,
                                  std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps,
                                  std::vector<Tensor> shadows, std::vector<std::int64_t> groups) {
-  auto plan = std::make_shared<StepPlan>();
-  plan->lists = {std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
-                 std::move(steps),  std::move(shadows),  std::move(groups)};
-  check_step_lists("step_plan", plan->lists);
-  const std::size_t count = plan->lists.params.size();
-  plan->gradients.resize(count);
-  plan->originals.resize(count);
-  for (std::size_t i = 0; i < count; ++i) plan->table.push_back(step_tensor(plan->lists, i, nullptr));
+  StepLists lists{std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
+                  std::move(steps),  std::move(shadows),  std::move(groups)};
+  check_step_lists("step_plan", lists);
+  auto plan = std::make_shared<StepPlan>(std::move(lists));
   StepPlans& plans = step_plans();
   const std::lock_guard<std::mutex> lock(plans.mutex);
   plans.by_id[plans.next] = std::move(plan);
   return plans.next++;
 }
 
-// What `param.data = other` can have changed is checked where a pointer is another than before.
-inline void refresh(StepPlan& plan) {
-  const char* op = "step_apply_";
-  for (std::size_t i = 0; i < plan.table.size(); ++i) {
-    const std::optional<Tensor>& gradient = plan.gradients[i];
-    const StepTensor& before = plan.table[i];
-    const StepTensor now = step_tensor(plan.lists, i, gradient.has_value() ? &*gradient : nullptr);
-    if (now.weight != before.weight || now.exp_avg != before.exp_avg || now.size != before.size ||
-        now.exp_avg_sq != before.exp_avg_sq || now.shadow != before.shadow || now.step != before.step) {
-      check_step_tensor(op, plan.lists, i);
-      if (gradient.has_value()) {
-        check_gradient(op, *gradient, plan.lists.params[i], i);
-        if (!same_order(*gradient, plan.lists.params[i])) {
-          refuse({op, "grads", i}, "has other strides than its parameter has now");
-        }
-      }
-    }
-    plan.table[i] = now;
-  }
-}
-
 inline void step_set_gradients_op(std::int64_t id, std::vector<Tensor> gradients,
                                   std::vector<std::int64_t> places) {
-  const char* op = "step_set_gradients";
-  const auto plan = find_step_plan(id);
-  const StepLists& lists = plan->lists;
-  const bool all = places.empty() && !gradients.empty();
-  require_length(op, "gradients", gradients.size(), all ? lists.params.size() : places.size());
-  std::vector<std::optional<Tensor>> beside(lists.params.size()), originals(lists.params.size());
-  for (std::size_t k = 0; k < gradients.size(); ++k) {
-    const std::size_t i = all ? k : static_cast<std::size_t>(places[k]);
-    if (i >= lists.params.size()) refuse({op, "places", k}, "is no parameter of this plan");
-    if (!lists.has_state(i)) refuse({op, "gradients", k}, "belongs to a parameter without a state");
-    check_gradient(op, gradients[k], lists.params[i], i);
-    beside[i] = laid_beside(gradients[k], lists.params[i]);
-    if (beside[i]->get() != gradients[k].get()) originals[i] = gradients[k];
-  }
-  plan->gradients = std::move(beside);
-  plan->originals = std::move(originals);
+  find_step_plan(id)->set_gradients(std::move(gradients), places);
 }
 
 inline Tensor step_norm_op(std::int64_t id) {
   const auto plan = find_step_plan(id);
-  std::vector<NormTensor> tensors;
-  tensors.reserve(plan->gradients.size());
-  for (std::size_t i = 0; i < plan->gradients.size(); ++i) {
-    const std::optional<Tensor>& gradient = plan->gradients[i];
-    if (!gradient.has_value()) continue;
-    if (plan->originals[i].has_value()) {  // accumulated into since the copy was made
-      torch::stable::copy_(*plan->gradients[i], *plan->originals[i]);
-    }
-    tensors.push_back({gradient->const_data_ptr(), gradient->numel(), plan->table[i].type});
-  }
-  const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
-  return norm_tensor(std::sqrt(sum), plan->lists.params.empty() ? nullptr : &plan->lists.params[0]);
+  return norm_tensor(std::sqrt(plan->sum_of_squares_of_gradients()), plan->first());
 }
 
 inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> norm, double max_norm,
                           bool average, bool zero_grads) {
-  const char* op = "step_apply_";
-  const auto plan = find_step_plan(id);
-  const std::vector<StepGroup> groups = step_groups(op, hyper);
-  require_groups(op, plan->lists, groups.size());
-  refresh(*plan);
-  if (average) {
-    run_step(op, plan->table, groups, norm, max_norm, zero_grads);
-  } else {
-    std::vector<StepTensor> table = plan->table;
-    for (StepTensor& tensor : table) tensor.shadow = nullptr;
-    run_step(op, table, groups, norm, max_norm, zero_grads);
-  }
-  for (std::optional<Tensor>& original : plan->originals) {
-    if (zero_grads && original.has_value()) torch::stable::zero_(*original);
-  }
+  find_step_plan(id)->apply(step_groups("step_apply_", hyper), norm, max_norm, average, zero_grads);
 }
 
 inline void step_free_plan_op(std::int64_t id) {

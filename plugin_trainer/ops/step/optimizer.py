@@ -66,9 +66,10 @@ class FusedAdamW(torch.optim.AdamW):
     _plans: list[tuple[_Plan, list[int]]]  # each with the places of its parameters
     _planned: list[Tensor] | None  # all parameters, group after group
     _stateless: list[int]  # the places of those that have had no gradient yet
-    _witness: tuple[Any, ...]
-    _held: list[Tensor] | None  # the gradients that the plans hold
-    _gathered: list[Tensor] | None  # the parameters of the step that is half done
+    _witness: tuple[list[Any], list[int]]  # what the plans were made for
+    _held: list[Tensor | None] | None  # the gradients that the plans hold
+    _stepped: list[Tensor]  # the parameters of those gradients
+    _measured: bool  # a step is half done
 
     def __init__(
         self,
@@ -122,6 +123,7 @@ class FusedAdamW(torch.optim.AdamW):
         """
         self._gather()
         self.grad_norm = joined([plan.norm() for plan, _ in self._plans])
+        self._measured = True
         return self.grad_norm
 
     def apply(
@@ -157,7 +159,7 @@ class FusedAdamW(torch.optim.AdamW):
     def _apply(
         self, norm: Tensor, *, max_norm: float, decay: float | None, zero_grads: bool
     ) -> None:
-        if self._gathered is None:
+        if not self._measured:
             raise ValueError("there is nothing to apply; call measure() first, then apply(norm)")
         if norm.dtype != torch.float64 or norm.numel() != 1:
             raise ValueError(
@@ -176,11 +178,11 @@ class FusedAdamW(torch.optim.AdamW):
                 hyper, norm, max_norm=max_norm, average=decay is not None, zero_grads=zero_grads
             )
         # So that autograd notices a backward through weights that have changed since.
-        torch.autograd.graph.increment_version(self._gathered)
+        torch.autograd.graph.increment_version(self._stepped)
         self._keeps_grads = zero_grads or self._keeps_grads
         if not self._keeps_grads:
             self._drop_gradients()
-        self._gathered = None
+        self._measured = False
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's. With set_to_none=False the gradients are held from step to step."""
@@ -211,44 +213,39 @@ class FusedAdamW(torch.optim.AdamW):
         self._shadow_of = dict(shadow_of)
         self.forget_plans()
 
-    # Plans: the tensors of one device, as the kernels know them. Made at the first step and when the
-    # set of tensors has changed.
+    # Plans: the tensors of one device, as the kernels know them. Made at the first step and when
+    # the set of tensors has changed.
 
     def forget_plans(self) -> None:
         """Looks at all parameters and states anew at the next step."""
         self._plans = []
         self._planned = None
         self._stateless = []
-        self._witness = ()
+        self._witness = ([], [])
         self._held = None
-        self._gathered = None
+        self._stepped = []
+        self._measured = False
 
     def _gather(self) -> None:
         if self._planned is None or not self._is_current():
             self._plan()
         assert self._planned is not None
         gradients = [param.grad for param in self._planned]
-        some = [gradient for gradient in gradients if gradient is not None]
+        held = self._held
+        if held is not None and all(map(is_, held, gradients)):
+            return
         fresh = [place for place in self._stateless if gradients[place] is not None]
         if fresh:
             for place in fresh:
                 self._create_state(place)
             self._plan()
-        held = self._held
-        if (
-            held is None
-            or len(held) != len(some)
-            or len(some) != len(gradients)
-            or not all(map(is_, held, some))
-        ):
-            self._set_gradients(gradients)
-            self._held = some
-        complete = len(some) == len(gradients)
-        self._gathered = (
-            self._planned
-            if complete
-            else [p for p, g in zip(self._planned, gradients, strict=True) if g is not None]
-        )
+        self._set_gradients(gradients)
+        self._held = gradients
+        self._stepped = [
+            param
+            for param, gradient in zip(self._planned, gradients, strict=True)
+            if gradient is not None
+        ]
 
     def _set_gradients(self, gradients: list[Tensor | None]) -> None:
         try:
@@ -281,13 +278,15 @@ class FusedAdamW(torch.optim.AdamW):
 
     def _is_current(self) -> bool:
         """Whether the plans hold what the optimizer holds: looked at where it costs nothing."""
-        return all(map(is_, self._witness, self._witnessed()))
+        (things, counts), (things_now, counts_now) = self._witness, self._witnessed()
+        return counts == counts_now and all(map(is_, things, things_now))
 
-    def _witnessed(self) -> tuple[Any, ...]:
+    def _witnessed(self) -> tuple[list[Any], list[int]]:
         """Changes if the state is replaced as a whole, or that of the first parameter is."""
         first: dict[str, Any] = next(iter(self.state.values()), {})
-        counts = (len(self.state), *(len(group["params"]) for group in self.param_groups))
-        return (self.state, first, *(first.get(key) for key in _STATE), *counts)
+        things = [self.state, first, *(first.get(key) for key in _STATE)]
+        counts = [len(self.state), *(len(group["params"]) for group in self.param_groups)]
+        return things, counts
 
     def _create_state(self, place: int) -> None:
         name, param = self._places()[place]

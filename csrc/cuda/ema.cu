@@ -58,6 +58,18 @@ __device__ void update(Shadow* shadow, const Weight* weight, int size, double de
   }
 }
 
+// What is not averaged, as integers are.
+__device__ void copy(unsigned char* shadow, const unsigned char* weight, int size) {
+  const int thread = static_cast<int>(threadIdx.x);
+  const int packs = aligned_for_packs<16>(shadow) && aligned_for_packs<16>(weight) ? size / 16 : 0;
+  PTRAIN_NO_UNROLL
+  for (int pack = thread; pack < packs; pack += ema_threads) {
+    store_pack<16>(shadow + pack * 16, load_pack<16>(weight + pack * 16));
+  }
+  PTRAIN_NO_UNROLL
+  for (int i = packs * 16 + thread; i < size; i += ema_threads) shadow[i] = weight[i];
+}
+
 __global__ void __launch_bounds__(ema_threads, 4)
     ema_kernel(const EmaRow* rows, std::int64_t count, std::int64_t elements_per_chunk, double decay,
                const double* decay_on_device) {
@@ -78,6 +90,9 @@ __global__ void __launch_bounds__(ema_threads, 4)
     case Type::float64:
       return update(static_cast<double*>(row.shadow) + span.begin, static_cast<const double*>(row.weight) + span.begin,
                     span.size, decay);
+    case Type::bytes:
+      return copy(static_cast<unsigned char*>(row.shadow) + span.begin,
+                  static_cast<const unsigned char*>(row.weight) + span.begin, span.size);
   }
 }
 

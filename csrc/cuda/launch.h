@@ -12,7 +12,13 @@ namespace ptrain::cuda {
 using Stream = void*;  // a cudaStream_t
 using Failure = const char*;  // nullptr: it went in
 
-enum class Type : std::int32_t { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
+enum class Type : std::int32_t {
+  float32 = 0,
+  bfloat16 = 1,
+  float16 = 2,
+  float64 = 3,
+  bytes = 4,  // for the average alone: copied, one element per byte
+};
 
 // ------------------------------------------------------------------------------------------------ tables
 // The tensors of a model come as a table of rows in device memory. A row has a size in elements and is worked
@@ -43,7 +49,7 @@ bool is_capturing(Stream stream);
 
 // ------------------------------------------------------------------------------------ the moving average
 struct EmaRow {
-  void* shadow;        // float, or double for float64 weights
+  void* shadow;        // float, or double for float64 weights, or bytes
   const void* weight;  // of the type
   std::int64_t size;
   std::int32_t first_chunk;
@@ -122,8 +128,8 @@ static_assert(sizeof(StepScalars) == 96);
 // where float64 is among other types: a thread per tensor counts its step and forms the scalars, then a block per
 // chunk does the elements).
 //
-// norm      the gradients' norm in device memory, or null. If it is not finite, nothing is written and no
-//           step is counted
+// norm      the gradients' norm in device memory, or null. If it is not finite, nothing is written but the
+//           zeros that zero_gradients asks for, and no step is counted
 // max_norm  gradients are multiplied by min(1, max_norm / (norm + 1e-6)) where it is above 0 and there is a norm
 // scalars   room for one StepScalars per row
 Failure step(const StepRow* rows, std::int64_t count, std::int64_t chunks, std::int64_t elements_per_chunk,

@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(norm_threads)
     case Type::bfloat16: sum = sum_of_squares(static_cast<const Bfloat16*>(row.data) + span.begin, span.size); break;
     case Type::float16: sum = sum_of_squares(static_cast<const Float16*>(row.data) + span.begin, span.size); break;
     case Type::float64: sum = sum_of_squares(static_cast<const double*>(row.data) + span.begin, span.size); break;
+    case Type::bytes: break;
   }
   sum = sum_of_block(sum);
   if (threadIdx.x == 0) partials[chunk] = sum;

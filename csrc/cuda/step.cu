@@ -92,6 +92,12 @@ __device__ T* at(void* start, std::int64_t begin) {
 template <typename Value, typename State>
 __device__ void step_chunk(const StepRow& row, const Span& span, const StepScalars& scalars, bool zero_gradients) {
   constexpr int width = 16 / sizeof(State);
+  if (scalars.go == 0.0) {
+    Value* const gradient = at<Value>(row.gradient, span.begin);
+    if (!zero_gradients || gradient == nullptr) return;
+    for (int i = static_cast<int>(threadIdx.x); i < span.size; i += step_threads) gradient[i] = Value{};
+    return;
+  }
   const Stepper<Value, State> stepper(scalars);
   Value* const value = at<Value>(row.parameter, span.begin);
   Value* const gradient = at<Value>(row.gradient, span.begin);
@@ -151,7 +157,6 @@ __global__ void __launch_bounds__(step_threads, 5)
   const std::int64_t i = row_of_chunk(rows, count, chunk);
   const StepRow row = rows[i];
   const StepScalars& shared = scalars[i];
-  if (shared.go == 0.0) return;
   const Span span = span_of_chunk(row, chunk, elements_per_chunk);
   if constexpr (sizeof(State) == 8) {
     if (row.type == Type::float64) step_chunk<double, double>(row, span, shared, zero_gradients);

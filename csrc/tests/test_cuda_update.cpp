@@ -119,6 +119,19 @@ void averages_move_as_on_the_cpu(double decay, bool aligned, bool from_device, s
   }
 }
 
+void what_is_no_float_is_copied() {
+  for (std::size_t offset : {0, 8}) {
+    std::vector<unsigned char> weight(20000 + offset), shadow(weight.size(), 0);
+    for (unsigned char& byte : weight) byte = static_cast<unsigned char>(random_numbers());
+    gpu::EmaRow row{shadow.data() + offset, weight.data() + offset, 19999, 0, Type::bytes};
+    const std::int64_t chunks = gpu::number_chunks(&row, 1, 4096);
+    gpu::ema_update(&row, 1, chunks, 4096, 0.999, nullptr, nullptr);
+    CHECK(std::equal(weight.begin() + static_cast<std::ptrdiff_t>(offset), weight.end() - 1,
+                     shadow.begin() + static_cast<std::ptrdiff_t>(offset)) && shadow.back() == 0,
+          "offset %zu", offset);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------- norm
 double norm_of(std::vector<Memory>& tensors, std::int64_t chunk) {
   std::vector<gpu::NormRow> rows;
@@ -252,12 +265,15 @@ void steps_are_those_of_the_cpu(bool aligned, double norm, double max_norm, bool
   }
 }
 
-void a_norm_that_is_not_finite_touches_nothing(double norm) {
+void a_norm_that_is_not_finite_touches_nothing(double norm, bool zero) {
   std::vector<Stepped> ours = stepped(true), before = ours;
-  run_on_gpu(ours, &norm, 1.0, true, 4096);
+  run_on_gpu(ours, &norm, 1.0, zero, 4096);
   for (std::size_t i = 0; i < ours.size(); ++i) {
-    CHECK(ours[i].weight.bytes == before[i].weight.bytes && ours[i].gradient.bytes == before[i].gradient.bytes &&
-              ours[i].exp_avg.bytes == before[i].exp_avg.bytes &&
+    for (std::int64_t k = 0; k < ours[i].gradient.size; ++k) {
+      const double left = zero && ours[i].has_gradient ? 0.0 : before[i].gradient[k];
+      CHECK(ours[i].gradient[k] == left, "gradient %zu[%lld]", i, static_cast<long long>(k));
+    }
+    CHECK(ours[i].weight.bytes == before[i].weight.bytes && ours[i].exp_avg.bytes == before[i].exp_avg.bytes &&
               ours[i].exp_avg_sq.bytes == before[i].exp_avg_sq.bytes &&
               ours[i].shadow.bytes == before[i].shadow.bytes && ours[i].step == before[i].step,
           "tensor %zu, norm %g", i, norm);
@@ -319,12 +335,13 @@ int main() {
   narrow_numbers_round_to_even();
   for (double decay : {0.0, 0.5, 0.999}) averages_move_as_on_the_cpu(decay, decay != 0.5, false, 4096);
   averages_move_as_on_the_cpu(0.999, false, true, 16384);
+  what_is_no_float_is_copied();
   norms_are_exact_and_know_nothing_of_alignment();
   steps_are_those_of_the_cpu(true, 5.0, 1.0, false, 4096);
   steps_are_those_of_the_cpu(false, 0.5, 1.0, true, 16384);
   steps_are_those_of_the_cpu(true, NAN, 1.0, true, 16384);
-  a_norm_that_is_not_finite_touches_nothing(INFINITY);
-  a_norm_that_is_not_finite_touches_nothing(NAN);
+  a_norm_that_is_not_finite_touches_nothing(INFINITY, false);
+  a_norm_that_is_not_finite_touches_nothing(NAN, true);
   if (failures == 0) std::puts("test_cuda_update: all checks passed");
   return failures == 0 ? 0 : 1;
 }

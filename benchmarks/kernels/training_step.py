@@ -31,6 +31,7 @@ FUSED = "AdamW fused, clip_grad_norm_, foreach EMA"
 FUSED_SWA = "AdamW fused, clip_grad_norm_, swa EMA"
 OURS = "ours"
 OURS_ZEROED = "ours, gradients zeroed in the pass"
+NAMES = (OURS, OURS_ZEROED, DEFAULT, FUSED, FUSED_SWA)
 
 # Of the movement of three steps. A gradient that is zero but for rounding (of a key's bias, say)
 # moves its weight by the whole learning rate in either direction.
@@ -158,7 +159,7 @@ def variants(*, autocast: bool, device: str = "cpu") -> Iterator[Variant]:
         values = [half.value for half in halves]
         return math.nan if any(map(math.isnan, values)) else max(values)
 
-    for name in (OURS, OURS_ZEROED, DEFAULT, FUSED, FUSED_SWA):
+    for name in NAMES:
         loop = peer if name == DEFAULT else Loop(name, autocast=autocast, device=device)
         yield Variant(
             name,

@@ -23,6 +23,7 @@ TAU = 0.1
 SIZES = [(12, 32, 2), (12, 256, 3), (12, 4096, 9), (12, 8192, 32), (6, 64, 1000)]
 
 OURS = "ours"
+WITH_OUTPUTS = "ours, with answer, p and exit weights"
 LOOP = "the paper's loop"
 LOG_SPACE = "label's row in log space"
 TOLERANCE, PEERS_TOLERANCE = 5e-7, 1e-5
@@ -74,8 +75,17 @@ class Work:
 
 
 def ours(work: Work) -> Variant:
-    """This project's loss, with all that it returns besides."""
+    """This project's loss, and like the others nothing but the loss."""
     return work.variant(OURS, our_loss, tolerance=TOLERANCE)
+
+
+def ours_with_outputs(work: Work) -> Variant:
+    """With everything that it can return besides, for metrics: what it does unless told."""
+
+    def loss(logits_NRC: Tensor, halting_NR: Tensor, labels_R: Tensor) -> Tensor:
+        return halting_loss(logits_NRC, halting_NR, labels_R, tau=TAU).loss
+
+    return work.variant(WITH_OUTPUTS, loss, tolerance=TOLERANCE)
 
 
 def log_space_eager(work: Work) -> Variant:
@@ -101,8 +111,20 @@ def compiled_peers(work: Work) -> list[Variant]:
 
 
 def our_loss(logits_NRC: Tensor, halting_NR: Tensor, labels_R: Tensor) -> Tensor:
-    """As a training loop calls it."""
-    return halting_loss(logits_NRC, halting_NR, labels_R, tau=TAU).loss
+    """As a training loop calls it that wants no by-products."""
+    return halting_loss(logits_NRC, halting_NR, labels_R, tau=TAU, outputs=()).loss
+
+
+def in_place(work: Work) -> Callable[[], tuple[Tensor, ...]]:
+    """Ours, which writes the gradient by the logits over a copy of them that is made now."""
+    logits_NRC = work.logits_NRC.detach().clone()
+
+    def run() -> tuple[Tensor, ...]:
+        labels_R, halting_NR = work.labels_R, work.halting_NR
+        loss = halting_loss(logits_NRC, halting_NR, labels_R, tau=TAU, outputs=(), inplace=True)
+        return logits_NRC, *torch.autograd.grad(loss.loss, halting_NR)
+
+    return run
 
 
 def paper_loop(logits_NRC: Tensor, halting_NR: Tensor, labels_R: Tensor) -> Tensor:

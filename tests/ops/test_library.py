@@ -25,6 +25,7 @@ def _forget(monkeypatch):
     """Every test asks anew. The library itself stays loaded: a process has one."""
     monkeypatch.setattr(library, "_known", {})
     monkeypatch.setattr(library, "_located", [])
+    monkeypatch.setattr(library, "_register", lambda: None)
 
 
 def nothing_found(*, build):

@@ -247,6 +247,9 @@ def _build(
         )
         entry = write_entry(library, folder, about)
         caching.forget_failure(folder)
+        # It is the file that this process has loaded; torch knows it by where it lay then.
+        torch.ops.loaded_libraries.discard(str(library))
+        torch.ops.loaded_libraries.add(str(entry.library))
         return entry
     finally:
         shutil.rmtree(private, ignore_errors=True)

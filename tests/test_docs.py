@@ -71,7 +71,7 @@ def test_the_parts_of_run_files_in_the_documentation_are_right(tmp_path, example
     configure(read_toml(path), parts="model " in example)
 
 
-@pytest.mark.parametrize("page", ["library.md", "../README.md"])
+@pytest.mark.parametrize("page", ["library.md", "kernels.md", "../README.md"])
 def test_the_python_in_the_documentation_runs(page, tmp_path):
     blocks = code_blocks(DOCS / page, "python")
     assert blocks

@@ -9,12 +9,15 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "../core/ema.h"
+#include "cuda_ema.h"
 #include "glue.h"
+#include "info.h"
 
 namespace ptrain::glue {
 
@@ -101,16 +104,22 @@ class EmaPairs {
   // Again, after pointers in `table` have been changed.
   void check_memory(const char* op);
 
-  void update(double decay) const {
+  void update(const char* op, double decay) const {
+#if PTRAIN_CUDA
+    if (of_first == aoti_torch_device_type_cuda()) return ema_update_on_cuda(op, table, *first, decay, nullptr);
+#endif
+    (void)op;
     ema_update(table.data(), starts.data(), static_cast<std::int64_t>(table.size()), decay, torch_for);
   }
 
   std::vector<EmaTensor> table;     // in the order of the lists; a pair that comes again is empty there
   std::vector<std::int64_t> sizes;  // of all, elements
+  std::optional<Tensor> first;      // whose device is that of all
 
  private:
   void add(const char* op, std::size_t i, const Tensor& shadow, const Tensor& weight);
 
+  std::int32_t of_first = -1;  // the type of its device
   std::vector<std::int64_t> starts;
   std::vector<std::unique_ptr<EmaLayout>> layouts;
   std::vector<Extent> shadow_extents, weight_extents;
@@ -122,9 +131,18 @@ inline std::string named(const char* op, const char* what, std::size_t i) {
 
 inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, const Tensor& weight) {
   const Form of_shadow = form_of(shadow), of_weight = form_of(weight);
-  const std::int32_t cpu = aoti_torch_device_type_cpu();
-  if (of_shadow.device != cpu || of_weight.device != cpu) {
-    fail(named(op, of_shadow.device != cpu ? "shadow" : "weight", i) + " is not on the CPU");
+  const bool on_cuda = has_cuda_op() && of_shadow.device == aoti_torch_device_type_cuda();
+  if (!on_cuda && of_shadow.device != aoti_torch_device_type_cpu()) {
+    fail(named(op, "shadow", i) + " is not on the CPU");
+  }
+  if (!first.has_value()) first = shadow;
+  const auto elsewhere = [&](const Tensor& tensor, const Form& form) {
+    if (form.device != of_first) return true;
+    return on_cuda && tensor.get_device_index() != first->get_device_index();
+  };
+  if (i == 0) of_first = of_shadow.device;
+  if (elsewhere(shadow, of_shadow) || elsewhere(weight, of_weight)) {
+    fail(named(op, elsewhere(shadow, of_shadow) ? "shadow" : "weight", i) + " is on another device than shadow 0");
   }
   if (of_shadow.dimensions != of_weight.dimensions ||
       !std::equal(of_shadow.sizes, of_shadow.sizes + of_shadow.dimensions, of_weight.sizes)) {
@@ -142,6 +160,9 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
         ema_layout(of_shadow.sizes, of_shadow.strides, of_weight.strides, of_shadow.dimensions);
     if (overlaps_itself(layout)) {
       fail(named(op, "shadow", i) + " has elements that share their memory: make it .contiguous()");
+    }
+    if (!layout.empty() && on_cuda) {
+      fail(named(op, "shadow", i) + " does not lie in memory as its weight does, without gaps");
     }
     if (!layout.empty()) {
       layouts.push_back(std::make_unique<EmaLayout>(layout));
@@ -223,7 +244,7 @@ inline void check_decay(const char* op, double decay) {
 
 inline void ema_update_op(std::vector<Tensor> shadows, std::vector<Tensor> weights, double decay) {
   check_decay("ema_update_", decay);
-  EmaPairs("ema_update_", shadows, weights).update(decay);
+  EmaPairs("ema_update_", shadows, weights).update("ema_update_", decay);
 }
 
 // Tensors that a plan holds, and the forms they had when it was made.
@@ -286,7 +307,7 @@ class __attribute__((visibility("hidden"))) EmaPlan {
   void update(double decay) {
     const std::lock_guard<std::mutex> one_at_a_time(busy);
     refresh();
-    pairs.update(decay);
+    pairs.update("ema_update_plan_", decay);
   }
 
  private:

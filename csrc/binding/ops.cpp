@@ -2,6 +2,7 @@
 //
 // An op's glue stands in a header of its own: define_*() gives the schemas, implement_*() the functions,
 // which look at the tensors' device themselves. Ops that take no tensor are registered for every backend.
+#include "cuda_halting.h"
 #include "ema.h"
 #include "glue.h"
 #include "halting.h"
@@ -28,7 +29,9 @@ STABLE_TORCH_LIBRARY_IMPL(ptrain, CPU, m) {
 
 #if PTRAIN_CUDA
 STABLE_TORCH_LIBRARY_IMPL(ptrain, CUDA, m) {
+  ptrain::glue::implement_cuda_halting(m);
   ptrain::glue::implement_ema(m);
+  ptrain::glue::implement_step(m);
 }
 #endif
 

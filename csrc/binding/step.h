@@ -15,6 +15,7 @@
 
 #include "../core/norm.h"
 #include "../core/step.h"
+#include "cuda_step.h"
 #include "glue.h"
 
 namespace ptrain::glue {
@@ -202,13 +203,17 @@ inline void check_step_lists(const char* op, const StepLists& lists) {
   for (std::size_t i = 0; i < count; ++i) check_step_tensor(op, lists, i);
 }
 
-// The settings of all groups, read on the host.
-inline std::vector<StepGroup> step_groups(const char* op, const Tensor& hyper) {
+inline void check_hyper(const char* op, const Tensor& hyper) {
   if (hyper.scalar_type() != ScalarType::Double || hyper.dim() != 2 ||
       hyper.size(1) != hyper_columns || !hyper.is_contiguous()) {
     fail(std::string(op) + ": hyper has shape " + shape_of(hyper) + " and is " +
          name_of(hyper.scalar_type()) + "; it must be a contiguous float64 tensor of (groups, 6)");
   }
+}
+
+// The settings of all groups, read on the host.
+inline std::vector<StepGroup> step_groups(const char* op, const Tensor& hyper) {
+  if (!hyper.is_cpu()) fail(std::string(op) + ": hyper is not on the CPU, as the parameters are");
   const double* row = static_cast<const double*>(hyper.const_data_ptr());
   std::vector<StepGroup> groups;
   for (std::int64_t g = 0; g < hyper.size(0); ++g, row += hyper_columns) {
@@ -246,6 +251,15 @@ inline Tensor norm_tensor(double value, const Tensor* beside) {
   return norm;
 }
 
+// On whichever device they are: that of `beside`.
+inline Tensor norm_of(const std::vector<NormTensor>& tensors, const Tensor* beside) {
+#if PTRAIN_CUDA
+  if (beside != nullptr && beside->is_cuda()) return norm_on_cuda("grad_norm", tensors, *beside);
+#endif
+  const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
+  return norm_tensor(std::sqrt(sum), beside);
+}
+
 inline Tensor grad_norm_op(std::vector<Tensor> gradients) {
   std::vector<NormTensor> tensors;
   tensors.reserve(gradients.size());
@@ -254,13 +268,12 @@ inline Tensor grad_norm_op(std::vector<Tensor> gradients) {
     const Place at{"grad_norm", "gradients", i};
     require_plain(gradients[i], at);
     const FloatType type = float_type(gradients[i], at);
-    if (!gradients[i].is_cpu()) refuse(at, "is on another device than the first");
+    if (gradients[i].device() != gradients[0].device()) refuse(at, "is on another device than the first");
     if (!is_dense(gradients[i])) copies.push_back(torch::stable::contiguous(gradients[i]));
     const Tensor& dense = is_dense(gradients[i]) ? gradients[i] : copies.back();
     tensors.push_back({dense.const_data_ptr(), dense.numel(), type});
   }
-  const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
-  return norm_tensor(std::sqrt(sum), gradients.empty() ? nullptr : &gradients[0]);
+  return norm_of(tensors, gradients.empty() ? nullptr : &gradients[0]);
 }
 
 inline void require_groups(const char* op, const StepLists& lists, std::size_t groups) {
@@ -272,12 +285,17 @@ inline void require_groups(const char* op, const StepLists& lists, std::size_t g
   }
 }
 
+// Where a gradient lies. One without elements has no memory, and must not be taken for none at all.
+inline void* gradient_memory(void* memory, void* step) { return memory == nullptr ? step : memory; }
+
 inline StepTensor step_tensor(const StepLists& lists, std::size_t i, const Tensor* gradient) {
   const bool state = lists.has_state(i);
   const Tensor& param = lists.params[i];
   return {
       param.mutable_data_ptr(),
-      gradient == nullptr ? nullptr : gradient->mutable_data_ptr(),
+      gradient == nullptr
+          ? nullptr
+          : gradient_memory(gradient->mutable_data_ptr(), lists.steps[i].mutable_data_ptr()),
       state ? lists.exp_avgs[i].mutable_data_ptr() : nullptr,
       state ? lists.exp_avg_sqs[i].mutable_data_ptr() : nullptr,
       state ? static_cast<float*>(lists.steps[i].mutable_data_ptr()) : nullptr,
@@ -297,7 +315,7 @@ inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
     const double value = read_norm(op, *norm);
     if (!std::isfinite(value)) {
       for (const StepTensor& tensor : tensors) {
-        if (!zero_grads || tensor.gradient == nullptr) continue;
+        if (!zero_grads || tensor.gradient == nullptr || tensor.size == 0) continue;
         std::memset(tensor.gradient, 0, static_cast<std::size_t>(tensor.size * bytes_of(tensor.type)));
       }
       return;
@@ -306,6 +324,24 @@ inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
   }
   fused_step(tensors.data(), static_cast<std::int64_t>(tensors.size()), groups.data(), clip, zero_grads,
              torch_for);
+}
+
+// The same on whichever device the parameters are.
+inline void run_step(const char* op, const StepLists& lists, const std::vector<StepTensor>& tensors,
+                     const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm,
+                     bool zero_grads) {
+  check_hyper(op, hyper);
+  require_groups(op, lists, static_cast<std::size_t>(hyper.size(0)));
+#if PTRAIN_CUDA
+  if (!lists.params.empty() && lists.params[0].is_cuda()) {
+    if (norm.has_value() && (norm->scalar_type() != ScalarType::Double || norm->numel() != 1)) {
+      fail(std::string(op) + ": norm has shape " + shape_of(*norm) + "; it must be one float64");
+    }
+    step_on_cuda(op, tensors, lists.params[0], hyper, norm, max_norm, zero_grads);
+    return;
+  }
+#endif
+  run_step(op, tensors, step_groups(op, hyper), norm, max_norm, zero_grads);
 }
 
 inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
@@ -318,8 +354,8 @@ inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
                         std::move(steps),  std::move(shadows),  std::move(groups)};
   check_step_lists(op, lists);
   require_length(op, "grads", grads.size(), lists.params.size());
-  const std::vector<StepGroup> settings = step_groups(op, hyper);
-  require_groups(op, lists, settings.size());
+  check_hyper(op, hyper);
+  require_groups(op, lists, static_cast<std::size_t>(hyper.size(0)));
   std::vector<Tensor> beside;
   std::vector<StepTensor> tensors;
   beside.reserve(grads.size());
@@ -330,7 +366,7 @@ inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
     beside.push_back(laid_beside(grads[i], lists.params[i]));
     tensors.push_back(step_tensor(lists, i, &beside.back()));
   }
-  run_step(op, tensors, settings, norm, max_norm, zero_grads);
+  run_step(op, lists, tensors, hyper, norm, max_norm, zero_grads);
   for (std::size_t i = 0; zero_grads && i < grads.size(); ++i) {
     if (beside[i].get() != grads[i].get()) torch::stable::zero_(grads[i]);
   }
@@ -365,10 +401,9 @@ class __attribute__((visibility("hidden"))) StepPlan {
   }
 
   void set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places);
-  double sum_of_squares_of_gradients();
-  void apply(const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm, double max_norm,
-             bool average, bool zero_grads);
-  const Tensor* first() const { return lists.params.empty() ? nullptr : &lists.params[0]; }
+  Tensor norm();
+  void apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm, bool average,
+             bool zero_grads);
 
  private:
   struct Handles {
@@ -409,7 +444,7 @@ inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<
   }
 }
 
-inline double StepPlan::sum_of_squares_of_gradients() {
+inline Tensor StepPlan::norm() {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
   std::vector<NormTensor> tensors;
   tensors.reserve(handles.size());
@@ -418,7 +453,7 @@ inline double StepPlan::sum_of_squares_of_gradients() {
     if (originals[i].has_value()) torch::stable::copy_(*gradients[i], *originals[i]);
     tensors.push_back({memory_of(handles[i].gradient), table[i].size, table[i].type});
   }
-  return sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
+  return norm_of(tensors, lists.params.empty() ? nullptr : &lists.params[0]);
 }
 
 // Reads the pointers again: 40 ns a tensor, so many are shared out.
@@ -452,7 +487,8 @@ inline bool StepPlan::refresh(std::size_t i) try {
   const bool still = weight == tensor.weight && exp_avg == tensor.exp_avg &&
                      exp_avg_sq == tensor.exp_avg_sq && step == tensor.step && shadow == tensor.shadow;
   tensor.weight = weight;
-  tensor.gradient = memory_of(handle.gradient);
+  tensor.gradient = handle.gradient == nullptr ? nullptr
+                                               : gradient_memory(memory_of(handle.gradient), step);
   tensor.exp_avg = exp_avg;
   tensor.exp_avg_sq = exp_avg_sq;
   tensor.step = step;
@@ -477,17 +513,16 @@ inline void StepPlan::check_again(std::size_t i) const {
   }
 }
 
-inline void StepPlan::apply(const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
-                            double max_norm, bool average, bool zero_grads) {
+inline void StepPlan::apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm,
+                            bool average, bool zero_grads) {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
-  require_groups("step_apply_", lists, groups.size());
   refresh();
   if (average) {
-    run_step("step_apply_", table, groups, norm, max_norm, zero_grads);
+    run_step("step_apply_", lists, table, hyper, norm, max_norm, zero_grads);
   } else {
     std::vector<StepTensor> resting = table;
     for (StepTensor& tensor : resting) tensor.shadow = nullptr;
-    run_step("step_apply_", resting, groups, norm, max_norm, zero_grads);
+    run_step("step_apply_", lists, resting, hyper, norm, max_norm, zero_grads);
   }
   for (std::optional<Tensor>& original : originals) {
     if (zero_grads && original.has_value()) torch::stable::zero_(*original);
@@ -532,13 +567,12 @@ inline void step_set_gradients_op(std::int64_t id, std::vector<Tensor> gradients
 }
 
 inline Tensor step_norm_op(std::int64_t id) {
-  const auto plan = find_step_plan(id);
-  return norm_tensor(std::sqrt(plan->sum_of_squares_of_gradients()), plan->first());
+  return find_step_plan(id)->norm();
 }
 
 inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> norm, double max_norm,
                           bool average, bool zero_grads) {
-  find_step_plan(id)->apply(step_groups("step_apply_", hyper), norm, max_norm, average, zero_grads);
+  find_step_plan(id)->apply(hyper, norm, max_norm, average, zero_grads);
 }
 
 inline void step_free_plan_op(std::int64_t id) {

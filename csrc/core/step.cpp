@@ -94,9 +94,9 @@ void step_stretch(const StepTensor& tensor, const StepScalars& scalars, std::int
   const std::int64_t state_bytes = tensor.type == FloatType::float64 ? 8 : 4;
   const StepLoops& loops = job.loops[static_cast<int>(tensor.type)];
   const bool zero = job.zero_gradients && tensor.gradient != nullptr;
-  StepLoop loop = tensor.gradient == nullptr ? loops.average
-                  : tensor.shadow == nullptr ? loops.step
-                                             : loops.step_and_average;
+  const StepLoop loop = tensor.gradient == nullptr ? loops.average
+                        : tensor.shadow == nullptr ? loops.step
+                                                   : loops.step_and_average;
   if (tensor.gradient == nullptr && tensor.shadow == nullptr) return;
   const std::int64_t stride = zero ? elements_per_zeroing : end - begin;
   for (; begin < end; begin += stride) {

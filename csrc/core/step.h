@@ -12,12 +12,12 @@ namespace ptrain {
 // weight and the gradient have this type; the other parts are double for float64 and float otherwise.
 struct StepTensor {
   void* weight;
-  void* gradient;    // null: no gradient this time, the weight stays and only its average moves
+  void* gradient;    // null: none this time, the weight stays and only its average moves
   void* exp_avg;     // first moment
   void* exp_avg_sq;  // second moment
   float* step;       // one number: the updates that this tensor has had
   void* shadow;      // the average of the weight; null if it has none
-  std::int64_t size;  // elements; may be 0, and then the pointers (but step) may be null
+  std::int64_t size;  // elements; if 0, no pointer but step is followed (a gradient counts if not null)
   FloatType type;
   std::int32_t group;  // whose settings it takes
 };

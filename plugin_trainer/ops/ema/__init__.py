@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -61,7 +60,8 @@ def ema_update_(
              in float64: 1 - 0.999 in float32 is off by 1.3e-5 of itself
 
     A pair that is given twice (tied weights) is updated once. What is not finite stays so. Inside
-    torch.compile it is one op in the graph; give the decay as a tensor there if it changes.
+    torch.compile it is one op in the graph; a decay that changes is best a tensor there, as each
+    number is compiled anew.
 
     Raises ValueError, naming the index, if a pair does not match in shape, device or dtype, if a
     shadow shares memory with a weight, with another shadow or within itself, or if one shadow is
@@ -97,7 +97,9 @@ class PreparedEma:
             _update_in_graph_(self._shadows, self._weights, decay)
             return
         if self._plan is not None:
-            value = float(decay)
+            # A tensor on the pairs' own device stays there: the host does not wait for it.
+            stays = isinstance(decay, Tensor) and decay.device == self._device
+            value = decay if stays else float(decay)
             try:
                 self._plan.update(value)
             except RuntimeError:  # a tensor is not what it was
@@ -112,6 +114,12 @@ class PreparedEma:
         pairs = list(zip(self._shadows, self._weights, strict=True))
         compiled = library.find() is not None
         taken = [compiled and native.takes(*pair) for pair in pairs]
+        # A plan is of one device.
+        devices = (shadow.device for (shadow, _), yes in zip(pairs, taken, strict=True) if yes)
+        self._device = next(devices, None)
+        taken = [
+            yes and pair[0].device == self._device for pair, yes in zip(pairs, taken, strict=True)
+        ]
         self._plan = None
         if any(taken):
             try:
@@ -126,7 +134,11 @@ class PreparedEma:
             self._groups: list[reference.Group] = []
         else:
             checked = _checked_pairs(self._shadows, self._weights)
-            rest = [pair for pair in checked if not (compiled and native.takes(*pair))]
+            rest = [
+                pair
+                for pair in checked
+                if not (compiled and pair[0].device == self._device and native.takes(*pair))
+            ]
             self._groups = reference.grouped(rest)
 
     def __reduce__(self) -> tuple[type[PreparedEma], tuple[list[Tensor], list[Tensor]]]:
@@ -177,7 +189,7 @@ def _checked_decay(decay: float | Tensor) -> float | Tensor:
 
 
 def _check_decay(decay: float) -> None:
-    if not (math.isfinite(decay) and 0.0 <= decay <= 1.0):
+    if not 0.0 <= decay <= 1.0:  # NaN is neither
         raise ValueError(f"decay is {decay}; it must be between 0 and 1, usually 0.99 to 0.9999")
 
 

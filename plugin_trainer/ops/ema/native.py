@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from plugin_trainer.ops import library
+
 # What the kernels average, and what they copy. Complex weights are left to the reference.
 DTYPES = frozenset(
     {torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.bool}
@@ -21,16 +23,30 @@ def takes(shadow: Tensor, weight: Tensor) -> bool:
 
     Not that of a subclass which computes in its own way (DTensor), nor of a negated view.
     """
-    return weight.dtype in DTYPES and _plain(weight) and _plain(shadow)
+    if not (weight.dtype in DTYPES and _plain(weight) and _plain(shadow)):
+        return False
+    return weight.is_cpu or _lie_alike(shadow, weight)
 
 
 def _plain(tensor: Tensor) -> bool:
     return (
-        tensor.is_cpu
+        (tensor.is_cpu or (tensor.is_cuda and _has_cuda()))
         and tensor.layout is torch.strided
         and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and not tensor.is_neg()
     )
+
+
+def _has_cuda() -> bool:
+    compiled = library.find()
+    return compiled is not None and compiled.cuda
+
+
+def _lie_alike(shadow: Tensor, weight: Tensor) -> bool:
+    """Whether both fill their memory without gaps, in one order: all that the GPU's kernel reads."""
+    if shadow.device != weight.device or shadow.stride() != weight.stride():
+        return False
+    return torch.ops.aten.is_non_overlapping_and_dense(weight)
 
 
 def update_(shadows: Sequence[Tensor], weights: Sequence[Tensor], decay: float) -> bool:
@@ -58,11 +74,14 @@ class Plan:
         self._update = torch.ops.ptrain.ema_update_plan_.default
         weakref.finalize(self, torch.ops.ptrain.ema_free_plan, number).atexit = False
 
-    def update(self, decay: float) -> None:
-        """Average all pairs. Raises RuntimeError, and changes nothing, if a tensor has got another
+    def update(self, decay: float | Tensor) -> None:
+        """Average all pairs; a tensor is read on their CUDA device. Raises RuntimeError, and changes nothing, if a tensor has got another
         shape, layout, dtype or device.
         """
-        self._update(self._number, decay)
+        if isinstance(decay, Tensor):
+            torch.ops.ptrain.ema_update_plan_by_(self._number, decay.to(torch.float64))
+        else:
+            self._update(self._number, decay)
 
 
 def register() -> None:

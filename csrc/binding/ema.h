@@ -25,6 +25,8 @@ inline void define_ema(StableLibrary& m) {
   m.def("ema_update_(Tensor(a!)[] shadows, Tensor[] weights, float decay) -> ()");
   m.def("ema_plan(Tensor[] shadows, Tensor[] weights) -> int");
   m.def("ema_update_plan_(int plan, float decay) -> ()");
+  // The decay is one float64 on the pairs' device, and read there.
+  m.def("ema_update_plan_by_(int plan, Tensor decay) -> ()");
   m.def("ema_free_plan(int plan) -> ()");
 }
 
@@ -104,11 +106,14 @@ class EmaPairs {
   // Again, after pointers in `table` have been changed.
   void check_memory(const char* op);
 
-  void update(const char* op, double decay) const {
+  // decay_on_device: in place of decay, for pairs on a CUDA device.
+  void update(const char* op, double decay, const Tensor* decay_on_device = nullptr) const {
 #if PTRAIN_CUDA
-    if (of_first == aoti_torch_device_type_cuda()) return ema_update_on_cuda(op, table, *first, decay, nullptr);
+    if (of_first == aoti_torch_device_type_cuda()) {
+      return ema_update_on_cuda(op, table, *first, decay, decay_on_device);
+    }
 #endif
-    (void)op;
+    if (decay_on_device != nullptr) fail(std::string(op) + ": the pairs are not on a CUDA device");
     ema_update(table.data(), starts.data(), static_cast<std::int64_t>(table.size()), decay, torch_for);
   }
 
@@ -304,10 +309,10 @@ class __attribute__((visibility("hidden"))) EmaPlan {
         shadows(std::move(shadow_list)),
         weights(std::move(weight_list)) {}
 
-  void update(double decay) {
+  void update(double decay, const Tensor* decay_on_device = nullptr) {
     const std::lock_guard<std::mutex> one_at_a_time(busy);
     refresh();
-    pairs.update("ema_update_plan_", decay);
+    pairs.update("ema_update_plan_", decay, decay_on_device);
   }
 
  private:
@@ -409,11 +414,19 @@ inline void ema_update_plan_op(std::int64_t plan, double decay) {
   ema_plans().find(plan)->update(decay);
 }
 
+inline void ema_update_plan_by_op(std::int64_t plan, Tensor decay) {
+  if (decay.scalar_type() != ScalarType::Double || decay.numel() != 1) {
+    fail("ema_update_plan_by_: decay has shape " + shape_of(decay) + "; it must be one float64");
+  }
+  ema_plans().find(plan)->update(0.0, &decay);
+}
+
 inline void ema_free_plan_op(std::int64_t plan) { ema_plans().forget(plan); }
 
 inline void implement_ema(StableLibrary& m) {
   m.impl("ema_update_", TORCH_BOX(&ema_update_op));
   m.impl("ema_plan", TORCH_BOX(&ema_plan_op));
+  m.impl("ema_update_plan_by_", TORCH_BOX(&ema_update_plan_by_op));
 }
 
 // Without a tensor among their arguments: of every device.

@@ -43,7 +43,7 @@ def _has_cuda() -> bool:
 
 
 def _lie_alike(shadow: Tensor, weight: Tensor) -> bool:
-    """Whether both fill their memory without gaps, in one order: all that the GPU's kernel reads."""
+    """Whether both fill their memory without gaps, in one order: as a GPU's kernel reads."""
     if shadow.device != weight.device or shadow.stride() != weight.stride():
         return False
     return torch.ops.aten.is_non_overlapping_and_dense(weight)
@@ -75,8 +75,10 @@ class Plan:
         weakref.finalize(self, torch.ops.ptrain.ema_free_plan, number).atexit = False
 
     def update(self, decay: float | Tensor) -> None:
-        """Average all pairs; a tensor is read on their CUDA device. Raises RuntimeError, and changes nothing, if a tensor has got another
-        shape, layout, dtype or device.
+        """Average all pairs; a decay that is a tensor is read on their CUDA device.
+
+        Raises RuntimeError, and changes nothing, if a tensor has got another shape, layout, dtype
+        or device.
         """
         if isinstance(decay, Tensor):
             torch.ops.ptrain.ema_update_plan_by_(self._number, decay.to(torch.float64))

@@ -16,7 +16,7 @@ def available(device_type: str) -> bool:
     compiled = library.find()
     if compiled is None:
         return False
-    return device_type == "cpu"
+    return device_type == "cpu" or (device_type == "cuda" and compiled.cuda)
 
 
 def register() -> None:

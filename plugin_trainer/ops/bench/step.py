@@ -87,13 +87,14 @@ class Work:
 
         return zeros(), zeros()
 
-    def hand_moments_to(self, optimizer: torch.optim.Optimizer, *, narrow: bool) -> None:
-        """Let an optimizer keep its state in the work's memory."""
-        where = self.device if self.device != "cpu" else None
+    def hand_moments_to(
+        self, optimizer: torch.optim.Optimizer, *, narrow: bool, steps_on: str
+    ) -> None:
+        """Let an optimizer keep its state in the work's memory, and its counts of steps there."""
         moments = self.narrow_moments if narrow else self.moments
         for parameter, exp_avg, exp_avg_sq in zip(self.parameters, *moments, strict=True):
             optimizer.state[parameter] = {
-                "step": torch.zeros((), device=where),
+                "step": torch.zeros((), device=steps_on),
                 "exp_avg": exp_avg,
                 "exp_avg_sq": exp_avg_sq,
             }
@@ -178,7 +179,7 @@ def two_steps(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor,
 def ours(work: Work) -> Variant:
     """Norm, then everything else in one pass."""
     optimizer = FusedAdamW(work.parameters, **_SETTINGS, max_norm=work.max_norm)
-    work.hand_moments_to(optimizer, narrow=False)
+    work.hand_moments_to(optimizer, narrow=False, steps_on=work.device)
     optimizer.forget_plans()
     optimizer.attach_average(dict(zip(work.parameters, work.shadows, strict=True)))
     optimizer.average_decay = DECAY
@@ -291,7 +292,9 @@ def _fused_update(
 
 def _as_torch_has_it(work: Work, name: str, average: Callable[[], object], **form: bool) -> Variant:
     optimizer = torch.optim.AdamW(work.parameters, **_SETTINGS, **form)
-    work.hand_moments_to(optimizer, narrow=True)
+    # Only the fused form looks for its counts on the device; the others would have to wait for them.
+    steps_on = work.device if form.get("fused") else "cpu"
+    work.hand_moments_to(optimizer, narrow=True, steps_on=steps_on)
 
     def run() -> None:
         clip_grad_norm_(work.parameters, work.max_norm)

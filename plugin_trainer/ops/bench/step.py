@@ -292,7 +292,7 @@ def _fused_update(
 
 def _as_torch_has_it(work: Work, name: str, average: Callable[[], object], **form: bool) -> Variant:
     optimizer = torch.optim.AdamW(work.parameters, **_SETTINGS, **form)
-    # Only the fused form looks for its counts on the device; the others would have to wait for them.
+    # Only the fused form looks for its counts on the device; the others would have to wait there.
     steps_on = work.device if form.get("fused") else "cpu"
     work.hand_moments_to(optimizer, narrow=True, steps_on=steps_on)
 

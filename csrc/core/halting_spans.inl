@@ -20,10 +20,6 @@ constexpr double least_double_answer = 1e-290;
 
 // ----------------------------------------------------------------------------------- 16-bit floats
 
-PTRAIN_INLINE FloatBits pick(FloatBits where, FloatBits yes, FloatBits no) {
-  return (where & yes) | (~where & no);
-}
-
 void floats_from_bfloat16(const std::uint16_t* from, float* to, std::int64_t count) {
   for (std::int64_t i = 0; i < count; ++i) to[i] = float_from_bfloat16(from[i]);
 }
@@ -33,26 +29,26 @@ void floats_from_float16(const std::uint16_t* from, float* to, std::int64_t coun
 }
 
 // To nearest, ties to even; NaN stays NaN.
-PTRAIN_INLINE FloatBits bfloat16_of(Floats values) {
-  const FloatBits bits = (FloatBits)values;
-  const FloatBits rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  return (pick(values == values, rounded, FloatBits{} + 0x7fc00000) >> 16) & 0xffff;
+PTRAIN_INLINE FloatWords bfloat16_of(Floats values) {
+  const FloatWords bits = (FloatWords)values;
+  const FloatWords rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  return (values == values ? rounded : FloatWords{} + 0x7fc00000) >> 16;
 }
 
-PTRAIN_INLINE FloatBits float16_of(Floats values) {
-  const FloatBits bits = (FloatBits)values;
-  const FloatBits sign = (bits >> 16) & 0x8000;
-  const FloatBits magnitude = bits & 0x7fffffff;
+PTRAIN_INLINE FloatWords float16_of(Floats values) {
+  const FloatWords bits = (FloatWords)values;
+  const FloatWords sign = (bits >> 16) & 0x8000;
+  const FloatWords magnitude = bits & 0x7fffffff;
   // Adding one half leaves a multiple of 2^-24, a subnormal's unit, in the low bits.
-  const FloatBits subnormal = (FloatBits)((Floats)magnitude + 0.5f) - 0x3f000000;
-  const FloatBits normal = (magnitude - (112 << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  FloatBits result = pick(magnitude < (113 << 23), subnormal, normal);
-  result = pick(magnitude >= 0x47800000, FloatBits{} + 0x7c00, result);
-  result = pick(values == values, result, FloatBits{} + 0x7e00);
+  const FloatWords subnormal = (FloatWords)((Floats)magnitude + 0.5f) - 0x3f000000;
+  const FloatWords normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  FloatWords result = magnitude < (113u << 23) ? subnormal : normal;
+  result = magnitude >= 0x47800000u ? FloatWords{} + 0x7c00 : result;
+  result = values == values ? result : FloatWords{} + 0x7e00;
   return sign | result;
 }
 
-template <FloatBits (*convert)(Floats)>
+template <FloatWords (*convert)(Floats)>
 PTRAIN_INLINE void halves_from_floats(const float* from, std::uint16_t* to, std::int64_t count) {
   std::int64_t i = 0;
   for (; i + float_lanes <= count; i += float_lanes) {
@@ -60,8 +56,6 @@ PTRAIN_INLINE void halves_from_floats(const float* from, std::uint16_t* to, std:
   }
   for (; i < count; ++i) to[i] = static_cast<std::uint16_t>(convert(all(from[i]))[0]);
 }
-
-PTRAIN_INLINE FloatBits to_bfloat16(Floats values) { return bfloat16_of(values); }
 
 // The numbers as floats: where they are, or in `room`.
 const float* as_floats(HaltingType type, const void* from, std::int64_t start, std::int64_t count,
@@ -91,7 +85,7 @@ PTRAIN_OUTLINE void write_number(HaltingType type, void* to, std::int64_t i, dou
 void write_floats(HaltingType type, const float* from, void* to, std::int64_t start,
                   std::int64_t count) {
   if (type == HaltingType::bfloat16) {
-    halves_from_floats<to_bfloat16>(from, static_cast<std::uint16_t*>(to) + start, count);
+    halves_from_floats<bfloat16_of>(from, static_cast<std::uint16_t*>(to) + start, count);
   } else {
     halves_from_floats<float16_of>(from, static_cast<std::uint16_t*>(to) + start, count);
   }
@@ -105,6 +99,8 @@ PTRAIN_INLINE void write_result(const HaltingTask& task, void* to, std::int64_t 
 
 using Row = double[lanes];
 using FloatRow = float[lanes];
+
+struct Turns;
 
 // Arrays over blocks of a value per lane; the size is one chunk's or one tile's.
 struct Room {
@@ -120,6 +116,7 @@ struct Room {
   float* columns;   // [C][lanes], or padded
   float* targets;   // [C][lanes], or [lanes][padded C]
   float* answer;    // likewise
+  Turns* turns;
   bool log_w_is_known;
 };
 
@@ -287,9 +284,15 @@ PTRAIN_OUTLINE void units_backward(const HaltingTask& task, const Room& room, st
     }
   }
   for (std::int64_t n = 0; n < blocks; ++n) {
+    const std::int64_t start = n * task.units + first;
+    for (int i = 0; i < lanes; ++i) room.row_w[n][i] = moves[i] ? room.row_w[n][i] : 0.0;
+    if (task.halting_type == HaltingType::float32) {
+      float* to = static_cast<float*>(task.grad_halting) + start;
+      for (int i = 0; i < count; ++i) to[i] = static_cast<float>(room.row_w[n][i]);
+      continue;
+    }
     for (int i = 0; i < count; ++i) {
-      const double value = moves[i] ? room.row_w[n][i] : 0.0;
-      write_number(task.halting_type, task.grad_halting, n * task.units + first + i, value);
+      write_number(task.halting_type, task.grad_halting, start + i, room.row_w[n][i]);
     }
   }
 }
@@ -343,18 +346,74 @@ PTRAIN_OUTLINE void read_labels(const HaltingTask& task, Tile& tile) {
 
 PTRAIN_INLINE FloatBits label_lanes(const Tile& tile, int v) { return load<FloatBits>(tile.label + v); }
 
+// How sixteen rows of C classes are turned into C columns, and back: with registers of sixteen floats, each
+// column is picked from C registers by permutations, of which this holds the indices.
+struct Turns {
+  FloatBits to[narrow_classes][narrow_classes], from[narrow_classes][narrow_classes];
+};
+
+// Lane i of the result takes flat element source[i]: of the first register alone, then, register by
+// register, what lies in that one; the other lanes keep what they have.
+PTRAIN_INLINE void plan_turn(FloatBits* turn, const int* source, int registers) {
+  for (int i = 0; i < float_lanes; ++i) {
+    for (int k = 0; k < registers; ++k) {
+      const int within = source[i] - k * float_lanes;
+      const bool here = within >= 0 && within < float_lanes;
+      turn[k][i] = here ? within + (k > 0 ? float_lanes : 0) : i;
+    }
+  }
+}
+
+PTRAIN_OUTLINE void plan_turns(int classes, Turns& turns) {
+  int source[float_lanes];
+  for (int c = 0; c < classes; ++c) {
+    for (int i = 0; i < float_lanes; ++i) source[i] = i * classes + c;
+    plan_turn(turns.to[c], source, classes);
+    for (int i = 0; i < float_lanes; ++i) {
+      const int flat = c * float_lanes + i;
+      source[i] = flat % classes * float_lanes + flat / classes;
+    }
+    plan_turn(turns.from[c], source, classes);
+  }
+}
+
+PTRAIN_INLINE void turn_rows(const FloatBits (*turns)[narrow_classes], const float* from, int classes,
+                             float* to) {
+  for (int c = 0; c < classes; ++c) {
+    Floats turned = __builtin_shuffle(load<Floats>(from), turns[c][0]);
+    for (int k = 1; k < classes; ++k) {
+      turned = __builtin_shuffle(turned, load<Floats>(from + k * float_lanes), turns[c][k]);
+    }
+    store(to + c * lanes, turned);
+  }
+}
+
+constexpr bool turns_registers = float_lanes == lanes;
+
 // [rows][C] to [C][lanes]; lanes without a row become 0.
-PTRAIN_OUTLINE void to_columns(const float* from, std::int64_t classes, int rows, float* to) {
-  if (rows < lanes) __builtin_memset(to, 0, sizeof(float) * lanes * classes);
+PTRAIN_OUTLINE void to_columns(const Turns* turns, const float* from, std::int64_t classes, int rows,
+                               float* to) {
+  if constexpr (turns_registers) {
+    if (rows == lanes) return turn_rows(turns->to, from, static_cast<int>(classes), to);
+  }
+  if (rows < lanes) __builtin_memset(to, 0, sizeof(float) * lanes * static_cast<std::size_t>(classes));
   for (int i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < classes; ++c) to[c * lanes + i] = from[i * classes + c];
   }
 }
 
-PTRAIN_OUTLINE void from_columns(const float* from, std::int64_t classes, int rows, float* to) {
+PTRAIN_OUTLINE void from_columns(const Turns* turns, const float* from, std::int64_t classes, int rows,
+                                 float* to) {
+  if constexpr (turns_registers) {
+    if (rows == lanes) return turn_rows(turns->from, from, static_cast<int>(classes), to);
+  }
   for (int i = 0; i < rows; ++i) {
     for (std::int64_t c = 0; c < classes; ++c) to[i * classes + c] = from[c * lanes + i];
   }
+}
+
+const char* address_of(const HaltingTask& task, std::int64_t element) {
+  return static_cast<const char*>(task.logits) + element * bytes_of(task.logits_type);
 }
 
 // max, e^(z - max) and their sum for the tile, block by block; the label's class is left out of the sum
@@ -365,7 +424,9 @@ PTRAIN_OUTLINE void narrow_softmax(const HaltingTask& task, const Room& room, co
   for (std::int64_t n = 0; n < task.blocks; ++n) {
     float* exps = room.exps + n * classes * lanes;
     const std::int64_t start = n * task.logits_stride + tile.first_row * classes;
-    to_columns(as_floats(task.logits_type, task.logits, start, tile.rows * classes, room.staging),
+    const std::int64_t count = tile.rows * classes;
+    fetch_soon(address_of(task, start + count), count * bytes_of(task.logits_type));
+    to_columns(room.turns, as_floats(task.logits_type, task.logits, start, tile.rows * classes, room.staging),
                classes, tile.rows, exps);
     for (int v = 0; v < lanes; v += float_lanes) {
       Floats most = load<Floats>(exps + v);
@@ -409,6 +470,7 @@ PTRAIN_OUTLINE void wide_softmax(const HaltingTask& task, const Room& room, cons
       if (!tile.learns[i] && !answers) continue;
       float* exps = room.exps + (n * tile.rows + i) * size;
       const std::int64_t start = n * task.logits_stride + (tile.first_row + i) * classes;
+      fetch_soon(address_of(task, start + tile.rows * classes), classes * bytes_of(task.logits_type));
       const float* z = as_floats(task.logits_type, task.logits, start, classes, room.staging);
       Floats most = all(-__builtin_inff());
       std::int64_t c = 0;
@@ -870,7 +932,7 @@ PTRAIN_OUTLINE void write_narrow(const HaltingTask& task, const Room& room, cons
     }
     const std::int64_t start = n * task.grad_logits_stride + tile.first_row * classes;
     float* to = direct ? static_cast<float*>(task.grad_logits) + start : room.staging;
-    from_columns(exps, classes, tile.rows, to);
+    from_columns(room.turns, exps, classes, tile.rows, to);
     if (!direct) write_floats(task.logits_type, to, task.grad_logits, start, tile.rows * classes);
   }
 }
@@ -1015,6 +1077,9 @@ void run_parts(const HaltingTask& task, const HaltingCut& cut, std::int64_t begi
   Room room{};
   HaltingMemory memory(lay_out(task, cut, nullptr, room));
   lay_out(task, cut, memory.all(), room);
+  Turns turns;
+  room.turns = &turns;
+  if (turns_registers && is_narrow(task)) plan_turns(static_cast<int>(task.classes), turns);
   for (std::int64_t part = begin; part < end; ++part) {
     HaltingSums& sums = sums_of[part];
     const std::int64_t last = (part + 1) * cut.part_units < task.units ? (part + 1) * cut.part_units : task.units;

@@ -5,8 +5,10 @@
 
 typedef float Floats __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));
 typedef std::int32_t FloatBits __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));
+typedef std::uint32_t FloatWords __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));  // these wrap around
 typedef double Doubles __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));
 typedef std::int64_t DoubleBits __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));
+typedef std::uint64_t DoubleWords __attribute__((vector_size(PTRAIN_VECTOR_BYTES)));
 typedef float HalfFloats __attribute__((vector_size(PTRAIN_VECTOR_BYTES / 2)));  // one to each double
 typedef std::uint16_t HalfBits __attribute__((vector_size(PTRAIN_VECTOR_BYTES / 2)));
 
@@ -48,7 +50,7 @@ PTRAIN_INLINE Floats exp_of(Floats x) {
   q = q * r + 0.1666652063142611405f;
   q = q * r + 0.4999999344748156972f;
   const Floats mantissa = (q * r) * r + r + 1.0f;
-  const Floats power = (Floats)((FloatBits)mantissa + ((FloatBits)shifted << 23));
+  const Floats power = (Floats)((FloatWords)mantissa + ((FloatWords)shifted << 23));
   return x < -86.5f ? Floats{} : power;
 }
 
@@ -69,17 +71,16 @@ PTRAIN_INLINE Doubles exp_of(Doubles x) {
   q = q * r + 0.1666666666666641255;
   q = q * r + 0.5000000000000010627;
   const Doubles mantissa = (q * r) * r + r + 1.0;
-  const Doubles power = (Doubles)((DoubleBits)mantissa + ((DoubleBits)shifted << 52));
+  const Doubles power = (Doubles)((DoubleWords)mantissa + ((DoubleWords)shifted << 52));
   return x < -708.0 ? Doubles{} : power;
 }
 
 // log x for normal x > 0, within 1 ulp or so; -inf for 0, NaN for NaN. x = 2^k m with m within a factor
 // sqrt(2) of 1, log m = 2 artanh s with s = (m - 1) / (m + 1).
 PTRAIN_INLINE Doubles log_of(Doubles x) {
-  const DoubleBits root_half = 0x3fe6a09e667f3bcdLL - DoubleBits{};
-  const DoubleBits above = (DoubleBits)x - root_half;
-  const DoubleBits exponent = above >> 52;  // arithmetic: rounds down
-  const Doubles m = (Doubles)((DoubleBits)x - (exponent << 52));
+  const DoubleWords above = (DoubleWords)x - 0x3fe6a09e667f3bcdULL;  // less the square root of a half
+  const DoubleBits exponent = (DoubleBits)above >> 52;               // arithmetic: rounds down
+  const Doubles m = (Doubles)((DoubleWords)x - ((DoubleWords)exponent << 52));
   const Doubles k = __builtin_convertvector(exponent, Doubles);
   const Doubles f = m - 1.0;
   const Doubles s = f / (f + 2.0);
@@ -100,20 +101,34 @@ PTRAIN_INLINE Doubles log_of(Doubles x) {
 PTRAIN_INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 PTRAIN_INLINE Doubles larger(Doubles a, Doubles b) { return a > b ? a : b; }
 
+constexpr FloatBits float_lane = {
+    0, 1, 2, 3,
+#if PTRAIN_VECTOR_BYTES >= 32
+    4, 5, 6, 7,
+#endif
+#if PTRAIN_VECTOR_BYTES >= 64
+    8, 9, 10, 11, 12, 13, 14, 15,
+#endif
+};
+
+// Over all lanes, halving: fixed order, and no way through memory.
 PTRAIN_INLINE float sum_of(Floats values) {
-  float lanes[float_lanes];
-  store(lanes, values);
   for (int width = float_lanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
+    values += __builtin_shuffle(values, (float_lane + width) & (float_lanes - 1));
   }
-  return lanes[0];
+  return values[0];
 }
 
 PTRAIN_INLINE float largest_of(Floats values) {
-  float lanes[float_lanes];
-  store(lanes, values);
   for (int width = float_lanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
+    values = larger(values, __builtin_shuffle(values, (float_lane + width) & (float_lanes - 1)));
   }
-  return lanes[0];
+  return values[0];
+}
+
+// Asks for memory that will be read soon; an address outside of any array does no harm. Blocks lie far
+// apart, and a processor does not guess by itself where a tile of many of them goes on.
+PTRAIN_INLINE void fetch_soon(const void* from, std::int64_t bytes) {
+  const char* line = static_cast<const char*>(from);
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
 }

@@ -224,7 +224,7 @@ def test_each_part_can_be_differentiated_alone(shape, reduction, monkeypatch):
     logits, halting, labels = make_inputs(shape, dtype=torch.float32)
     options = {"tau": 0.3, "eta": 0.2, "beta": 0.5, "reduction": reduction}
     for part in PARTS:
-        ours, our_grads = value_and_gradients(logits, halting, labels, part=part, **options)
+        _, our_grads = value_and_gradients(logits, halting, labels, part=part, **options)
         _, exact = reference(
             monkeypatch, logits.double(), halting.double(), labels, part=part, **options
         )
@@ -353,8 +353,8 @@ def test_in_place_the_gradient_lies_where_the_logits_were(isa, shape, dtype, sca
         hidden = logits * 1.0
         out = halting_loss(hidden, halting, labels, tau=0.2, inplace=True)
         address = hidden.data_ptr()
-        seen = []
-        hidden.register_hook(lambda grad: seen.append(grad.data_ptr()))
+        seen: list[int] = []
+        hidden.register_hook(lambda grad, seen=seen: seen.append(grad.data_ptr()))
         (out.loss * scale).backward()
         for mine, theirs in zip(out, wanted, strict=True):
             assert torch.equal(mine, theirs)
@@ -384,7 +384,7 @@ def test_in_place_backward_works_once(dtype):
     hidden = logits.requires_grad_() * 1.0
     loss = halting_loss(hidden, halting, labels, tau=0.2, inplace=True).loss
     loss.backward(retain_graph=True)
-    with pytest.raises(RuntimeError, match="gives its gradient once|modified by an inplace"):
+    with pytest.raises(RuntimeError, match=r"gives its gradient once|modified by an inplace"):
         loss.backward()
 
 

@@ -153,10 +153,12 @@ def halting_loss(
     wanted = ALL_BITS if outputs is ALL_OUTPUTS else bits_of(outputs)
     if inplace:
         check_inplace(logits, reduction)
-    if library.find() is not None and native.takes(logits, halting_logits, labels, settings):
-        return HaltingLoss(
-            *native.loss(logits, halting_logits, labels, settings, wanted=wanted, inplace=inplace)
+    if library.find() is not None:
+        fields = native.loss(
+            logits, halting_logits, labels, settings, wanted=wanted, inplace=inplace
         )
+        if fields is not None:
+            return HaltingLoss(*fields)
     result = HaltingLoss(*composed_loss(logits, halting_logits, labels, settings))
     if wanted == ALL_BITS:
         return result
@@ -199,7 +201,7 @@ def halting_exit(
     rows, units = logits.shape[1:-1], halting_logits.shape[1:]
     if valid is not None:
         check_mask("valid", valid, [rows])
-    if library.find() is not None and native.takes_exit(logits, halting_logits):
+    if library.find() is not None and native.takes(logits, halting_logits):
         return HaltingExit(*native.exits(logits, halting_logits, valid, delta))
     logits_NUTC = as_NUTC(logits, halting_logits)
     if valid is not None:

@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from plugin_trainer.ops import library
 from plugin_trainer.ops.halting.inputs import (
     OUTPUTS,
     PerBlock,
@@ -25,6 +27,7 @@ from plugin_trainer.ops.halting.targets import class_targets
 Arguments: TypeAlias = tuple[Any, ...]
 
 FLOATS = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.float64})
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
 LABELS = FLOATS | {torch.int64, torch.int32}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 GIVEN_MEAN = 3
@@ -34,39 +37,37 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-def takes(logits: Tensor, halting_logits: Tensor, labels: Tensor, settings: Settings) -> bool:
-    """Whether the kernel computes this; what it does not take goes to the reference."""
-    if not (labels.is_cpu and takes_exit(logits, halting_logits)):
-        return False
-    # Gradients flow to counts and class weights in the reference alone.
-    weight, normalizer = settings.class_weight, settings.normalizer
-    if weight is not None and weight.requires_grad:
-        return False
-    if normalizer is None or isinstance(normalizer, int | float):
-        return True
-    counts = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
-    return not any(
-        isinstance(count, Tensor) and (count.requires_grad or count.dtype not in LABELS)
-        for count in counts
-    )
-
-
-def takes_exit(logits: Tensor, halting_logits: Tensor) -> bool:
-    """Whether the kernel of the exit rule reads these."""
+def takes(logits: Tensor, halting_logits: Tensor) -> bool:
+    """Whether the kernels read these two as they are."""
     return (
-        logits.is_cpu
-        and halting_logits.is_cpu
+        (logits.is_cpu or (logits.is_cuda and has_cuda()))
+        and halting_logits.device == logits.device
         and logits.dtype in FLOATS
         and halting_logits.dtype in FLOATS
-        and _is_plain(logits)
-        and _is_plain(halting_logits)
+        and (type(logits) in PLAIN or _is_plain(logits))
+        and (type(halting_logits) in PLAIN or _is_plain(halting_logits))
     )
+
+
+def has_cuda() -> bool:
+    """Whether the library has CUDA kernels."""
+    compiled = library.find()
+    return compiled is not None and compiled.cuda
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return (
-        tensor.layout is torch.strided
-        and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
+def _wants_reference(settings: Settings) -> bool:
+    """Gradients flow to counts and class weights in the reference alone."""
+    weight, normalizer = settings.class_weight, settings.normalizer
+    if weight is not None and weight.requires_grad:
+        return True
+    counts = normalizer if isinstance(normalizer, tuple) else (normalizer,)
+    return any(
+        isinstance(count, Tensor) and (count.requires_grad or count.dtype not in LABELS)
+        for count in counts
     )
 
 
@@ -78,15 +79,24 @@ def loss(
     *,
     wanted: int,
     inplace: bool,
-) -> tuple[Tensor, ...]:
-    """The seven fields of HaltingLoss; those that are not wanted have no elements."""
+) -> Sequence[Tensor] | None:
+    """The seven fields of HaltingLoss; those that are not wanted have no elements.
+
+    None if the kernel does not compute this: the reference does.
+    """
+    if not (labels.device == logits.device and takes(logits, halting_logits)):
+        return None
+    weighed = settings.class_weight is not None or settings.normalizer is not None
+    if weighed and _wants_reference(settings):
+        return None
     if labels.dtype not in LABELS:
         labels = labels.to(torch.int64)
-    arguments = _arguments(settings, logits)
+    arguments = _arguments(settings)
+    records = torch.is_grad_enabled() and (logits.requires_grad or halting_logits.requires_grad)
     if torch.compiler.is_compiling():
         # The checks cost nothing here: they run while the graph is drawn.
         check_pair(logits, halting_logits)
-        if torch.is_grad_enabled():
+        if records:
             wanted |= _early_gradients(
                 logits,
                 halting_logits,
@@ -97,11 +107,12 @@ def loss(
         out = torch.ops.ptrain.halting_loss(logits, halting_logits, labels, *arguments, wanted)
         return tuple(out[:7])
     try:
-        if torch.is_grad_enabled() and (logits.requires_grad or halting_logits.requires_grad):
+        if records:
             function = _InPlaceLoss if inplace else _Loss
-            return tuple(
-                function.apply(logits, halting_logits, labels, arguments, wanted)  # type: ignore[no-untyped-call]
+            fields: Sequence[Tensor] = function.apply(
+                logits, halting_logits, labels, arguments, wanted
             )
+            return fields
         if inplace:
             return _run_in_place(logits, halting_logits, labels, arguments, wanted)[:7]
         out = torch.ops.ptrain.halting_loss_unrecorded(
@@ -138,35 +149,35 @@ def explain(logits: Tensor, halting_logits: Tensor, labels: Tensor, settings: Se
     regularised_units(settings.reg_mask, targets.labelled_UT, rows, units)
 
 
-def _arguments(settings: Settings, logits: Tensor) -> Arguments:
-    alpha, alphas = _split(settings.alpha, 1.0)
-    beta, betas = _split(settings.beta, 0.0)
-    eta, etas = _split(settings.eta, 0.0)
-    reduction, rows, units = REDUCTIONS[settings.reduction], 1.0, 1.0
-    row_count = unit_count = None
-    normalizer = settings.normalizer
+def _arguments(settings: Settings) -> Arguments:
+    tau, alpha, beta, eta, ignore_index, class_weight, smoothing, mask, reduction, normalizer, _ = (
+        settings
+    )
+    alpha, alphas = (1.0, None) if alpha is None else _split(alpha)
+    beta, betas = (0.0, None) if beta is None else _split(beta)
+    eta, etas = (0.0, None) if eta is None else _split(eta)
+    code, rows, units, row_count, unit_count = REDUCTIONS[reduction], 1.0, 1.0, None, None
     if normalizer is not None:
-        reduction = GIVEN_MEAN
+        code = GIVEN_MEAN
         pair = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
-        rows, row_count = _split(pair[0], 1.0)
-        units, unit_count = _split(pair[1], 1.0)
+        (rows, row_count), (units, unit_count) = _split(pair[0]), _split(pair[1])
     return (
-        settings.class_weight,
-        settings.reg_mask,
+        class_weight,
+        mask,
         alphas,
         betas,
         etas,
         row_count,
         unit_count,
-        settings.tau,
+        tau,
         alpha,
         beta,
         eta,
-        settings.label_smoothing,
+        smoothing,
         rows,
         units,
-        settings.ignore_index,
-        reduction,
+        ignore_index,
+        code,
         settings.empty == "zero",
     )
 
@@ -174,15 +185,13 @@ def _arguments(settings: Settings, logits: Tensor) -> Arguments:
 REDUCTION = 15  # its place in Arguments
 
 
-def _split(value: PerBlock | None, default: float) -> tuple[float, Tensor | None]:
+def _split(value: PerBlock) -> tuple[float, Tensor | None]:
     """A number, or else a tensor of them: what the ops take."""
-    if value is None:
-        return default, None
+    if isinstance(value, Tensor):
+        return 0.0, value
     if isinstance(value, int | float):
         return float(value), None
-    return default, torch.as_tensor(
-        value, dtype=None if isinstance(value, Tensor) else torch.double
-    )
+    return 0.0, torch.tensor(value, dtype=torch.float64)
 
 
 def _early_gradients(
@@ -193,10 +202,8 @@ def _early_gradients(
     Nothing for reduction="none", where what comes from above is not known yet, and for float16,
     which would lose what a loss scale is there to keep.
     """
-    if arguments[REDUCTION] == REDUCTIONS["none"] or torch.float16 in (
-        logits.dtype,
-        halting_logits.dtype,
-    ):
+    half = torch.float16
+    if arguments[REDUCTION] == 2 or logits.dtype is half or halting_logits.dtype is half:
         return 0
     return (GRAD_LOGITS if by_logits else 0) | (GRAD_HALTING if by_halting else 0)
 
@@ -215,7 +222,7 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         early = _early_gradients(logits, halting_logits, arguments, *ctx.needs_input_grad[:2])
-        *fields, grad_z, grad_u = torch.ops.ptrain.halting_loss_unrecorded(
+        *fields, grad_z, grad_u = torch.ops.ptrain.halting_loss_unrecorded.default(
             logits, halting_logits, labels, *arguments, wanted | early
         )
         ctx.mark_non_differentiable(*fields[4:])
@@ -237,7 +244,7 @@ class _Loss(torch.autograd.Function):
         logits, halting_logits, labels, grad_z, grad_u = ctx.saved_tensors
         needs_z, needs_u = ctx.needs_input_grad[:2]
         parts = grad_task, grad_supervision, grad_regulariser
-        if ctx.early and parts == (None, None, None):
+        if ctx.early and grad_task is grad_supervision is grad_regulariser is None:
             if grad_loss is None:
                 return None, None, None, None, None
             if not (grad_loss.is_cpu and grad_loss.item() == 1.0):
@@ -353,7 +360,7 @@ def exits(
     return out
 
 
-# ---------------------------------------------------------------------- what torch.compile must know
+# --------------------------------------------------------------- what torch.compile must know
 
 
 def register() -> None:
@@ -382,7 +389,8 @@ def _fake_loss(
 def _fake_loss_in_place(
     logits: Tensor, halting_logits: Tensor, labels: Tensor, *arguments: Any
 ) -> tuple[Tensor, ...]:
-    return _fake_loss(logits, halting_logits, labels, *arguments)[:7] + (
+    return (
+        *_fake_loss(logits, halting_logits, labels, *arguments)[:7],
         _fake_like(halting_logits, arguments[-1] & GRAD_HALTING),
     )
 

@@ -8,7 +8,7 @@ from plugin_trainer.ops.bench import ema
 from plugin_trainer.ops.bench.interleaved import measure
 from plugin_trainer.ops.bench.shapes import LISTS
 
-from .device import synchronizer
+from .device import announce, synchronizer
 from .results import Section, fastest, named, share_of_probe, slower_by, timed_table
 
 LARGE = ("BERT-base", "MiniLM")
@@ -26,6 +26,7 @@ def section(*, rounds: int, device: str) -> Section:
 
 
 def _float32(found: Section, name: str, rounds: int, device: str) -> None:
+    announce(f"EMA, {name}, float32")
     work = ema.Work(LISTS[name], device=device)
     timed = measure(
         [ema.ours(work), *ema.peers(work)],
@@ -48,6 +49,7 @@ def _float32(found: Section, name: str, rounds: int, device: str) -> None:
 
 
 def _bfloat16(found: Section, name: str, rounds: int, device: str) -> None:
+    announce(f"EMA, {name}, bfloat16")
     work = ema.Work(LISTS[name], dtype=torch.bfloat16, device=device)
     timed = measure(
         [ema.ours(work), *ema.peers_16_bit(work)],

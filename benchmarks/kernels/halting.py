@@ -11,7 +11,7 @@ from torch import Tensor
 from plugin_trainer.ops.bench import halting
 from plugin_trainer.ops.bench.interleaved import Timed, Variant, measure
 
-from .device import synchronizer
+from .device import announce, synchronizer
 from .memory import peak_bytes
 from .results import Goal, Section, Table, at_most, fastest, named, slower_by, timed_table
 
@@ -38,6 +38,7 @@ def section(*, rounds: int, device: str) -> Section:
     found = Section()
     memory: list[list[str]] = []
     for size in halting.SIZES:
+        announce(f"halting loss, {size}")
         work = halting.Work(size, device=device)
         variants = [
             halting.ours(work),

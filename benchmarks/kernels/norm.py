@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
-from plugin_trainer.ops.bench.interleaved import Timed, Variant, measure
+from plugin_trainer.ops.bench.interleaved import Timed, Variant, in_pieces, measure
 from plugin_trainer.ops.bench.shapes import LISTS, Shape
 from plugin_trainer.ops.norm import grad_norm
 
-from .device import synchronizer
+from .device import announce, synchronizer
 from .results import Goal, Section, at_most, timed_table
 
 # One tensor of this size is where torch's norm on a CPU is furthest off.
@@ -25,6 +25,7 @@ def section(*, rounds: int, device: str) -> Section:
     """Every size."""
     found = Section()
     for name, shapes in SHAPES.items():
+        announce(f"gradient norm, {name}")
         gradients = make_gradients(shapes, device=device)
         timed = measure(variants(gradients), rounds=rounds, synchronize=synchronizer(device))
         found.tables.append(timed_table(f"gradient norm, {name}, float32", timed))
@@ -40,7 +41,8 @@ def make_gradients(shapes: Sequence[Shape], *, device: str = "cpu") -> list[Tens
 
 def variants(gradients: Sequence[Tensor]) -> list[Variant]:
     """Ours, and torch's two functions, whose error is reported but not held against them."""
-    truth = math.sqrt(sum(float(gradient.double().square().sum()) for gradient in gradients))
+    pieces = (piece for gradient in gradients for (piece,) in in_pieces(gradient))
+    truth = math.sqrt(sum(float(piece.double().square().sum()) for piece in pieces))
     parameters = [nn.Parameter(torch.empty_like(gradient)) for gradient in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone()

@@ -8,7 +8,7 @@ from plugin_trainer.ops.bench import step
 from plugin_trainer.ops.bench.interleaved import Timed, measure
 from plugin_trainer.ops.bench.shapes import LISTS
 
-from .device import synchronizer
+from .device import announce, synchronizer
 from .results import Section, fastest, named, share_of_probe, slower_by, timed_table
 
 LARGE = ("BERT-base", "MiniLM")
@@ -51,6 +51,7 @@ def section(*, rounds: int, device: str) -> Section:
 
 
 def _measured(name: str, dtype: torch.dtype, rounds: int, device: str) -> list[Timed]:
+    announce(f"step, {name}, {dtype}")
     work = step.Work(LISTS[name], dtype=dtype, device=device)
     return measure(
         [step.ours(work), *step.peers(work)],

@@ -19,7 +19,7 @@ from plugin_trainer.ops.bench.interleaved import RelativeError, Variant, measure
 from plugin_trainer.ops.bench.shapes import MINILM
 from plugin_trainer.ops.step import FusedAdamW
 
-from .device import synchronizer
+from .device import announce, synchronizer
 from .results import Section, fastest, named, slower_by, timed_table
 
 BATCH, TOKENS, CLASSES = 8, 32, 3
@@ -174,6 +174,7 @@ def section(*, rounds: int, device: str) -> Section:
     found = Section()
     for autocast in (False, True):
         precision = "bf16 autocast" if autocast else "fp32"
+        announce(f"training step, {precision}")
         timed = measure(
             list(variants(autocast=autocast, device=device)),
             rounds=rounds,

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
-from plugin_trainer.ops.bench.interleaved import Probe, Variant, flat_probe, relative_error
+from plugin_trainer.ops.bench.interleaved import (
+    Probe,
+    Variant,
+    flat_probe,
+    in_pieces,
+    relative_error,
+)
 from plugin_trainer.ops.bench.shapes import Shape
 from plugin_trainer.ops.ema import PreparedEma, reference, shadow_dtype
 
@@ -54,8 +60,11 @@ class Work:
         run()
         run()
         factor = 1.0 - 2.0 * DECAY**2  # -w, then d * -w + (1 - d) w, then once more
-        pairs = zip(self.shadows, self.weights, strict=True)
-        return relative_error((shadow, weight.double() * factor) for shadow, weight in pairs)
+        return relative_error(
+            (shadow, weight.double() * factor)
+            for pair in zip(self.shadows, self.weights, strict=True)
+            for shadow, weight in in_pieces(*pair)
+        )
 
     def variant(
         self, name: str, run: Callable[[], object], *, tolerance: float = TOLERANCE

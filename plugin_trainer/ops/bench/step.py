@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from plugin_trainer.ops.bench import ema
-from plugin_trainer.ops.bench.interleaved import Probe, RelativeError, Variant, flat_probe
+from plugin_trainer.ops.bench.interleaved import (
+    Probe,
+    RelativeError,
+    Variant,
+    flat_probe,
+    in_pieces,
+)
 from plugin_trainer.ops.bench.shapes import Shape
 from plugin_trainer.ops.ema import shadow_dtype
 from plugin_trainer.ops.step import FusedAdamW
@@ -76,7 +82,13 @@ class Work:
         self.shadows = [torch.empty_like(weight, dtype=wide) for weight in self.weights]
         self.moments = self._moments(wide)
         self.narrow_moments = self.moments if wide == dtype else self._moments(dtype)
-        self.norm = float(sum(g.double().square().sum() for g in self.first_gradients)) ** 0.5
+        self.norm = math.sqrt(
+            sum(
+                float(piece.double().square().sum())
+                for gradient in self.first_gradients
+                for (piece,) in in_pieces(gradient)
+            )
+        )
         self.max_norm = CLIPPED_TO * self.norm
         self.elements = sum(weight.numel() for weight in self.weights)
         self.device = device
@@ -120,15 +132,15 @@ class Work:
                 torch._foreach_copy_(self.gradients, self.first_gradients)
                 run()
         of_weights, of_averages, *of_moments = (RelativeError() for _ in range(4))
-        for index, (first, gradient) in enumerate(
-            zip(self.first_weights, self.first_gradients, strict=True)
-        ):
-            start = first.double()
-            weight, shadow, *true_moments = two_steps(start, gradient.double() * CLIPPED_TO)
-            of_weights.add(self.weights[index].double() - start, weight - start)
-            of_averages.add(self.shadows[index].double() - start, shadow - start)
-            for error, moment, truth in zip(of_moments, moments, true_moments, strict=True):
-                error.add(moment[index], truth)
+        whole = (self.first_weights, self.first_gradients, self.weights, self.shadows, *moments)
+        for tensors in zip(*whole, strict=True):
+            for first, gradient, weight, shadow, *found in in_pieces(*tensors):
+                start = first.double()
+                moved, averaged, *truths = two_steps(start, gradient.double() * CLIPPED_TO)
+                of_weights.add(weight.double() - start, moved - start)
+                of_averages.add(shadow.double() - start, averaged - start)
+                for error, moment, truth in zip(of_moments, found, truths, strict=True):
+                    error.add(moment, truth)
         counted = [of_weights, *of_moments, *([of_averages] if average else [])]
         values = [error.value for error in counted]
         return math.nan if any(map(math.isnan, values)) else max(values)

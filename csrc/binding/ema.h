@@ -16,6 +16,7 @@
 
 #include "../core/ema.h"
 #include "cuda_ema.h"
+#include "forms.h"
 #include "glue.h"
 #include "info.h"
 
@@ -28,31 +29,6 @@ inline void define_ema(StableLibrary& m) {
   // The decay is one float64 on the pairs' device, and read there.
   m.def("ema_update_plan_by_(int plan, Tensor decay) -> ()");
   m.def("ema_free_plan(int plan) -> ()");
-}
-
-inline void ask(AOTITorchError error) {
-  if (error != 0) fail("ptrain: torch could not say what a tensor is");
-}
-
-// What a tensor is, beside where its memory is.
-struct Form {
-  std::int32_t type = 0;
-  std::int32_t device = 0;
-  std::int64_t dimensions = 0;
-  const std::int64_t* sizes = nullptr;  // borrowed from the tensor: valid until it changes
-  const std::int64_t* strides = nullptr;
-};
-
-inline Form form_of(const Tensor& tensor) {
-  Form form;
-  std::int64_t *sizes = nullptr, *strides = nullptr;
-  const AtenTensorHandle handle = tensor.get();
-  ask(aoti_torch_get_dtype(handle, &form.type) | aoti_torch_get_device_type(handle, &form.device) |
-      aoti_torch_get_dim(handle, &form.dimensions) | aoti_torch_get_sizes(handle, &sizes) |
-      aoti_torch_get_strides(handle, &strides));
-  form.sizes = sizes;
-  form.strides = strides;
-  return form;
 }
 
 // `float` and so on: the type that the kernel calls this one, for a shadow and a weight that fit together.
@@ -74,20 +50,6 @@ inline bool ema_type(ScalarType shadow, ScalarType weight, WeightType* type) {
     default: return false;
   }
   return shadow == weight;
-}
-
-// Where a tensor's memory ends, seen from where it begins.
-struct Extent {
-  std::int64_t bytes;  // from the first element to past the last
-  bool dense;          // no gaps between
-};
-
-inline Extent extent_of(const Form& form, std::int64_t elements) {
-  if (elements == 0) return {0, true};
-  std::int64_t last = 0;
-  for (std::int64_t d = 0; d < form.dimensions; ++d) last += (form.sizes[d] - 1) * form.strides[d];
-  const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
-  return {(last + 1) * width, last + 1 == elements};
 }
 
 // The pairs of a call, checked: nothing has been written when one is refused.
@@ -173,11 +135,11 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
       layouts.push_back(std::make_unique<EmaLayout>(layout));
       tensor.layout = layouts.back().get();
     }
+    if (!has_memory(shadow) || !has_memory(weight)) {
+      fail(named(op, has_memory(shadow) ? "weight" : "shadow", i) + " has no memory");
+    }
     tensor.shadow = shadow.mutable_data_ptr();
     tensor.weight = weight.const_data_ptr();
-    if (tensor.shadow == nullptr || tensor.weight == nullptr) {
-      fail(named(op, tensor.shadow == nullptr ? "shadow" : "weight", i) + " has no memory");
-    }
   }
   shadow_extents.push_back(extent_of(of_shadow, tensor.size));
   weight_extents.push_back(extent_of(of_weight, tensor.size));
@@ -189,40 +151,32 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
 // any overlap of tensors without gaps, are refused. Of others (two columns of one matrix, say) it is not
 // known without trying all elements, and nothing worse can come of it than a value averaged twice.
 inline void EmaPairs::check_memory(const char* op) {
-  struct Part {
-    const char* begin;
-    const char* end;
-    std::size_t pair;
-  };
-  std::vector<Part> parts;
-  parts.reserve(table.size());
+  std::vector<Span> spans;
+  spans.reserve(table.size());
   for (std::size_t i = 0; i < table.size(); ++i) {
     const auto* begin = static_cast<const char*>(table[i].shadow);
     table[i].size = sizes[i];
-    if (sizes[i] > 0) parts.push_back({begin, begin + shadow_extents[i].bytes, i});
+    if (sizes[i] > 0) spans.push_back({begin, begin + shadow_extents[i].bytes, i});
   }
-  std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
-    return a.begin != b.begin ? a.begin < b.begin : a.pair < b.pair;
-  });
-  std::vector<Part> dense;  // the shadows without gaps, by address, each once
-  dense.reserve(parts.size());
-  const Part* before = nullptr;
-  for (const Part& part : parts) {
-    EmaTensor& tensor = table[part.pair];
-    if (before != nullptr && before->begin == part.begin) {
-      const EmaTensor& first = table[before->pair];
+  sort_by_address(spans);
+  std::vector<Span> dense;  // the shadows without gaps, by address, each once
+  dense.reserve(spans.size());
+  const Span* before = nullptr;
+  for (const Span& span : spans) {
+    EmaTensor& tensor = table[span.owner];
+    if (before != nullptr && before->begin == span.begin) {
+      const EmaTensor& first = table[before->owner];
       if (first.weight != tensor.weight || first.type != tensor.type || first.size != tensor.size) {
-        fail(named(op, "shadow", part.pair) + " was already given, for another weight");
+        fail(named(op, "shadow", span.owner) + " was already given, for another weight");
       }
       tensor.size = 0;
       continue;
     }
-    before = &part;
-    if (!shadow_extents[part.pair].dense) continue;
-    if (!dense.empty() && part.begin < dense.back().end) {
-      fail(named(op, "shadow", part.pair) + " overlaps shadow " + std::to_string(dense.back().pair));
-    }
-    dense.push_back(part);
+    before = &span;
+    if (shadow_extents[span.owner].dense) dense.push_back(span);
+  }
+  if (const Span* second = first_overlap(dense)) {
+    fail(named(op, "shadow", second->owner) + " overlaps shadow " + std::to_string(second[-1].owner));
   }
   for (std::size_t i = 0; i < table.size(); ++i) {
     if (table[i].size == 0) continue;
@@ -231,11 +185,8 @@ inline void EmaPairs::check_memory(const char* op) {
       fail(named(op, "shadow", i) + " shares its memory with its weight");
     }
     if (!weight_extents[i].dense) continue;
-    auto next = std::upper_bound(dense.begin(), dense.end(), begin,
-                                 [](const char* at, const Part& part) { return at < part.begin; });
-    if (next != dense.begin() && begin < next[-1].end) --next;
-    if (next != dense.end() && next->begin < begin + weight_extents[i].bytes) {
-      fail(named(op, "weight", i) + " overlaps shadow " + std::to_string(next->pair));
+    if (const Span* shadow = overlapped_by(dense, begin, begin + weight_extents[i].bytes)) {
+      fail(named(op, "weight", i) + " overlaps shadow " + std::to_string(shadow->owner));
     }
   }
   starts = ema_starts(table.data(), static_cast<std::int64_t>(table.size()));
@@ -251,56 +202,6 @@ inline void ema_update_op(std::vector<Tensor> shadows, std::vector<Tensor> weigh
   check_decay("ema_update_", decay);
   EmaPairs("ema_update_", shadows, weights).update("ema_update_", decay);
 }
-
-// Tensors that a plan holds, and the forms they had when it was made.
-class __attribute__((visibility("hidden"))) Held {
- public:
-  explicit Held(std::vector<Tensor> list) : tensors(std::move(list)) {
-    for (const Tensor& tensor : tensors) {
-      const Form form = form_of(tensor);
-      handles.push_back(tensor.get());
-      forms.push_back({form.type, form.device, form.dimensions, shapes.size()});
-      shapes.insert(shapes.end(), form.sizes, form.sizes + form.dimensions);
-      shapes.insert(shapes.end(), form.strides, form.strides + form.dimensions);
-    }
-  }
-
-  // Whether it is what it was, and where its memory is now. The device is asked only where that has moved:
-  // memory does not change its device.
-  bool as_before(std::size_t i, void** memory) const {
-    const AtenTensorHandle handle = handles[i];
-    const Known& before = forms[i];
-    std::int32_t type = 0, device = before.device;
-    std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
-    void* now = nullptr;
-    if (aoti_torch_get_dtype(handle, &type) | aoti_torch_get_dim(handle, &dimensions) |
-        aoti_torch_get_sizes(handle, &sizes) | aoti_torch_get_strides(handle, &strides)) {
-      return false;
-    }
-    if (type != before.type || dimensions != before.dimensions) return false;
-    const std::int64_t* shape = shapes.data() + before.shape;
-    for (std::int64_t d = 0; d < dimensions; ++d) {
-      if (sizes[d] != shape[d] || strides[d] != shape[dimensions + d]) return false;
-    }
-    if (aoti_torch_get_data_ptr(handle, &now)) return false;
-    if (now != *memory && aoti_torch_get_device_type(handle, &device)) return false;
-    *memory = now;
-    return device == before.device;
-  }
-
-  std::size_t size() const { return tensors.size(); }
-
- private:
-  struct Known {
-    std::int32_t type, device;
-    std::int64_t dimensions;
-    std::size_t shape;  // where its sizes, and then its strides, stand in shapes
-  };
-  std::vector<Tensor> tensors;
-  std::vector<AtenTensorHandle> handles;
-  std::vector<Known> forms;
-  std::vector<std::int64_t> shapes;
-};
 
 class __attribute__((visibility("hidden"))) EmaPlan {
  public:

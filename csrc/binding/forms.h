@@ -1,0 +1,161 @@
+// What a tensor is and where it lies; whether those that a plan holds are still that; what shares memory.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "glue.h"
+
+namespace ptrain::glue {
+
+inline void ask(AOTITorchError error) {
+  if (error != 0) fail("ptrain: torch could not say what a tensor is");
+}
+
+// What a tensor is, beside where its memory is.
+struct Form {
+  std::int32_t type = 0;
+  std::int32_t device = 0;
+  std::int64_t dimensions = 0;
+  const std::int64_t* sizes = nullptr;  // borrowed from the tensor: valid until it changes
+  const std::int64_t* strides = nullptr;
+};
+
+inline Form form_of(const Tensor& tensor) {
+  Form form;
+  std::int64_t *sizes = nullptr, *strides = nullptr;
+  const AtenTensorHandle handle = tensor.get();
+  ask(aoti_torch_get_dtype(handle, &form.type) | aoti_torch_get_device_type(handle, &form.device) |
+      aoti_torch_get_dim(handle, &form.dimensions) | aoti_torch_get_sizes(handle, &sizes) |
+      aoti_torch_get_strides(handle, &strides));
+  form.sizes = sizes;
+  form.strides = strides;
+  return form;
+}
+
+// Whether a tensor is of this type, sizes and strides, and where its memory is now. The stride of a dimension
+// of one element says nothing. About 10 ns; it does not throw, and may be asked from several threads.
+inline bool is_as(AtenTensorHandle handle, const Form& form, void** memory) noexcept {
+  std::int32_t type = 0;
+  std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
+  if (aoti_torch_get_dtype(handle, &type) | aoti_torch_get_dim(handle, &dimensions) |
+      aoti_torch_get_sizes(handle, &sizes) | aoti_torch_get_strides(handle, &strides)) {
+    return false;
+  }
+  if (type != form.type || dimensions != form.dimensions) return false;
+  for (std::int64_t d = 0; d < dimensions; ++d) {
+    if (sizes[d] != form.sizes[d] || (strides[d] != form.strides[d] && sizes[d] != 1)) return false;
+  }
+  return aoti_torch_get_data_ptr(handle, memory) == 0;
+}
+
+// Where a tensor's memory ends, seen from where it begins.
+struct Extent {
+  std::int64_t bytes;  // from the first element to past the last
+  bool dense;          // no gaps between
+};
+
+inline Extent extent_of(const Form& form, std::int64_t elements) {
+  if (elements == 0) return {0, true};
+  std::int64_t last = 0;
+  for (std::int64_t d = 0; d < form.dimensions; ++d) last += (form.sizes[d] - 1) * form.strides[d];
+  const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
+  return {(last + 1) * width, last + 1 == elements};
+}
+
+// Whether the storage reaches as far as the tensor does. `storage.resize_(0)` is how memory is given back
+// behind a tensor's back; where the tensor does not begin with its storage, its pointer is then not null.
+inline bool has_memory(const Tensor& tensor) {
+  std::int64_t elements = 0, offset = 0, bytes = 0;
+  const AtenTensorHandle handle = tensor.get();
+  if (aoti_torch_get_numel(handle, &elements)) return false;
+  if (elements == 0) return true;
+  if (aoti_torch_get_storage_offset(handle, &offset) | aoti_torch_get_storage_size(handle, &bytes)) {
+    return false;
+  }
+  const Form form = form_of(tensor);
+  const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
+  return offset * width + extent_of(form, elements).bytes <= bytes;
+}
+
+// A stretch of memory, and whose it is.
+struct Span {
+  const char* begin;
+  const char* end;
+  std::size_t owner;
+};
+
+inline void sort_by_address(std::vector<Span>& spans) {
+  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) {
+    return a.begin != b.begin ? a.begin < b.begin : a.owner < b.owner;
+  });
+}
+
+// Of spans by address, the first that overlaps the one before it; null: none overlaps any other.
+inline const Span* first_overlap(const std::vector<Span>& sorted) {
+  for (std::size_t i = 1; i < sorted.size(); ++i) {
+    if (sorted[i].begin < sorted[i - 1].end) return &sorted[i];
+  }
+  return nullptr;
+}
+
+// Of spans by address that are apart, the first that this stretch of memory overlaps; or null.
+inline const Span* overlapped_by(const std::vector<Span>& apart, const char* begin, const char* end) {
+  const auto next = std::upper_bound(apart.begin(), apart.end(), begin,
+                                     [](const char* at, const Span& span) { return at < span.end; });
+  return next != apart.end() && next->begin < end ? &*next : nullptr;
+}
+
+// Tensors that a plan holds, and the forms they had when it was made.
+class __attribute__((visibility("hidden"))) Held {
+ public:
+  explicit Held(std::vector<Tensor> list) : tensors(std::move(list)) {
+    for (const Tensor& tensor : tensors) {
+      const Form form = form_of(tensor);
+      handles.push_back(tensor.get());
+      forms.push_back({form.type, form.device, form.dimensions, shapes.size()});
+      shapes.insert(shapes.end(), form.sizes, form.sizes + form.dimensions);
+      shapes.insert(shapes.end(), form.strides, form.strides + form.dimensions);
+    }
+  }
+
+  // The form it had; valid as long as this.
+  Form form(std::size_t i) const {
+    const Known& known = forms[i];
+    const std::int64_t* sizes = shapes.data() + known.shape;
+    return {known.type, known.device, known.dimensions, sizes, sizes + known.dimensions};
+  }
+
+  // Whether it is what it was, and where its memory is now. The device and the storage are asked only where
+  // that has moved: memory does not change its device.
+  bool as_before(std::size_t i, void** memory) const {
+    const Form before = form(i);
+    void* now = nullptr;
+    if (!is_as(handles[i], before, &now)) return false;
+    if (now == *memory) return true;
+    *memory = now;
+    std::int32_t device = 0;
+    return !aoti_torch_get_device_type(handles[i], &device) && device == before.device &&
+           has_memory(tensors[i]);
+  }
+
+  const Tensor& operator[](std::size_t i) const { return tensors[i]; }
+  AtenTensorHandle handle(std::size_t i) const { return handles[i]; }
+  std::size_t size() const { return tensors.size(); }
+
+ private:
+  struct Known {
+    std::int32_t type, device;
+    std::int64_t dimensions;
+    std::size_t shape;  // where its sizes, and then its strides, stand in shapes
+  };
+  std::vector<Tensor> tensors;
+  std::vector<AtenTensorHandle> handles;
+  std::vector<Known> forms;
+  std::vector<std::int64_t> shapes;
+};
+
+}  // namespace ptrain::glue

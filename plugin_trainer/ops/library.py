@@ -95,6 +95,16 @@ def find() -> Compiled | None:
     return known.compiled
 
 
+# torch.compile must not look into how the library is found: it takes the answer as it is.
+@torch.compiler.assume_constant_result
+def has_kernels_for(device_type: str) -> bool:
+    """Whether there are compiled kernels for this kind of device ("cpu", "cuda")."""
+    compiled = find()
+    if compiled is None:
+        return False
+    return device_type == "cpu" or (device_type == "cuda" and compiled.cuda)
+
+
 def status(*, build: bool = True) -> Status:
     """What is used and why.
 

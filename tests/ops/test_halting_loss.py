@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from plugin_trainer.ops import HaltingLoss, halting_loss
 
@@ -424,3 +425,27 @@ def test_what_does_not_fit_is_refused_with_its_value(change, message):
     good = {"logits": logits, "halting_logits": halting, "labels": labels, "tau": 0.1}
     with pytest.raises(ValueError, match=message):
         halting_loss(**{**good, **change})
+
+
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
+def test_transforms_of_functions_are_refused_in_words(transform):
+    z, u, y = torch.randn(3, 5, 4), torch.randn(3, 5), torch.zeros(5, dtype=torch.int64)
+
+    def loss(logits):
+        return halting_loss(logits, u, y, tau=0.1).loss
+
+    with pytest.raises(RuntimeError, match=r"cannot be used inside the transforms of torch\.func"):
+        if transform == "jvp":
+            torch.func.jvp(loss, (z,), (torch.ones_like(z),))
+        elif transform == "grad":
+            torch.func.grad(loss)(z)
+        else:
+            torch.func.vmap(loss)(z.expand(2, -1, -1, -1))
+
+
+def test_a_tangent_is_refused_and_not_dropped():
+    z, u, y = torch.randn(3, 5, 4), torch.randn(3, 5), torch.zeros(5, dtype=torch.int64)
+    with forward_ad.dual_level():
+        halting_loss(z, u, y, tau=0.1)  # nothing to differentiate
+        with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+            halting_loss(forward_ad.make_dual(z, torch.ones_like(z)), u, y, tau=0.1)

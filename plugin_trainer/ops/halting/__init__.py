@@ -10,7 +10,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from plugin_trainer.ops import library
 from plugin_trainer.ops.halting import native, reference
 from plugin_trainer.ops.halting.composed import composed_loss
 from plugin_trainer.ops.halting.inputs import (
@@ -23,6 +22,7 @@ from plugin_trainer.ops.halting.inputs import (
     check_choices,
     check_inplace,
     check_mask,
+    check_mode,
     check_pair,
 )
 from plugin_trainer.ops.halting.reference import accumulation_dtype
@@ -134,9 +134,11 @@ def halting_loss(
 
     Raises ValueError for shapes, dtypes and settings that do not fit, IndexError for a label that
     is no class (on a CPU; elsewhere the loss is NaN, for the host does not look), RuntimeError in a
-    backward pass that asks for what cannot be had: a second derivative, or see inplace.
+    backward pass that asks for what cannot be had (a second derivative, or see inplace), and inside
+    torch.func's transforms and forward-mode differentiation.
     """
     check_choices(tau, label_smoothing, reduction, normalizer, empty)
+    check_mode(logits, halting_logits)
     settings = Settings(
         tau,
         alpha,
@@ -153,12 +155,9 @@ def halting_loss(
     wanted = ALL_BITS if outputs is ALL_OUTPUTS else bits_of(outputs)
     if inplace:
         check_inplace(logits, reduction)
-    if library.find() is not None:
-        fields = native.loss(
-            logits, halting_logits, labels, settings, wanted=wanted, inplace=inplace
-        )
-        if fields is not None:
-            return HaltingLoss(*fields)
+    fields = native.loss(logits, halting_logits, labels, settings, wanted=wanted, inplace=inplace)
+    if fields is not None:
+        return HaltingLoss(*fields)
     result = HaltingLoss(*composed_loss(logits, halting_logits, labels, settings))
     if wanted == ALL_BITS:
         return result
@@ -201,7 +200,7 @@ def halting_exit(
     rows, units = logits.shape[1:-1], halting_logits.shape[1:]
     if valid is not None:
         check_mask("valid", valid, [rows])
-    if library.find() is not None and native.takes(logits, halting_logits):
+    if native.takes(logits, halting_logits):
         return HaltingExit(*native.exits(logits, halting_logits, valid, delta))
     logits_NUTC = as_NUTC(logits, halting_logits)
     if valid is not None:

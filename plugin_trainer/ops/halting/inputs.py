@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 PerBlock: TypeAlias = float | Sequence[float] | Tensor
 Count: TypeAlias = float | Tensor
@@ -69,6 +70,21 @@ def check_choices(
         raise ValueError(f"empty is {empty!r}; it must be 'nan' or 'zero'")
     if normalizer is not None and reduction != "mean":
         raise ValueError(f"normalizer replaces the counts of a mean; reduction is {reduction!r}")
+
+
+def check_mode(logits: Tensor, halting_logits: Tensor) -> None:
+    """Raise RuntimeError where the loss would have no derivative, or a silent zero for one."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "halting_loss cannot be used inside the transforms of torch.func (grad, vmap, jvp); "
+            "differentiate it with backward() or torch.autograd.grad"
+        )
+    if forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensor).tangent is not None for tensor in (logits, halting_logits)
+    ):
+        raise RuntimeError(
+            "halting_loss has no forward-mode derivative; differentiate it with backward()"
+        )
 
 
 def bits_of(outputs: Sequence[str]) -> int:

@@ -38,21 +38,15 @@ NO_SECOND_DERIVATIVE = (
 
 
 def takes(logits: Tensor, halting_logits: Tensor) -> bool:
-    """Whether the kernels read these two as they are."""
+    """Whether there are kernels that read these two as they are."""
     return (
-        (logits.is_cpu or (logits.is_cuda and has_cuda()))
-        and halting_logits.device == logits.device
+        halting_logits.device == logits.device
+        and library.has_kernels_for(logits.device.type)
         and logits.dtype in FLOATS
         and halting_logits.dtype in FLOATS
         and (type(logits) in PLAIN or _is_plain(logits))
         and (type(halting_logits) in PLAIN or _is_plain(halting_logits))
     )
-
-
-def has_cuda() -> bool:
-    """Whether the library has CUDA kernels."""
-    compiled = library.find()
-    return compiled is not None and compiled.cuda
 
 
 def _is_plain(tensor: Tensor) -> bool:

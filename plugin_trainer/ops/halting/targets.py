@@ -93,12 +93,13 @@ def _hard_targets(
     """Class numbers as labels. A row counts its class's weight in a mean.
 
     Raises IndexError for a label that is no class, on a CPU. On other devices, where looking would
-    make the host wait, such a row's targets are NaN, and so is the loss.
+    make the host wait, and in a compiled graph such a row's targets are NaN, and so is the loss.
     """
     label_UT = label_UT.to(torch.int64)
     labelled_UT = label_UT != ignore_index
     wrong_UT = labelled_UT & ((label_UT < 0) | (label_UT >= classes))
-    if label_UT.device.type == "cpu" and bool(wrong_UT.any()):
+    looks = label_UT.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and bool(wrong_UT.any()):
         raise IndexError(
             f"label {label_UT[wrong_UT][0].item()} is out of range: there are {classes} classes, "
             f"numbered from 0 to {classes - 1}; rows without a label carry {ignore_index}"

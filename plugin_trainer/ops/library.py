@@ -183,6 +183,11 @@ def _given(path: str) -> Compiled:
             f"{GIVEN} names a library that cannot be loaded: {error}",
             hint=f"unset {GIVEN}: the kernels are found, or built, without it",
         ) from error
+    if not _is_loaded():
+        raise PtrainError(
+            f"{GIVEN} names a library that holds none of these kernels: {path}",
+            hint="ptrain kernels build prints the path of one that does",
+        )
     return _compiled(path, "given")
 
 

@@ -357,6 +357,7 @@ except Unavailable as error:
     ("variables", "reason"),
     [
         ({"CXX": "nonexistent"}, "there is no C++ compiler: CXX=nonexistent cannot be run\n"),
+        ({"CXX": 'g++ "x'}, 'there is no C++ compiler: CXX=g++ "x cannot be run\n'),
         (
             {"CXX": None, "PATH": "/nowhere"},
             "there is no C++ compiler: no c++, g++ or clang++ on the PATH\n",

@@ -8,6 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -213,3 +214,11 @@ def test_the_library_says_what_it_is():
     assert found.instruction_set in ("baseline", "avx2", "avx512")
     assert found.cuda is torch.ops.ptrain.has_cuda()
     assert found.path.is_file()
+
+
+def test_a_named_library_of_somebody_else_is_refused_in_words(monkeypatch):
+    other = next(iter(sorted(Path(np.__file__).parent.rglob("_multiarray_umath*.so"))))
+    monkeypatch.setenv("PTRAIN_KERNELS_LIBRARY", str(other))
+    monkeypatch.setattr(library, "_is_loaded", lambda: False)
+    with pytest.raises(PtrainError, match="names a library that holds none of these kernels"):
+        library.find()

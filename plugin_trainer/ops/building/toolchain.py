@@ -128,13 +128,20 @@ def find_toolchain(*, torch_cuda: str | None) -> Toolchain:
 def _find_cxx() -> tuple[str, tuple[Path, ...]]:
     wanted = os.environ.get("CXX")
     for command in (wanted,) if wanted else ("c++", "g++", "clang++"):
-        found = [shutil.which(word) for word in shlex.split(command)]
+        found = [shutil.which(word) for word in _words(command)]
         programs = tuple(Path(path).resolve() for path in found if path)
         if found and found[0] is not None:
             return command, programs
     if wanted:
         raise Unavailable(f"there is no C++ compiler: CXX={wanted} cannot be run")
     raise Unavailable("there is no C++ compiler: no c++, g++ or clang++ on the PATH")
+
+
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quotation that is not closed
+        return []
 
 
 def find_nvcc(torch_cuda: str) -> Nvcc | None:

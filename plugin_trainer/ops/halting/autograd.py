@@ -36,9 +36,7 @@ class HaltingFunction(torch.autograd.Function):
             )
         out = reference.Forward(*fields)
         ctx.mark_non_differentiable(out.log_answer_UTC, out.halting_p_NU, out.exit_weights_NU)
-        ctx.save_for_backward(
-            logits_NUTC, halting_NU, targets_UTC, out.log_answer_UTC, alpha_N, beta_N, eta_N
-        )
+        ctx.save_for_backward(logits_NUTC, halting_NU, targets_UTC, alpha_N, beta_N, eta_N)
         return out
 
     @staticmethod
@@ -56,15 +54,12 @@ class HaltingFunction(torch.autograd.Function):
             raise RuntimeError(
                 "halting_loss has no second derivative: call backward without create_graph=True"
             )
-        logits_NUTC, halting_NU, targets_UTC, log_answer_UTC, alpha_N, beta_N, eta_N = (
-            ctx.saved_tensors
-        )
+        logits_NUTC, halting_NU, targets_UTC, alpha_N, beta_N, eta_N = ctx.saved_tensors
         with torch.autocast(logits_NUTC.device.type, enabled=False):
             grad_z, grad_u = reference.halting_backward(
                 logits_NUTC,
                 halting_NU,
                 targets_UTC,
-                log_answer_UTC,
                 grad_task_UT,
                 grad_supervision_UT,
                 grad_regulariser_U,

@@ -96,7 +96,6 @@ def halting_backward(
     logits_NUTC: Tensor,
     halting_NU: Tensor,
     targets_UTC: Tensor,
-    log_answer_UTC: Tensor,
     grad_task_UT: Tensor,
     grad_supervision_UT: Tensor,
     grad_regulariser_U: Tensor,
@@ -120,8 +119,7 @@ def halting_backward(
     dtype = accumulation_dtype(logits_NUTC, halting_NU)
     log_y_NUTC = torch.log_softmax(logits_NUTC.to(dtype), -1)
     log_p_NU = F.logsigmoid(halting_NU.to(dtype)).cumsum(0)
-    log_w_NU = _log_exit_weights(log_p_NU)
-    log_r_NUTC = log_w_NU[:, :, None, None] + log_y_NUTC - log_answer_UTC
+    log_r_NUTC = _log_responsibilities(logits_NUTC.to(dtype), _log_exit_weights(log_p_NU))
     # Where a class has no target, r may be 0 / 0; its product with t is 0.
     t_r_NUTC = torch.where(targets_UTC != 0, targets_UTC * log_r_NUTC.exp(), 0.0)
     R_NUT = t_r_NUTC.sum(-1)
@@ -143,6 +141,19 @@ def halting_backward(
     counted_U = labelled_UT.any(-1) | (grad_regulariser_U != 0)
     grad_u_NU = torch.where(counted_U, grad_u_NU, 0.0)
     return grad_z_NUTC.to(logits_NUTC.dtype), grad_u_NU.to(halting_NU.dtype)
+
+
+def _log_responsibilities(logits_NUTC: Tensor, log_w_NU: Tensor) -> Tensor:
+    """log r_n,c = log of w_n y_n,c over its sum over the blocks.
+
+    A class's logits are counted from their largest over the blocks, and only then does each block's
+    normalisation join in: at a logit of -1e8 log y_n itself has no digit left to tell blocks by.
+    """
+    largest_UTC = logits_NUTC.amax(0)
+    largest_UTC = torch.where(largest_UTC == -math.inf, 0.0, largest_UTC)
+    scores_NUTC = log_w_NU[:, :, None, None] + (logits_NUTC - largest_UTC)
+    scores_NUTC = scores_NUTC - torch.logsumexp(logits_NUTC, -1, keepdim=True)
+    return scores_NUTC - torch.logsumexp(scores_NUTC, 0)
 
 
 def _pull_on_p(R_NUT: Tensor, log_p_NU: Tensor) -> Tensor:

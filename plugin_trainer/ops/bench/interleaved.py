@@ -25,7 +25,7 @@ from plugin_trainer.ops import library
 # A turn is as many calls as fill this: a clock and a cold start must not show in it.
 TURN_S = 0.004
 WARM_UP_S = 0.2
-PIECE = 1 << 16  # elements
+PIECE = 1 << 15  # elements: torch gives a second thread only to more, and waiting for one costs
 
 
 @dataclass(frozen=True)

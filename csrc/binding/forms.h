@@ -36,9 +36,15 @@ inline Form form_of(const Tensor& tensor) {
   return form;
 }
 
-// Whether a tensor is of this type, sizes and strides, and where its memory is now. The stride of a dimension
-// of one element says nothing. About 10 ns; it does not throw, and may be asked from several threads.
-inline bool is_as(AtenTensorHandle handle, const Form& form, void** memory) noexcept {
+// Where a tensor's memory is now; null if torch cannot say. No handle: null too.
+inline void* memory_of(AtenTensorHandle handle) noexcept {
+  void* memory = nullptr;
+  return handle == nullptr || aoti_torch_get_data_ptr(handle, &memory) ? nullptr : memory;
+}
+
+// Whether a tensor is of this type, sizes and strides. Strides that lead nowhere say nothing. It does not throw,
+// and may be asked from several threads.
+inline bool has_form(AtenTensorHandle handle, const Form& form) noexcept {
   std::int32_t type = 0;
   std::int64_t dimensions = 0, *sizes = nullptr, *strides = nullptr;
   if (aoti_torch_get_dtype(handle, &type) | aoti_torch_get_dim(handle, &dimensions) |
@@ -46,10 +52,13 @@ inline bool is_as(AtenTensorHandle handle, const Form& form, void** memory) noex
     return false;
   }
   if (type != form.type || dimensions != form.dimensions) return false;
+  bool empty = false, in_order = true;
   for (std::int64_t d = 0; d < dimensions; ++d) {
-    if (sizes[d] != form.sizes[d] || (strides[d] != form.strides[d] && sizes[d] != 1)) return false;
+    if (sizes[d] != form.sizes[d]) return false;
+    empty |= sizes[d] == 0;
+    in_order &= strides[d] == form.strides[d] || sizes[d] == 1;
   }
-  return aoti_torch_get_data_ptr(handle, memory) == 0;
+  return in_order || empty;
 }
 
 // Where a tensor's memory ends, seen from where it begins.
@@ -68,17 +77,21 @@ inline Extent extent_of(const Form& form, std::int64_t elements) {
 
 // Whether the storage reaches as far as the tensor does. `storage.resize_(0)` is how memory is given back
 // behind a tensor's back; where the tensor does not begin with its storage, its pointer is then not null.
-inline bool has_memory(const Tensor& tensor) {
-  std::int64_t elements = 0, offset = 0, bytes = 0;
-  const AtenTensorHandle handle = tensor.get();
-  if (aoti_torch_get_numel(handle, &elements)) return false;
-  if (elements == 0) return true;
+inline bool storage_holds(AtenTensorHandle handle, std::int64_t reach_bytes, std::int64_t width) noexcept {
+  std::int64_t offset = 0, bytes = 0;
+  if (reach_bytes == 0) return true;
   if (aoti_torch_get_storage_offset(handle, &offset) | aoti_torch_get_storage_size(handle, &bytes)) {
     return false;
   }
+  return offset * width + reach_bytes <= bytes;
+}
+
+inline bool has_memory(const Tensor& tensor) {
   const Form form = form_of(tensor);
+  std::int64_t elements = 0;
+  ask(aoti_torch_get_numel(tensor.get(), &elements));
   const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(form.type));
-  return offset * width + extent_of(form, elements).bytes <= bytes;
+  return storage_holds(tensor.get(), extent_of(form, elements).bytes, width);
 }
 
 // A stretch of memory, and whose it is.
@@ -131,19 +144,20 @@ class __attribute__((visibility("hidden"))) Held {
 
   // Whether it is what it was, and where its memory is now. The device and the storage are asked only where
   // that has moved: memory does not change its device.
-  bool as_before(std::size_t i, void** memory) const {
+  bool as_before(std::size_t i, void** memory) const noexcept {
     const Form before = form(i);
-    void* now = nullptr;
-    if (!is_as(handles[i], before, &now)) return false;
+    void* const now = memory_of(handles[i]);
+    if (!has_form(handles[i], before)) return false;
     if (now == *memory) return true;
     *memory = now;
     std::int32_t device = 0;
+    std::int64_t elements = 1;
+    for (std::int64_t d = 0; d < before.dimensions; ++d) elements *= before.sizes[d];
+    const auto width = static_cast<std::int64_t>(aoti_torch_dtype_element_size(before.type));
     return !aoti_torch_get_device_type(handles[i], &device) && device == before.device &&
-           has_memory(tensors[i]);
+           storage_holds(handles[i], extent_of(before, elements).bytes, width);
   }
 
-  const Tensor& operator[](std::size_t i) const { return tensors[i]; }
-  AtenTensorHandle handle(std::size_t i) const { return handles[i]; }
   std::size_t size() const { return tensors.size(); }
 
  private:

@@ -16,6 +16,7 @@
 #include "../core/norm.h"
 #include "../core/step.h"
 #include "cuda_step.h"
+#include "forms.h"
 #include "glue.h"
 
 namespace ptrain::glue {
@@ -36,6 +37,8 @@ inline void define_step(StableLibrary& m) {
   // The gradients of params[places[0]], params[places[1]], ...; empty places: of all of them.
   m.def("step_set_gradients(int plan, Tensor[] gradients, int[] places) -> ()");
   m.def("step_norm(int plan) -> Tensor");
+  // Fails where step_apply_ would: for a caller with several plans, of which none must be applied then.
+  m.def("step_check(int plan, bool zero_grads) -> ()");
   m.def(
       "step_apply_(int plan, Tensor hyper, Tensor? norm, float max_norm, bool average, bool zero_grads) "
       "-> ()");
@@ -69,6 +72,7 @@ inline FloatType float_type(const Tensor& tensor, const Place& at) {
 
 inline void require_plain(const Tensor& tensor, const Place& at) {
   if (tensor.layout() != torch::headeronly::Layout::Strided) refuse(at, "is sparse; make it dense");
+  if (!has_memory(tensor)) refuse(at, "has no memory: its storage was made smaller than it is");
 }
 
 // All elements in one block of memory without gaps, in any order of dimensions.
@@ -138,13 +142,6 @@ inline void require_step(const Tensor& step, const Tensor& param, const Place& a
   }
 }
 
-inline bool overlap(const Tensor& one, std::int64_t one_width, const Tensor& other,
-                    std::int64_t other_width) {
-  const char* a = static_cast<const char*>(one.const_data_ptr());
-  const char* b = static_cast<const char*>(other.const_data_ptr());
-  return a < b + other.numel() * other_width && b < a + one.numel() * one_width;
-}
-
 inline ScalarType state_type(const Tensor& param) {
   return param.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -174,7 +171,7 @@ inline void require_length(const char* op, const char* list, std::size_t size, s
 inline void check_step_tensor(const char* op, const StepLists& lists, std::size_t i) {
   const Tensor& param = lists.params[i];
   require_plain(param, {op, "params", i});
-  const FloatType type = float_type(param, {op, "params", i});
+  float_type(param, {op, "params", i});
   require_same_device(param, lists.params[0], {op, "params", i});
   if (!is_dense(param)) refuse({op, "params", i}, "has gaps or overlaps in its memory");
   if (lists.groups[i] < 0 || lists.groups[i] > std::numeric_limits<std::int32_t>::max()) {
@@ -188,9 +185,6 @@ inline void check_step_tensor(const char* op, const StepLists& lists, std::size_
   if (lists.shadows.empty() || lists.shadows[i].numel() == 0) return;
   const Tensor& shadow = lists.shadows[i];
   require_beside_in_order(shadow, state_type(param), param, {op, "shadows", i});
-  if (overlap(shadow, type == FloatType::float64 ? 8 : 4, param, bytes_of(type))) {
-    refuse({op, "shadows", i}, "shares its memory with its parameter");
-  }
 }
 
 inline void check_step_lists(const char* op, const StepLists& lists) {
@@ -306,6 +300,78 @@ inline StepTensor step_tensor(const StepLists& lists, std::size_t i, const Tenso
   };
 }
 
+// What a step writes besides the gradients, by address.
+class __attribute__((visibility("hidden"))) StepMemory {
+ public:
+  // Fails if two of the parts share memory: they would be stepped twice, and by two threads at once.
+  StepMemory(const char* op, const std::vector<StepTensor>& tensors) {
+    spans.reserve(tensors.size() * parts);
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      const StepTensor& tensor = tensors[i];
+      const std::int64_t wide = tensor.size * (tensor.type == FloatType::float64 ? 8 : 4);
+      add(tensor.weight, tensor.size * bytes_of(tensor.type), i * parts);
+      add(tensor.exp_avg, wide, i * parts + 1);
+      add(tensor.exp_avg_sq, wide, i * parts + 2);
+      add(tensor.step, 4, i * parts + 3);
+      add(tensor.shadow, wide, i * parts + 4);
+    }
+    sort_by_address(spans);
+    if (const Span* second = first_overlap(spans)) {
+      const std::size_t one = std::max(second->owner, second[-1].owner);
+      refuse(place(op, one), shared_with(std::min(second->owner, second[-1].owner)));
+    }
+  }
+
+  // Fails if a gradient shares memory with these, or with another gradient that is set to zero.
+  void check_gradients(const char* op, const std::vector<StepTensor>& tensors, bool zero_grads) const {
+    std::vector<Span> gradients;
+    if (zero_grads) gradients.reserve(tensors.size());
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      if (tensors[i].gradient == nullptr || tensors[i].size == 0) continue;
+      const auto* begin = static_cast<const char*>(tensors[i].gradient);
+      const char* end = begin + tensors[i].size * bytes_of(tensors[i].type);
+      check_gradient(op, begin, end, i);
+      if (zero_grads) gradients.push_back({begin, end, i});
+    }
+    sort_by_address(gradients);
+    if (const Span* second = first_overlap(gradients)) {
+      refuse({op, "grads", std::max(second->owner, second[-1].owner)},
+             "shares its memory with grads[" + std::to_string(std::min(second->owner, second[-1].owner)) +
+                 "], and they are to be set to zero");
+    }
+  }
+
+  // A gradient of which a copy was made. Where it has gaps, only its beginning is looked at.
+  void check_original(const char* op, const Tensor& gradient, std::size_t i) const {
+    const Form form = form_of(gradient);
+    const Extent extent = extent_of(form, gradient.numel());
+    const auto* begin = static_cast<const char*>(gradient.const_data_ptr());
+    check_gradient(op, begin, begin + (extent.dense ? extent.bytes : 1), i);
+  }
+
+ private:
+  static constexpr std::size_t parts = 5;
+
+  void add(const void* memory, std::int64_t bytes, std::size_t owner) {
+    const auto* begin = static_cast<const char*>(memory);
+    if (memory != nullptr && bytes > 0) spans.push_back({begin, begin + bytes, owner});
+  }
+  static Place place(const char* op, std::size_t owner) {
+    static constexpr const char* lists[parts] = {"params", "exp_avgs", "exp_avg_sqs", "steps", "shadows"};
+    return {op, lists[owner % parts], owner / parts};
+  }
+  static std::string shared_with(std::size_t owner) {
+    const Place other = place("", owner);
+    return std::string("shares its memory with ") + other.list + "[" + std::to_string(other.index) + "]";
+  }
+  void check_gradient(const char* op, const char* begin, const char* end, std::size_t i) const {
+    const Span* written = overlapped_by(spans, begin, end);
+    if (written != nullptr) refuse({op, "grads", i}, shared_with(written->owner));
+  }
+
+  std::vector<Span> spans;
+};
+
 // Runs the kernel, unless the norm is not finite: then no more than the zeroing is done.
 inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
                      const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
@@ -366,24 +432,22 @@ inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
     beside.push_back(laid_beside(grads[i], lists.params[i]));
     tensors.push_back(step_tensor(lists, i, &beside.back()));
   }
+  const StepMemory memory(op, tensors);
+  memory.check_gradients(op, tensors, zero_grads);
+  for (std::size_t i = 0; i < grads.size(); ++i) {
+    if (beside[i].get() != grads[i].get()) memory.check_original(op, grads[i], i);
+  }
   run_step(op, lists, tensors, hyper, norm, max_norm, zero_grads);
   for (std::size_t i = 0; zero_grads && i < grads.size(); ++i) {
     if (beside[i].get() != grads[i].get()) torch::stable::zero_(grads[i]);
   }
 }
 
-// The memory of a tensor, by a handle that somebody else keeps alive; null if there is no handle.
-inline void* memory_of(AtenTensorHandle handle) {
-  void* memory = nullptr;
-  if (handle != nullptr) STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_data_ptr(handle, &memory));
-  return memory;
-}
-
-// The tensors of one optimizer on one device: checked once, their pointers read anew at each call through
-// the handles, which follow `param.data = other`.
+// The tensors of one optimizer on one device: checked once. At each call the handles are asked where their
+// memory is now, so that `param.data = other` is followed, and whether they are what they were.
 class __attribute__((visibility("hidden"))) StepPlan {
  public:
-  explicit StepPlan(StepLists checked) : lists(std::move(checked)) {
+  explicit StepPlan(StepLists checked) : lists(std::move(checked)), params(lists.params) {
     for (std::size_t i = 0; i < lists.params.size(); ++i) {
       const bool state = lists.has_state(i);
       handles.push_back({
@@ -396,32 +460,68 @@ class __attribute__((visibility("hidden"))) StepPlan {
       });
       table.push_back(step_tensor(lists, i, nullptr));
     }
+    memory.emplace("step_plan", table);
     gradients.resize(lists.params.size());
     originals.resize(lists.params.size());
   }
 
   void set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places);
   Tensor norm();
+  void check(bool zero_grads);
   void apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm, bool average,
              bool zero_grads);
 
  private:
   struct Handles {
-    AtenTensorHandle weight, gradient, exp_avg, exp_avg_sq, step, shadow;
+    AtenTensorHandle weight;
+    AtenTensorHandle gradient;  // null also where the kernel reads a copy of it
+    AtenTensorHandle exp_avg, exp_avg_sq, step, shadow;
   };
 
-  void refresh();
-  bool refresh(std::size_t i);
-  void check_again(std::size_t i) const;
+  void refresh(const char* op, bool zero_grads);
+  bool refresh(std::size_t i) noexcept;
+  bool is_readable(AtenTensorHandle gradient, std::size_t i) const noexcept;
+  const char* changed_part(std::size_t i) const;
 
   StepLists lists;
+  Held params;  // what the parameters were when the plan was made, and their states and gradients beside them
   std::vector<Handles> handles;
   std::vector<StepTensor> table;
+  std::optional<StepMemory> memory;
   std::vector<std::optional<Tensor>> gradients;  // as they lie beside their parameters
   std::vector<std::optional<Tensor>> originals;  // those of which a copy was made
+  // What has moved is looked at until it has passed once: a step that is refused is refused again.
   std::atomic<bool> moved{false};
+  std::atomic<bool> gradients_moved{false};
+  bool gradients_apart = false;  // from each other
   std::mutex busy;
 };
+
+// One float32, of any number of dimensions.
+inline bool is_step(AtenTensorHandle handle) noexcept {
+  std::int32_t type = 0;
+  std::int64_t elements = 0;
+  if (aoti_torch_get_dtype(handle, &type) | aoti_torch_get_numel(handle, &elements)) return false;
+  return type == static_cast<std::int32_t>(ScalarType::Float) && elements == 1;
+}
+
+// The form of a parameter's moments and average.
+inline Form state_form(Form form, FloatType type) {
+  form.type = static_cast<std::int32_t>(type == FloatType::float64 ? ScalarType::Double : ScalarType::Float);
+  return form;
+}
+
+// Of a gradient whose memory is new.
+inline bool StepPlan::is_readable(AtenTensorHandle gradient, std::size_t i) const noexcept {
+  std::int32_t device = 0, index = 0, index_of_param = 0;
+  if (aoti_torch_get_device_type(gradient, &device) | aoti_torch_get_device_index(gradient, &index) |
+      aoti_torch_get_device_index(handles[i].weight, &index_of_param)) {
+    return false;
+  }
+  const std::int64_t width = bytes_of(table[i].type);
+  return device == params.form(i).device && index == index_of_param &&
+         storage_holds(gradient, table[i].size * width, width);
+}
 
 inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places) {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
@@ -429,94 +529,160 @@ inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<
   const bool all = places.empty() && !some.empty();
   require_length(op, "gradients", some.size(), all ? lists.params.size() : places.size());
   std::vector<std::optional<Tensor>> beside(lists.params.size()), copied(lists.params.size());
+  std::vector<void*> pointers(lists.params.size(), nullptr);
   for (std::size_t k = 0; k < some.size(); ++k) {
     const std::size_t i = all ? k : static_cast<std::size_t>(places[k]);
     if (i >= lists.params.size()) refuse({op, "places", k}, "is no parameter of this plan");
     if (!lists.has_state(i)) refuse({op, "gradients", k}, "belongs to a parameter without a state");
-    check_gradient(op, some[k], lists.params[i], i);
-    beside[i] = laid_beside(some[k], lists.params[i]);
-    if (beside[i]->get() != some[k].get()) copied[i] = std::move(some[k]);
+    const Form form = params.form(i);
+    if (has_form(some[k].get(), form) && is_readable(some[k].get(), i)) {
+      beside[i] = std::move(some[k]);
+    } else {
+      check_gradient(op, some[k], lists.params[i], i);
+      beside[i] = torch::stable::empty_like(lists.params[i]);
+      if (!has_form(beside[i]->get(), form)) {
+        refuse({op, "params", i}, "has got another shape, strides or dtype since the plan was made");
+      }
+      torch::stable::copy_(*beside[i], some[k]);
+      copied[i] = std::move(some[k]);
+    }
+    pointers[i] = gradient_memory(memory_of(beside[i]->get()), table[i].step);
   }
   gradients = std::move(beside);
   originals = std::move(copied);
   for (std::size_t i = 0; i < handles.size(); ++i) {
-    handles[i].gradient = gradients[i].has_value() ? gradients[i]->get() : nullptr;
+    const bool itself = gradients[i].has_value() && !originals[i].has_value();
+    handles[i].gradient = itself ? gradients[i]->get() : nullptr;
+    table[i].gradient = pointers[i];
   }
+  gradients_moved = true;
 }
 
 inline Tensor StepPlan::norm() {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const char* op = "step_norm";
   std::vector<NormTensor> tensors;
   tensors.reserve(handles.size());
   for (std::size_t i = 0; i < handles.size(); ++i) {
-    if (handles[i].gradient == nullptr) continue;
-    if (originals[i].has_value()) torch::stable::copy_(*gradients[i], *originals[i]);
-    tensors.push_back({memory_of(handles[i].gradient), table[i].size, table[i].type});
+    if (!gradients[i].has_value()) continue;
+    if (originals[i].has_value()) {
+      require_beside(*originals[i], gradients[i]->scalar_type(), *gradients[i], {op, "grads", i});
+      torch::stable::copy_(*gradients[i], *originals[i]);
+    } else {
+      void* const now = gradient_memory(memory_of(handles[i].gradient), table[i].step);
+      const bool same = has_form(handles[i].gradient, params.form(i));
+      if (!same || (now != table[i].gradient && !is_readable(handles[i].gradient, i))) {
+        refuse({op, "grads", i}, "has lost its memory, or got another shape, strides, dtype or device");
+      }
+      if (now != table[i].gradient) gradients_moved = true;
+      table[i].gradient = now;
+    }
+    tensors.push_back({table[i].gradient, table[i].size, table[i].type});
   }
   return norm_of(tensors, lists.params.empty() ? nullptr : &lists.params[0]);
 }
 
-// Reads the pointers again: 40 ns a tensor, so many are shared out.
-inline void StepPlan::refresh() {
-  moved = false;
-  const auto some = [](std::int64_t begin, std::int64_t end, void* context) {
-    StepPlan& plan = *static_cast<StepPlan*>(context);
+// Asks all tensors again: 0.12 us a parameter with all its parts, so many are shared out.
+inline void StepPlan::refresh(const char* op, bool zero_grads) {
+  std::atomic<std::int64_t> first_changed{INT64_MAX};
+  struct Context {
+    StepPlan& plan;
+    std::atomic<std::int64_t>& first_changed;
+  } context{*this, first_changed};
+  const auto some = [](std::int64_t begin, std::int64_t end, void* given) {
+    Context& it = *static_cast<Context*>(given);
     for (std::int64_t i = begin; i < end; ++i) {
-      if (!plan.refresh(static_cast<std::size_t>(i))) plan.moved = true;
+      if (it.plan.refresh(static_cast<std::size_t>(i))) continue;
+      std::int64_t known = it.first_changed;
+      while (i < known && !it.first_changed.compare_exchange_weak(known, i)) {
+      }
+      return;
     }
   };
   const auto count = static_cast<std::int64_t>(table.size());
   if (count > 512) {
-    torch_for(count, 256, some, this);
+    torch_for(count, 256, some, &context);
   } else {
-    some(0, count, this);
+    some(0, count, &context);
   }
-  if (!moved) return;
-  for (std::size_t i = 0; i < table.size(); ++i) check_again(i);
+  if (first_changed != INT64_MAX) {
+    const auto i = static_cast<std::size_t>(first_changed.load());
+    refuse({op, changed_part(i), i}, "has got another shape, strides or dtype since the plan was made");
+  }
+  if (moved) {
+    for (std::size_t i = 0; i < table.size(); ++i) check_step_tensor(op, lists, i);
+    if (!table.empty() && form_of(lists.params[0]).device != params.form(0).device) {
+      refuse({op, "params", 0}, "is on another device than when the plan was made");
+    }
+    memory.emplace(op, table);
+  }
+  if (moved || gradients_moved || (zero_grads && !gradients_apart)) {
+    gradients_apart = false;
+    for (std::size_t i = 0; i < table.size(); ++i) {
+      if (originals[i].has_value()) memory->check_original(op, *originals[i], i);
+      if (handles[i].gradient != nullptr && !is_readable(handles[i].gradient, i)) {
+        refuse({op, "grads", i}, "has no memory, or is on another device than its parameter");
+      }
+    }
+    memory->check_gradients(op, table, zero_grads);
+    gradients_apart = zero_grads;
+  }
+  moved = false;
+  gradients_moved = false;
 }
 
-// Whether all is where it was. Called from several threads: it must not throw.
-inline bool StepPlan::refresh(std::size_t i) try {
+// Whether tensor i is what it was; notes where it is. Called from several threads: it must not throw.
+inline bool StepPlan::refresh(std::size_t i) noexcept {
   const Handles& handle = handles[i];
-  StepTensor& tensor = table[i];
-  void* const weight = memory_of(handle.weight);
-  void* const exp_avg = memory_of(handle.exp_avg);
-  void* const exp_avg_sq = memory_of(handle.exp_avg_sq);
-  float* const step = static_cast<float*>(memory_of(handle.step));
-  void* const shadow = memory_of(handle.shadow);
-  const bool still = weight == tensor.weight && exp_avg == tensor.exp_avg &&
-                     exp_avg_sq == tensor.exp_avg_sq && step == tensor.step && shadow == tensor.shadow;
-  tensor.weight = weight;
-  tensor.gradient = handle.gradient == nullptr ? nullptr
-                                               : gradient_memory(memory_of(handle.gradient), step);
-  tensor.exp_avg = exp_avg;
-  tensor.exp_avg_sq = exp_avg_sq;
-  tensor.step = step;
-  tensor.shadow = shadow;
-  return still;
-} catch (...) {
-  return false;
+  StepTensor now = table[i];
+  // Six pointers first: each is two or three reads far apart in memory, and the processor waits for all at once.
+  now.weight = memory_of(handle.weight);
+  now.exp_avg = memory_of(handle.exp_avg);
+  now.exp_avg_sq = memory_of(handle.exp_avg_sq);
+  now.step = static_cast<float*>(memory_of(handle.step));
+  now.shadow = memory_of(handle.shadow);
+  if (handle.gradient != nullptr) now.gradient = gradient_memory(memory_of(handle.gradient), now.step);
+  const Form form = params.form(i), beside = state_form(form, now.type);
+  const bool same =
+      has_form(handle.weight, form) &&
+      (handle.step == nullptr || (has_form(handle.exp_avg, beside) && has_form(handle.exp_avg_sq, beside) &&
+                                  is_step(handle.step))) &&
+      (handle.shadow == nullptr || has_form(handle.shadow, beside)) &&
+      (handle.gradient == nullptr || has_form(handle.gradient, form));
+  if (!same) return false;
+  StepTensor& before = table[i];
+  if (now.gradient != before.gradient) gradients_moved = true;
+  if (now.weight != before.weight || now.exp_avg != before.exp_avg || now.exp_avg_sq != before.exp_avg_sq ||
+      now.step != before.step || now.shadow != before.shadow) {
+    moved = true;
+  }
+  before = now;
+  return true;
 }
 
-// What `param.data = other` can have changed, when a pointer is another than before.
-inline void StepPlan::check_again(std::size_t i) const {
-  const char* op = "step_apply_";
-  check_step_tensor(op, lists, i);
-  if (lists.params[i].numel() != table[i].size ||
-      float_type(lists.params[i], {op, "params", i}) != table[i].type) {
-    refuse({op, "params", i}, "has got another shape or dtype since the plan was made");
+// The list of the first of its parts that is not what it was.
+inline const char* StepPlan::changed_part(std::size_t i) const {
+  const Handles& handle = handles[i];
+  const Form form = params.form(i), beside = state_form(form, table[i].type);
+  if (!has_form(handle.weight, form)) return "params";
+  if (handle.step != nullptr) {
+    if (!has_form(handle.exp_avg, beside)) return "exp_avgs";
+    if (!has_form(handle.exp_avg_sq, beside)) return "exp_avg_sqs";
+    if (!is_step(handle.step)) return "steps";
   }
-  if (!gradients[i].has_value()) return;
-  check_gradient(op, *gradients[i], lists.params[i], i);
-  if (!same_order(*gradients[i], lists.params[i])) {
-    refuse({op, "grads", i}, "has other strides than its parameter has now");
-  }
+  if (handle.shadow != nullptr && !has_form(handle.shadow, beside)) return "shadows";
+  return "grads";
+}
+
+inline void StepPlan::check(bool zero_grads) {
+  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  refresh("step_check", zero_grads);
 }
 
 inline void StepPlan::apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm,
                             bool average, bool zero_grads) {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
-  refresh();
+  refresh("step_apply_", zero_grads);
   if (average) {
     run_step("step_apply_", lists, table, hyper, norm, max_norm, zero_grads);
   } else {
@@ -575,6 +741,10 @@ inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> n
   find_step_plan(id)->apply(hyper, norm, max_norm, average, zero_grads);
 }
 
+inline void step_check_op(std::int64_t id, bool zero_grads) {
+  find_step_plan(id)->check(zero_grads);
+}
+
 inline void step_free_plan_op(std::int64_t id) {
   StepPlans& plans = step_plans();
   const std::lock_guard<std::mutex> lock(plans.mutex);
@@ -592,6 +762,7 @@ inline void implement_step(StableLibrary& m) {
 inline void implement_step_everywhere(StableLibrary& m) {
   m.impl("step_set_gradients", TORCH_BOX(&step_set_gradients_op));
   m.impl("step_norm", TORCH_BOX(&step_norm_op));
+  m.impl("step_check", TORCH_BOX(&step_check_op));
   m.impl("step_free_plan", TORCH_BOX(&step_free_plan_op));
 }
 

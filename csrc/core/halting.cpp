@@ -38,6 +38,8 @@ struct HaltingSpans {
   RunParts run_parts;
 };
 
+using Row = double[halting_lanes];
+
 // What one thread works in: a fixed part, and room for rows in log space, which are rare.
 class HaltingMemory {
  public:
@@ -59,7 +61,7 @@ inline std::int64_t halting_label(const HaltingTask& task, std::int64_t row) {
 }
 
 double halting_log(double x) { return std::log(x); }
-double halting_exp(double x) { return std::exp(x); }
+double halting_log1p(double x) { return std::log1p(x); }
 
 // Turns u [N][lanes] into log w.
 void halting_log_weights(double* values, std::int64_t blocks, int lanes) {

@@ -1,22 +1,21 @@
 // The loops of the halting loss for one instruction set: a chunk of units after the other.
 //
-// A chunk's units lie in sixteen lanes, and so do the rows of a tile. The recurrence over blocks is in
-// double everywhere; the softmax is in float, with lanes over the rows where classes are few and over the
-// classes where they are many. Rows for which that is not enough, and float64 inputs, are computed
-// in log space, in double, by exact_rows.
+// A chunk's units lie in sixteen lanes, and so do the rows of a tile. All is in float, and nothing in it
+// cancels. Rows for which a float's range is not enough, and float64 inputs, are computed in log space,
+// in double, by exact_rows.
 #include "simd.inl"
 
 namespace {
 
 constexpr int lanes = halting_lanes;
-constexpr int float_steps = lanes / float_lanes;
 constexpr int double_steps = lanes / double_lanes;
-// So many vectors are summed in float, and such sums in double: the error does not grow with the classes.
+// So many vectors are summed up before they join the others: the error hardly grows with the classes.
 constexpr std::int64_t run_of_floats = 16 * float_lanes;
 
-// Below this the sum of float products that is a class's probability may have lost its small terms.
-constexpr float least_float_answer = 1e-25f;
-constexpr double least_double_answer = 1e-290;
+// Below this a sum of products that is a class's probability may have lost its small terms.
+constexpr float least_answer = 1e-25f;
+// Logits no larger than this need no maximum: e^32 is far from a float's bounds, both ways.
+constexpr float most_plain_logit = 32.0f;
 
 // ----------------------------------------------------------------------------------- 16-bit floats
 
@@ -84,7 +83,9 @@ PTRAIN_OUTLINE void write_number(HaltingType type, void* to, std::int64_t i, dou
 
 void write_floats(HaltingType type, const float* from, void* to, std::int64_t start,
                   std::int64_t count) {
-  if (type == HaltingType::bfloat16) {
+  if (type == HaltingType::float32) {
+    __builtin_memcpy(static_cast<float*>(to) + start, from, sizeof(float) * static_cast<std::size_t>(count));
+  } else if (type == HaltingType::bfloat16) {
     halves_from_floats<bfloat16_of>(from, static_cast<std::uint16_t*>(to) + start, count);
   } else {
     halves_from_floats<float16_of>(from, static_cast<std::uint16_t*>(to) + start, count);
@@ -97,46 +98,60 @@ PTRAIN_INLINE void write_result(const HaltingTask& task, void* to, std::int64_t 
 
 // ----------------------------------------------------------------------------------- memory of a thread
 
-using Row = double[lanes];
 using FloatRow = float[lanes];
 
-struct Turns;
+// Of a chunk's units: h, 1 - h, p, 1 - p, w; the sum over tokens of R_n, then the gradient by u; F_n.
+template <typename Value>
+struct Units {
+  Value (*h)[lanes], (*stop)[lanes], (*p)[lanes], (*q)[lanes], (*w)[lanes], (*pulled)[lanes], (*sums)[lanes];
+};
 
-// Arrays over blocks of a value per lane; the size is one chunk's or one tile's.
+// Arrays over blocks of a value per lane.
 struct Room {
-  // of the units: h, 1 - h, p, 1 - p, w, log w; and sum over tokens of the task gradient's R_n
-  Row *h, *stop, *p, *q, *w, *log_w, *pulled;
-  // of the rows: w where it is not the units', w y_label then R_n, 1 / S
-  Row *row_w, *r, *inverse;
-  // of the rows: z_label, max z, sum of e^(z - max) over the other classes; what e^(z - max) is multiplied
-  // by to give the gradient, and the label's own gradient
-  FloatRow *label_z, *most, *others, *factor, *label_grad, *answer_weight;
-  float* exps;      // [N][C][lanes], or [N][lanes][padded C]
-  float* staging;   // [lanes * C]
-  float* columns;   // [C][lanes], or padded
-  float* targets;   // [C][lanes], or [lanes][padded C]
-  float* answer;    // likewise
-  Turns* turns;
+  Units<float> units;
+  // In double where a row does not fit floats, and where a unit has many tokens: its errors are common to
+  // them all, while their gradients cancel.
+  Units<double> exact_units;
+  Row* log_w;
+  // of the rows: w where it is not the units'; w y_label then R_n; 1 / S
+  FloatRow *row_w, *r, *inverse;
+  // of the rows: what was taken from their logits; e^z of the label and the sum of the others'; what e^z is
+  // multiplied by to give the gradient, and the label's own gradient; w / S
+  FloatRow *shift, *own, *others, *factor, *label_grad, *answer_weight;
+  float *push, *hold, *deep;  // of the rows, for dense targets
+  float* exps;                // [N][rows * C]
+  float* staging;             // [rows * C]
+  float* product;             // likewise
+  float* targets;             // likewise
+  float* answer;              // likewise
+  std::int32_t* row_of;       // of a tile's flat element, where classes are few
+  Row* exact_r;               // of the rows in log space
+  bool units_are_exact;  // whether exact_units holds this chunk
   bool log_w_is_known;
 };
 
 struct Tile {
   std::int64_t first_row;
   int rows;
+  double most_scale;  // the largest scale of the task's gradient in the chunk
   std::int32_t label[lanes];  // -1: none
-  double weight[lanes];       // of the label, 0: nothing to learn from this row
-  double row_task_scale[lanes], row_supervision_scale[lanes];
+  std::int32_t place[lanes];  // of the label in the tile's [rows * C]; the row's first element if none
+  std::int32_t unit[lanes];   // in the chunk
+  float weight[lanes];        // of the label, or the sum of all targets; 0: nothing to learn from this row
+  double task_scale[lanes], supervision_scale[lanes];
+  float relative_scale[lanes];  // task_scale / most_scale
   double task[lanes], supervision[lanes];
   bool learns[lanes];  // some target is not 0
   bool exact[lanes];   // to be done in log space
-  const Row* w;
+  const FloatRow* w;
 };
 
-PTRAIN_INLINE std::int64_t padded(std::int64_t classes) {
-  return (classes + float_lanes - 1) / float_lanes * float_lanes;
-}
-
 PTRAIN_INLINE bool is_narrow(const HaltingTask& task) { return task.classes < narrow_classes; }
+
+// How many floats a block of a tile takes.
+PTRAIN_INLINE std::int64_t room_size(const HaltingTask& task, const Tile& tile) {
+  return (is_narrow(task) ? lanes : tile.rows) * task.classes;
+}
 
 template <typename Value>
 Value* take(char* memory, std::int64_t& used, std::int64_t count) {
@@ -148,24 +163,214 @@ Value* take(char* memory, std::int64_t& used, std::int64_t count) {
 // Called first with null, to measure; returns how many bytes are used.
 std::int64_t lay_out(const HaltingTask& task, const HaltingCut& cut, char* memory, Room& room) {
   std::int64_t used = 0;
-  const std::int64_t blocks = task.blocks;
-  for (Row** rows : {&room.h, &room.stop, &room.p, &room.q, &room.w, &room.log_w, &room.pulled,
-                     &room.row_w, &room.r, &room.inverse}) {
-    *rows = take<Row>(memory, used, blocks + 1);
-  }
-  for (FloatRow** rows : {&room.label_z, &room.most, &room.others, &room.factor, &room.label_grad,
-                          &room.answer_weight}) {
-    *rows = take<FloatRow>(memory, used, blocks);
+  Units<float>& units = room.units;
+  Units<double>& exact = room.exact_units;
+  for (Row** rows : {&exact.h, &exact.stop, &exact.p, &exact.q, &exact.w, &exact.pulled, &exact.sums, &room.log_w,
+                     &room.exact_r}) {
+    *rows = take<Row>(memory, used, task.blocks);
   }
   if (task.in_double) return used;
-  const std::int64_t rows = is_narrow(task) ? lanes : cut.tile_rows;
-  const std::int64_t size = is_narrow(task) ? task.classes : padded(task.classes);
-  room.exps = take<float>(memory, used, blocks * rows * size);
-  room.staging = take<float>(memory, used, rows * size);
-  room.columns = take<float>(memory, used, rows * size);
-  room.targets = take<float>(memory, used, rows * size);
-  room.answer = take<float>(memory, used, rows * size);
+  for (FloatRow** rows : {&units.h, &units.stop, &units.p, &units.q, &units.w, &units.pulled, &units.sums,
+                          &room.row_w, &room.r, &room.inverse, &room.shift, &room.own, &room.others, &room.factor,
+                          &room.label_grad, &room.answer_weight}) {
+    *rows = take<FloatRow>(memory, used, task.blocks);
+  }
+  for (float** row : {&room.push, &room.hold, &room.deep}) *row = take<float>(memory, used, lanes);
+  const std::int64_t size = (is_narrow(task) ? lanes : cut.tile_rows) * task.classes;
+  room.exps = take<float>(memory, used, task.blocks * size);
+  for (float** flat : {&room.staging, &room.product, &room.targets, &room.answer}) {
+    *flat = take<float>(memory, used, size);
+  }
+  if (is_narrow(task)) room.row_of = take<std::int32_t>(memory, used, size);
   return used;
+}
+
+// ----------------------------------------------------------------------------------- rows and their elements
+
+struct RowOfLane {
+  FloatBits row;
+};
+struct OneRow {
+  int row;
+};
+
+// The values of the rows that the elements belong to.
+PTRAIN_INLINE Floats spread(const float* values, RowOfLane at) {
+  if constexpr (float_lanes == lanes) return __builtin_shuffle(load<Floats>(values), at.row);
+  Floats result;
+  for (int k = 0; k < float_lanes; ++k) result[k] = values[at.row[k]];
+  return result;
+}
+PTRAIN_INLINE Floats spread(const float* values, OneRow at) { return all(values[at.row]); }
+
+// Calls body(first element, rows of the elements) for all vectors of a tile's [rows * C]. Few classes: sixteen
+// rows, whether there are so many or not. Else row by row, the last vector of a row reaching back into
+// the one before: body may be called twice for an element.
+template <typename Body>
+PTRAIN_INLINE void each_vector(const HaltingTask& task, const Room& room, const Tile& tile, Body body) {
+  const std::int64_t classes = task.classes;
+  if (is_narrow(task)) {
+    for (std::int64_t k = 0; k < lanes * classes; k += float_lanes) {
+      body(k, RowOfLane{load<FloatBits>(room.row_of + k)});
+    }
+    return;
+  }
+  for (int i = 0; i < tile.rows; ++i) {
+    std::int64_t c = 0;
+    for (; c + float_lanes <= classes; c += float_lanes) body(i * classes + c, OneRow{i});
+    if (c < classes) body((i + 1) * classes - float_lanes, OneRow{i});
+  }
+}
+
+// Elements flat[0], flat[1], ... of the sixteen rows of C classes in `from`.
+PTRAIN_INLINE Floats column(const float* from, std::int64_t classes, FloatBits flat) {
+  Floats result{};
+  if constexpr (float_lanes == lanes) {
+    const FloatBits place = flat & (lanes - 1), vector = flat / lanes;
+    for (std::int64_t k = 0; k < classes; ++k) {
+      const Floats part = __builtin_shuffle(load<Floats>(from + k * lanes), place);
+      result = vector == static_cast<std::int32_t>(k) ? part : result;
+    }
+  } else {
+    for (int k = 0; k < float_lanes; ++k) result[k] = from[flat[k]];
+  }
+  return result;
+}
+
+#if PTRAIN_VECTOR_BYTES == 64 && __has_builtin(__builtin_shufflevector)
+#define PTRAIN_TURNS_QUADS 1
+typedef float Quad __attribute__((vector_size(16)));
+typedef float TwoQuads __attribute__((vector_size(32)));
+
+// Four elements each of the rows j, j + 4, j + 8 and j + 12, `stride` apart.
+PTRAIN_INLINE Floats four_quads(const float* from, std::int64_t stride) {
+  const TwoQuads low = __builtin_shufflevector(load<Quad>(from), load<Quad>(from + 4 * stride), 0, 1, 2, 3, 4, 5, 6, 7);
+  const TwoQuads high =
+      __builtin_shufflevector(load<Quad>(from + 8 * stride), load<Quad>(from + 12 * stride), 0, 1, 2, 3, 4, 5, 6, 7);
+  return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+
+// Four columns of sixteen rows: the rows' quads are turned within each quarter of the registers.
+PTRAIN_INLINE void four_columns(const float* from, std::int64_t stride, Floats* to) {
+  constexpr FloatBits ones_low = {0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29};
+  constexpr FloatBits twos_low = {0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29};
+  const Floats a = four_quads(from, stride), b = four_quads(from + stride, stride);
+  const Floats c = four_quads(from + 2 * stride, stride), d = four_quads(from + 3 * stride, stride);
+  const Floats ab = __builtin_shuffle(a, b, ones_low), cd = __builtin_shuffle(c, d, ones_low);
+  const Floats ab_high = __builtin_shuffle(a, b, ones_low + 2), cd_high = __builtin_shuffle(c, d, ones_low + 2);
+  to[0] = __builtin_shuffle(ab, cd, twos_low);
+  to[1] = __builtin_shuffle(ab, cd, twos_low + 2);
+  to[2] = __builtin_shuffle(ab_high, cd_high, twos_low);
+  to[3] = __builtin_shuffle(ab_high, cd_high, twos_low + 2);
+}
+#else
+#define PTRAIN_TURNS_QUADS 0
+#endif
+
+// Calls body(c, column c of the rows from lane v on) for all columns of sixteen rows of few classes.
+template <typename Body>
+PTRAIN_INLINE void each_column(const float* from, std::int64_t classes, int v, Body body) {
+  std::int32_t c = 0;
+#if PTRAIN_TURNS_QUADS
+  if (classes >= 4) {
+    for (std::int32_t start = 0; start < classes; start += 4) {
+      const auto first = static_cast<std::int32_t>(start + 4 <= classes ? start : classes - 4);
+      Floats columns[4];
+      four_columns(from + first, classes, columns);
+      // What the last four columns repeat is passed over.
+      for (int k = 0; k < 4; ++k) {
+        if (first + k >= start) body(first + k, columns[k]);
+      }
+    }
+    return;
+  }
+#endif
+  const FloatBits first = (float_lane + v) * static_cast<std::int32_t>(classes);
+  for (; c < classes; ++c) body(c, column(from, classes, first + c));
+}
+#undef PTRAIN_TURNS_QUADS
+
+// to[i] = the sum over the lanes of vectors[i].
+PTRAIN_INLINE void sums_of_each(Floats* vectors, float* to) {
+  for (int i = 0; i < lanes; i += float_lanes) {
+    for (int width = float_lanes / 2; width > 0; width /= 2) {
+      for (int k = 0; k < width; ++k) {
+        const Floats a = vectors[i + 2 * k], b = vectors[i + 2 * k + 1];
+        vectors[i + k] = __builtin_shuffle(a, b, float_lane * 2) + __builtin_shuffle(a, b, float_lane * 2 + 1);
+      }
+    }
+    store(to + i, vectors[i]);
+  }
+}
+
+// The sums of the rows, without the labels' elements, and these; `labels` of -1 leave out nothing.
+PTRAIN_OUTLINE void row_sums(const HaltingTask& task, const Tile& tile, const float* from,
+                             const std::int32_t* labels, float* sums, float* own) {
+  const std::int64_t classes = task.classes;
+  if (is_narrow(task)) {
+    for (int v = 0; v < lanes; v += float_lanes) {
+      const FloatBits label = load<FloatBits>(labels + v);
+      Floats sum{}, mine{};
+      each_column(from, classes, v, [&](std::int32_t c, Floats values) {
+        const FloatBits here = label == c;
+        sum += here ? Floats{} : values;
+        mine = here ? values : mine;
+      });
+      store(sums + v, sum);
+      store(own + v, mine);
+    }
+    return;
+  }
+  Floats totals[lanes];
+  const std::int64_t whole = classes / float_lanes * float_lanes, last = classes - float_lanes;
+  for (int i = 0; i < tile.rows; ++i) {
+    const float* row = from + i * classes;
+    const FloatBits label = FloatBits{} + labels[i];
+    own[i] = labels[i] >= 0 ? row[labels[i]] : 0.0f;
+    Floats total{};
+    for (std::int64_t c = 0; c < whole;) {
+      const std::int64_t end = whole - c < run_of_floats ? whole : c + run_of_floats;
+      FloatBits ids = float_lane + static_cast<std::int32_t>(c);
+      Floats sum{};
+      for (; c < end; c += float_lanes) {
+        sum += ids == label ? Floats{} : load<Floats>(row + c);
+        ids += float_lanes;
+      }
+      total += sum;
+    }
+    if (whole < classes) {
+      const FloatBits ids = float_lane + static_cast<std::int32_t>(last);
+      const FloatBits out = (ids == label) | (ids < static_cast<std::int32_t>(whole));
+      total += out ? Floats{} : load<Floats>(row + last);
+    }
+    totals[i] = total;
+  }
+  for (int i = tile.rows; i < lanes; ++i) {
+    totals[i] = Floats{};
+    own[i] = 0.0f;
+  }
+  sums_of_each(totals, sums);
+}
+
+PTRAIN_OUTLINE void row_maxima(const HaltingTask& task, const Tile& tile, const float* from, float* to) {
+  const std::int64_t classes = task.classes;
+  if (is_narrow(task)) {
+    for (int v = 0; v < lanes; v += float_lanes) {
+      Floats most = all(-__builtin_inff());
+      each_column(from, classes, v, [&](std::int32_t, Floats values) { most = larger(values, most); });
+      store(to + v, most);
+    }
+    return;
+  }
+  for (int i = 0; i < lanes; ++i) to[i] = 0.0f;
+  for (int i = 0; i < tile.rows; ++i) {
+    const float* row = from + i * classes;
+    Floats most = load<Floats>(row + classes - float_lanes);
+    for (std::int64_t c = 0; c + float_lanes <= classes; c += float_lanes) {
+      most = larger(load<Floats>(row + c), most);
+    }
+    to[i] = largest_of(most);
+  }
 }
 
 // ----------------------------------------------------------------------------------- units
@@ -189,111 +394,148 @@ PTRAIN_OUTLINE bool is_regularised(const HaltingTask& task, std::int64_t unit) {
   return false;
 }
 
-PTRAIN_OUTLINE void read_halting(const HaltingTask& task, std::int64_t block, std::int64_t first, int count,
-                  double* to) {
-  const std::int64_t start = block * task.halting_stride + first;
-  if (task.halting_type == HaltingType::float32) {
-    const float* from = static_cast<const float*>(task.halting) + start;
-    for (int i = 0; i < count; ++i) to[i] = from[i];
+PTRAIN_INLINE void read_halting(const HaltingTask& task, std::int64_t n, std::int64_t first, int count, float* to) {
+  const std::int64_t start = n * task.halting_stride + first;
+  const float* from = as_floats(task.halting_type, task.halting, start, count, to);
+  if (count == lanes) {
+    for (int v = 0; v < lanes; v += float_lanes) store(to + v, load<Floats>(from + v));
   } else {
-    for (int i = 0; i < count; ++i) to[i] = halting_number(task.halting_type, task.halting, start + i);
+    for (int i = 0; i < lanes; ++i) to[i] = i < count ? from[i] : 0.0f;
   }
-  for (int i = count; i < lanes; ++i) to[i] = 0.0;
+}
+
+PTRAIN_INLINE void read_halting(const HaltingTask& task, std::int64_t n, std::int64_t first, int count, double* to) {
+  for (int i = 0; i < lanes; ++i) {
+    to[i] = i < count ? halting_number(task.halting_type, task.halting, n * task.halting_stride + first + i) : 0.0;
+  }
 }
 
 // h, p and w of the units, and their regulariser. 1 - p is summed up from positive terms, p_{n-1} (1 - h_n):
 // no cancellation.
-PTRAIN_OUTLINE void units_forward(const HaltingTask& task, const Room& room, std::int64_t first, int count,
-                   const bool* counted, HaltingSums& sums) {
+template <typename Vector, typename Value>
+PTRAIN_INLINE void units_forward(const HaltingTask& task, const Units<Value>& units, std::int64_t first, int count,
+                                 Value* regulariser) {
+  constexpr int step = sizeof(Vector) / sizeof(Value);
   const std::int64_t blocks = task.blocks;
-  Row regulariser = {};
-  for (std::int64_t n = 0; n < blocks; ++n) read_halting(task, n, first, count, room.h[n]);
-  for (int v = 0; v < lanes; v += double_lanes) {
-    Doubles p = all(1.0), q = all(0.0), sum = all(0.0);
+  for (std::int64_t n = 0; n < blocks; ++n) read_halting(task, n, first, count, units.h[n]);
+  for (int v = 0; v < lanes; v += step) {
+    Vector p = all(Value{1}), q{}, sum{};
     for (std::int64_t n = 0; n < blocks; ++n) {
-      const Doubles u = load<Doubles>(room.h[n] + v);
-      const Doubles t = exp_of(u < 0.0 ? u : -u);
-      const Doubles big = 1.0 / (1.0 + t);
-      const Doubles small = t * big;
-      const Doubles h = u >= 0.0 ? big : small;
-      const Doubles stop = u >= 0.0 ? small : big;
-      store(room.h[n] + v, h);
-      store(room.stop[n] + v, stop);
+      const Vector u = load<Vector>(units.h[n] + v);
+      const Vector t = exp_of(u < Value{0} ? u : -u);
+      const Vector big = Value{1} / (Value{1} + t);
+      const Vector small = t * big;
+      const Vector h = u >= Value{0} ? big : small;
+      const Vector stop = u >= Value{0} ? small : big;
+      store(units.h[n] + v, h);
+      store(units.stop[n] + v, stop);
       q += p * stop;
       p *= h;
-      store(room.p[n] + v, p);
-      store(room.q[n] + v, q);
-      sum += task.alpha[n] * h + task.beta[n] * p;
+      store(units.p[n] + v, p);
+      store(units.q[n] + v, q);
+      sum += static_cast<Value>(task.alpha[n]) * h + static_cast<Value>(task.beta[n]) * p;
     }
     store(regulariser + v, sum);
-    Doubles after = all(1.0);
-    for (std::int64_t n = blocks - 1; n > 0; --n) {
-      store(room.w[n] + v, load<Doubles>(room.p[n - 1] + v) * after);
-      after *= load<Doubles>(room.q[n - 1] + v);
+    Vector after = all(Value{1}), total{};
+    for (std::int64_t n = blocks - 1; n >= 0; --n) {
+      const Vector w = n > 0 ? load<Vector>(units.p[n - 1] + v) * after : after;
+      store(units.w[n] + v, w);
+      total += w;
+      if (n > 0) after *= load<Vector>(units.q[n - 1] + v);
     }
-    store(room.w[0] + v, after);
+    // They add up to 1: what is off is the products' rounding.
+    const Vector correction = Value{1} / total;
+    for (std::int64_t n = 0; n < blocks; ++n) {
+      store(units.w[n] + v, load<Vector>(units.w[n] + v) * correction);
+    }
   }
+}
+
+// The gradient by the halting logits, from pulled[n] = sum over the unit's rows of R_n times the relative
+// scale; it replaces them. `scale` is what they are relative to.
+template <typename Vector, typename Value>
+PTRAIN_INLINE void units_backward(const HaltingTask& task, const Units<Value>& units, double scale,
+                                  const double* regulariser_scale) {
+  constexpr int step = sizeof(Vector) / sizeof(Value);
+  constexpr Value least = sizeof(Value) == 8 ? static_cast<Value>(1e-290) : static_cast<Value>(1e-37f);
+  const std::int64_t blocks = task.blocks;
+  const auto task_scale = static_cast<Value>(scale);
+  for (int v = 0; v < lanes; v += step) {
+    // F_n = R_1 + ... + R_n: only positive terms.
+    Vector sum{}, grad;
+    for (int i = 0; i < step; ++i) grad[i] = static_cast<Value>(regulariser_scale[v + i]);
+    for (std::int64_t n = 0; n < blocks; ++n) {
+      sum += load<Vector>(units.pulled[n] + v);
+      store(units.sums[n] + v, sum);
+    }
+    Vector pull{}, beta_p{}, later{};
+    for (std::int64_t n = blocks - 1; n >= 0; --n) {
+      const Vector p = load<Vector>(units.p[n] + v), q = load<Vector>(units.q[n] + v);
+      const Vector here = load<Vector>(units.pulled[n] + v);
+      if (n + 1 < blocks) {
+        // Multiplied by 1 - h <= 1 - p below, so below this it would come to nothing.
+        const Vector odds = q < least ? Vector{} : p / q;
+        pull += odds * load<Vector>(units.sums[n] + v) - later;
+      }
+      later = here;
+      beta_p += static_cast<Value>(task.beta[n]) * p;
+      const Vector h = load<Vector>(units.h[n] + v), stop = load<Vector>(units.stop[n] + v);
+      store(units.pulled[n] + v, stop * (task_scale * pull + grad * (static_cast<Value>(task.alpha[n]) * h + beta_p)));
+    }
+  }
+}
+
+PTRAIN_OUTLINE void exact_units_forward(const HaltingTask& task, Room& room, std::int64_t first, int count,
+                                        double* regulariser) {
+  units_forward<Doubles>(task, room.exact_units, first, count, regulariser);
+  room.units_are_exact = true;
+}
+
+PTRAIN_OUTLINE void float_units_forward(const HaltingTask& task, Room& room, std::int64_t first, int count,
+                                        double* regulariser) {
+  FloatRow values;
+  units_forward<Floats>(task, room.units, first, count, values);
+  for (int i = 0; i < lanes; ++i) regulariser[i] = values[i];
+}
+
+// What is wanted of the units: their regulariser, p and w.
+PTRAIN_OUTLINE void write_units(const HaltingTask& task, const Room& room, std::int64_t first, int count,
+                                const bool* counted, const double* regulariser, HaltingSums& sums) {
   for (int i = 0; i < count; ++i) {
     const double value = counted[i] ? regulariser[i] : 0.0;
     sums.regulariser += value;
     write_result(task, task.regulariser, first + i, value);
   }
-  for (std::int64_t n = 0; n < blocks && task.halting_p != nullptr; ++n) {
+  if (task.halting_p == nullptr && task.exit_weights == nullptr) return;
+  for (std::int64_t n = 0; n < task.blocks; ++n) {
     for (int i = 0; i < count; ++i) {
-      write_result(task, task.halting_p, n * task.units + first + i, room.p[n][i]);
-    }
-  }
-  for (std::int64_t n = 0; n < blocks && task.exit_weights != nullptr; ++n) {
-    for (int i = 0; i < count; ++i) {
-      write_result(task, task.exit_weights, n * task.units + first + i, room.w[n][i]);
+      const bool exact = room.units_are_exact;
+      const std::int64_t at = n * task.units + first + i;
+      write_result(task, task.halting_p, at, exact ? room.exact_units.p[n][i] : room.units.p[n][i]);
+      write_result(task, task.exit_weights, at, exact ? room.exact_units.w[n][i] : room.units.w[n][i]);
     }
   }
 }
 
-// The gradient by the halting logits, from pulled[n] = sum over the unit's rows of scale * R_n.
-PTRAIN_OUTLINE void units_backward(const HaltingTask& task, const Room& room, std::int64_t first, int count,
-                    const bool* counted, const bool* learns) {
-  const std::int64_t blocks = task.blocks;
-  Row scale = {};
-  bool moves[lanes] = {};
-  for (int i = 0; i < count; ++i) {
-    scale[i] = counted[i] ? task.grad_regulariser.values[task.grad_regulariser.step * (first + i)] : 0.0;
-    moves[i] = learns[i] || scale[i] != 0.0;
-  }
-  for (int v = 0; v < lanes; v += double_lanes) {
-    // F_n = R_1 + ... + R_n: only positive terms.
-    Doubles sum = all(0.0);
-    for (std::int64_t n = 0; n < blocks; ++n) {
-      sum += load<Doubles>(room.pulled[n] + v);
-      store(room.inverse[n] + v, sum);
-    }
-    const Doubles grad = load<Doubles>(scale + v);
-    Doubles pull = all(0.0), beta_p = all(0.0);
-    for (std::int64_t n = blocks - 1; n >= 0; --n) {
-      const Doubles p = load<Doubles>(room.p[n] + v);
-      if (n + 1 < blocks) {
-        const Doubles q = load<Doubles>(room.q[n] + v);
-        // Multiplied by 1 - h <= 1 - p below, so below this it would come to nothing.
-        const Doubles odds = q < 1e-290 ? all(0.0) : p / q;
-        pull += odds * load<Doubles>(room.inverse[n] + v) - load<Doubles>(room.pulled[n + 1] + v);
-      }
-      beta_p += task.beta[n] * p;
-      const Doubles h = load<Doubles>(room.h[n] + v);
-      const Doubles stop = load<Doubles>(room.stop[n] + v);
-      store(room.row_w[n] + v, stop * (pull + grad * (task.alpha[n] * h + beta_p)));
-    }
-  }
-  for (std::int64_t n = 0; n < blocks; ++n) {
+// Of the units that move; the others' gradient is 0 whatever their logits are.
+PTRAIN_OUTLINE void write_halting_grad(const HaltingTask& task, const Room& room, std::int64_t first, int count,
+                                       const std::int32_t* moves) {
+  for (std::int64_t n = 0; n < task.blocks; ++n) {
     const std::int64_t start = n * task.units + first;
-    for (int i = 0; i < lanes; ++i) room.row_w[n][i] = moves[i] ? room.row_w[n][i] : 0.0;
-    if (task.halting_type == HaltingType::float32) {
-      float* to = static_cast<float*>(task.grad_halting) + start;
-      for (int i = 0; i < count; ++i) to[i] = static_cast<float>(room.row_w[n][i]);
+    if (room.units_are_exact) {
+      const double* grads = room.exact_units.pulled[n];
+      for (int i = 0; i < count; ++i) {
+        write_number(task.halting_type, task.grad_halting, start + i, moves[i] ? grads[i] : 0.0);
+      }
       continue;
     }
-    for (int i = 0; i < count; ++i) {
-      write_number(task.halting_type, task.grad_halting, start + i, room.row_w[n][i]);
+    float* grads = room.units.pulled[n];
+    const bool direct = count == lanes && task.halting_type == HaltingType::float32;
+    float* to = direct ? static_cast<float*>(task.grad_halting) + start : grads;
+    for (int v = 0; v < lanes; v += float_lanes) {
+      store(to + v, load<FloatBits>(moves + v) != 0 ? load<Floats>(grads + v) : Floats{});
     }
+    if (!direct) write_floats(task.halting_type, grads, task.grad_halting, start, count);
   }
 }
 
@@ -320,95 +562,37 @@ PTRAIN_OUTLINE double target_of(const HaltingTask& task, std::int64_t row, std::
   return target * class_weight(task, c);
 }
 
-PTRAIN_OUTLINE void read_labels(const HaltingTask& task, Tile& tile) {
+PTRAIN_OUTLINE void read_labels(const HaltingTask& task, Tile& tile, std::int64_t first_unit) {
+  const bool has_scale = task.grad_task.values != nullptr;
+  std::int64_t unit = tile.first_row / task.tokens, token = tile.first_row % task.tokens;
   for (int i = 0; i < lanes; ++i) {
     const std::int64_t row = tile.first_row + i;
     tile.label[i] = -1;
-    tile.weight[i] = tile.task[i] = tile.supervision[i] = 0.0;
-    tile.row_task_scale[i] = tile.row_supervision_scale[i] = 0.0;
+    tile.unit[i] = 0;
+    tile.weight[i] = 0.0f;
+    tile.task[i] = tile.supervision[i] = tile.task_scale[i] = tile.supervision_scale[i] = 0.0;
+    tile.relative_scale[i] = 0.0f;
     tile.learns[i] = tile.exact[i] = false;
+    tile.place[i] = static_cast<std::int32_t>(i * task.classes);
     if (i >= tile.rows) continue;
-    if (task.grad_task.values != nullptr) {
-      tile.row_task_scale[i] = task.grad_task.values[task.grad_task.step * row];
-      tile.row_supervision_scale[i] = task.grad_supervision.values[task.grad_supervision.step * row];
+    tile.unit[i] = static_cast<std::int32_t>(unit - first_unit);
+    if (++token == task.tokens) ++unit, token = 0;
+    if (has_scale) {
+      tile.task_scale[i] = task.grad_task.values[task.grad_task.step * row];
+      tile.supervision_scale[i] = task.grad_supervision.values[task.grad_supervision.step * row];
+      tile.relative_scale[i] = static_cast<float>(tile.task_scale[i] / tile.most_scale);
     }
     if (task.labels == nullptr) {
       tile.learns[i] = has_label(task, row);
     } else {
       const std::int64_t label = halting_label(task, row);
       if (label == task.ignore_index) continue;
+      const double weight = class_weight(task, label);
       tile.label[i] = static_cast<std::int32_t>(label);
-      tile.weight[i] = class_weight(task, label);
-      tile.learns[i] = is_dense(task) || tile.weight[i] != 0.0;
+      tile.place[i] += static_cast<std::int32_t>(label);
+      tile.weight[i] = static_cast<float>(weight);
+      tile.learns[i] = is_dense(task) || weight != 0.0;
     }
-  }
-}
-
-PTRAIN_INLINE FloatBits label_lanes(const Tile& tile, int v) { return load<FloatBits>(tile.label + v); }
-
-// How sixteen rows of C classes are turned into C columns, and back: with registers of sixteen floats, each
-// column is picked from C registers by permutations, of which this holds the indices.
-struct Turns {
-  FloatBits to[narrow_classes][narrow_classes], from[narrow_classes][narrow_classes];
-};
-
-// Lane i of the result takes flat element source[i]: of the first register alone, then, register by
-// register, what lies in that one; the other lanes keep what they have.
-PTRAIN_INLINE void plan_turn(FloatBits* turn, const int* source, int registers) {
-  for (int i = 0; i < float_lanes; ++i) {
-    for (int k = 0; k < registers; ++k) {
-      const int within = source[i] - k * float_lanes;
-      const bool here = within >= 0 && within < float_lanes;
-      turn[k][i] = here ? within + (k > 0 ? float_lanes : 0) : i;
-    }
-  }
-}
-
-PTRAIN_OUTLINE void plan_turns(int classes, Turns& turns) {
-  int source[float_lanes];
-  for (int c = 0; c < classes; ++c) {
-    for (int i = 0; i < float_lanes; ++i) source[i] = i * classes + c;
-    plan_turn(turns.to[c], source, classes);
-    for (int i = 0; i < float_lanes; ++i) {
-      const int flat = c * float_lanes + i;
-      source[i] = flat % classes * float_lanes + flat / classes;
-    }
-    plan_turn(turns.from[c], source, classes);
-  }
-}
-
-PTRAIN_INLINE void turn_rows(const FloatBits (*turns)[narrow_classes], const float* from, int classes,
-                             float* to) {
-  for (int c = 0; c < classes; ++c) {
-    Floats turned = __builtin_shuffle(load<Floats>(from), turns[c][0]);
-    for (int k = 1; k < classes; ++k) {
-      turned = __builtin_shuffle(turned, load<Floats>(from + k * float_lanes), turns[c][k]);
-    }
-    store(to + c * lanes, turned);
-  }
-}
-
-constexpr bool turns_registers = float_lanes == lanes;
-
-// [rows][C] to [C][lanes]; lanes without a row become 0.
-PTRAIN_OUTLINE void to_columns(const Turns* turns, const float* from, std::int64_t classes, int rows,
-                               float* to) {
-  if constexpr (turns_registers) {
-    if (rows == lanes) return turn_rows(turns->to, from, static_cast<int>(classes), to);
-  }
-  if (rows < lanes) __builtin_memset(to, 0, sizeof(float) * lanes * static_cast<std::size_t>(classes));
-  for (int i = 0; i < rows; ++i) {
-    for (std::int64_t c = 0; c < classes; ++c) to[c * lanes + i] = from[i * classes + c];
-  }
-}
-
-PTRAIN_OUTLINE void from_columns(const Turns* turns, const float* from, std::int64_t classes, int rows,
-                                 float* to) {
-  if constexpr (turns_registers) {
-    if (rows == lanes) return turn_rows(turns->from, from, static_cast<int>(classes), to);
-  }
-  for (int i = 0; i < rows; ++i) {
-    for (std::int64_t c = 0; c < classes; ++c) to[i * classes + c] = from[c * lanes + i];
   }
 }
 
@@ -416,370 +600,222 @@ const char* address_of(const HaltingTask& task, std::int64_t element) {
   return static_cast<const char*>(task.logits) + element * bytes_of(task.logits_type);
 }
 
-// max, e^(z - max) and their sum for the tile, block by block; the label's class is left out of the sum
-// and its exponential is 0, so that 1 - y_label is known without cancellation. With dense targets
-// no class is left out, and label_z is sum_c t_c (z_c - max) for the supervision.
-PTRAIN_OUTLINE void narrow_softmax(const HaltingTask& task, const Room& room, const Tile& tile, bool dense) {
-  const std::int64_t classes = task.classes;
-  for (std::int64_t n = 0; n < task.blocks; ++n) {
-    float* exps = room.exps + n * classes * lanes;
-    const std::int64_t start = n * task.logits_stride + tile.first_row * classes;
-    const std::int64_t count = tile.rows * classes;
-    fetch_soon(address_of(task, start + count), count * bytes_of(task.logits_type));
-    to_columns(room.turns, as_floats(task.logits_type, task.logits, start, tile.rows * classes, room.staging),
-               classes, tile.rows, exps);
-    for (int v = 0; v < lanes; v += float_lanes) {
-      Floats most = load<Floats>(exps + v);
-      for (std::int64_t c = 1; c < classes; ++c) most = larger(load<Floats>(exps + c * lanes + v), most);
-      const FloatBits label = label_lanes(tile, v);
-      Floats sum{}, label_z = dense ? Floats{} : all(-__builtin_inff());
-      for (std::int64_t c = 0; c < classes; ++c) {
-        const Floats z = load<Floats>(exps + c * lanes + v);
-        const Floats gap = z - most;
-        Floats e = exp_of(gap);
-        if (dense) {
-          // What the subtraction lost: far below the maximum that is many units in the last place of e.
-          const Floats back = gap + most;
-          const Floats lost = (z - back) + (most - (back - gap));
-          e = lost == lost ? e + e * lost : e;
-          if (task.eta != nullptr) {
-            const Floats target = load<Floats>(room.targets + c * lanes + v);
-            label_z += target != 0.0f ? target * gap : Floats{};
-          }
-        } else {
-          const FloatBits here = label == static_cast<std::int32_t>(c);
-          label_z = here ? z : label_z;
-          e = here ? Floats{} : e;
-        }
-        sum += e;
-        store(exps + c * lanes + v, e);
-      }
-      store(room.most[n] + v, most);
-      store(room.label_z[n] + v, label_z);
-      store(room.others[n] + v, sum);
+constexpr std::int32_t no_labels[lanes] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+
+// A block's e^z for the tile. Where logits are large, and with dense
+// targets, the row's maximum is taken from them first. With dense targets `own` becomes
+// sum_c t_c (z_c - max), for the supervision.
+PTRAIN_OUTLINE void block_softmax(const HaltingTask& task, const Room& room, const Tile& tile, std::int64_t n,
+                                  bool dense) {
+  const std::int64_t classes = task.classes, count = tile.rows * classes;
+  const std::int64_t start = n * task.logits_stride + tile.first_row * classes;
+  fetch_soon(address_of(task, start + count), count * bytes_of(task.logits_type));
+  const float* z = as_floats(task.logits_type, task.logits, start, count, room.staging);
+  if (is_narrow(task) && tile.rows < lanes) {
+    if (z != room.staging) {
+      __builtin_memcpy(room.staging, z, sizeof(float) * static_cast<std::size_t>(count));
+    }
+    __builtin_memset(room.staging + count, 0, sizeof(float) * static_cast<std::size_t>(lanes * classes - count));
+    z = room.staging;
+  }
+  float* exps = room.exps + n * room_size(task, tile);
+  Floats most{};
+  if (!dense) {
+    const std::int64_t size = room_size(task, tile);
+    for (std::int64_t next = 0; next < size; next += float_lanes) {
+      const std::int64_t k = next + float_lanes <= size ? next : size - float_lanes;
+      const Floats x = load<Floats>(z + k);
+      most = larger(magnitude_of(x), most);
+      store(exps + k, exp_near(x));
     }
   }
+  if (dense || !(largest_of(most) <= most_plain_logit)) {
+    row_maxima(task, tile, z, room.shift[n]);
+    each_vector(task, room, tile, [&](std::int64_t k, auto at) {
+      const Floats x = load<Floats>(z + k), top = spread(room.shift[n], at);
+      const Floats gap = x - top;
+      const Floats e = exp_of(gap);
+      // What the subtraction lost: far below the maximum that is many units in the last place of e.
+      const Floats back = gap + top;
+      const Floats lost = (x - back) + (top - (back - gap));
+      store(exps + k, lost == lost ? e + e * lost : e);
+      if (dense && task.eta != nullptr) {
+        const Floats target = load<Floats>(room.targets + k);
+        store(room.product + k, target != 0.0f ? target * gap : Floats{});
+      }
+    });
+  } else {
+    __builtin_memset(room.shift[n], 0, sizeof(FloatRow));
+  }
+  if (dense && task.eta != nullptr) row_sums(task, tile, room.product, no_labels, room.own[n], room.label_grad[n]);
 }
 
-PTRAIN_OUTLINE void wide_softmax(const HaltingTask& task, const Room& room, const Tile& tile, bool dense) {
-  const std::int64_t classes = task.classes, size = padded(task.classes);
-  const bool answers = task.log_answer != nullptr;
-  for (std::int64_t n = 0; n < task.blocks; ++n) {
-    for (int i = 0; i < tile.rows; ++i) {
-      room.most[n][i] = room.others[n][i] = room.label_z[n][i] = 0.0f;
-      if (!tile.learns[i] && !answers) continue;
-      float* exps = room.exps + (n * tile.rows + i) * size;
-      const std::int64_t start = n * task.logits_stride + (tile.first_row + i) * classes;
-      fetch_soon(address_of(task, start + tile.rows * classes), classes * bytes_of(task.logits_type));
-      const float* z = as_floats(task.logits_type, task.logits, start, classes, room.staging);
-      Floats most = all(-__builtin_inff());
-      std::int64_t c = 0;
-      for (; c + float_lanes <= classes; c += float_lanes) {
-        const Floats these = load<Floats>(z + c);
-        most = larger(these, most);
-        store(exps + c, these);
-      }
-      if (c < classes) {
-        store(exps + c, all(-__builtin_inff()));
-        __builtin_memcpy(exps + c, z + c, sizeof(float) * static_cast<std::size_t>(classes - c));
-        most = larger(load<Floats>(exps + c), most);
-      }
-      const float top = largest_of(most);
-      float label_z = dense ? 0.0f : -__builtin_inff();
-      if (!dense && tile.label[i] >= 0) {
-        label_z = exps[tile.label[i]];
-        exps[tile.label[i]] = -__builtin_inff();
-      }
-      double total = 0.0, total_gap = 0.0;
-      for (c = 0; c < size;) {
-        const std::int64_t end = size - c < run_of_floats ? size : c + run_of_floats;
-        Floats sum{}, gaps{};
-        for (; c < end; c += float_lanes) {
-          const Floats these = load<Floats>(exps + c);
-          const Floats gap = these - top;
-          Floats e = exp_of(gap);
-          if (dense) {
-            const Floats back = gap + top;
-            const Floats lost = (these - back) + (top - (back - gap));
-            e = lost == lost ? e + e * lost : e;
-            if (task.eta != nullptr) {
-              const Floats target = load<Floats>(room.targets + i * size + c);
-              gaps += target != 0.0f ? target * gap : Floats{};
-            }
-          }
-          sum += e;
-          store(exps + c, e);
-        }
-        total += sum_of(sum);
-        if (dense && task.eta != nullptr) total_gap += sum_of(gaps);
-      }
-      room.most[n][i] = top;
-      room.label_z[n][i] = dense ? static_cast<float>(total_gap) : label_z;
-      room.others[n][i] = static_cast<float>(total);
+// sum_n eta_n -log y_n,label of the rows, times their weight.
+PTRAIN_OUTLINE void supervise_labels(const HaltingTask& task, const Room& room, Tile& tile, std::int64_t n) {
+  for (int i = 0; i < tile.rows; ++i) {
+    if (tile.weight[i] == 0.0f) continue;
+    const double own = room.own[n][i], others = room.others[n][i];
+    double cost;
+    if (own > 1e-30) {
+      cost = halting_log1p(others / own);
+    } else {
+      const std::int64_t at = n * task.logits_stride + (tile.first_row + i) * task.classes + tile.label[i];
+      const double z = halting_number(task.logits_type, task.logits, at);
+      cost = halting_log(own + others) - (z - room.shift[n][i]);
     }
-    for (int i = tile.rows; i < lanes; ++i) {
-      room.most[n][i] = room.others[n][i] = room.label_z[n][i] = 0.0f;
-    }
+    tile.supervision[i] += task.eta[n] * tile.weight[i] * cost;
   }
 }
 
 // With one class that counts: a_N of the label, R_n, and by what the exponentials are multiplied.
 PTRAIN_OUTLINE void weigh_labels(const HaltingTask& task, const Room& room, Tile& tile, bool gradients) {
   const std::int64_t blocks = task.blocks;
-  for (int v = 0; v < lanes; v += double_lanes) {
-    const Doubles weight = load<Doubles>(tile.weight + v);
-    const DoubleBits learns = weight != 0.0;
-    Doubles answer = all(0.0), supervision = all(0.0);
+  FloatRow answers, misses, task_scale, supervision_scale;
+  for (int i = 0; i < lanes; ++i) {
+    task_scale[i] = static_cast<float>(tile.task_scale[i]);
+    supervision_scale[i] = static_cast<float>(tile.supervision_scale[i]);
+  }
+  for (int v = 0; v < lanes; v += float_lanes) {
+    const Floats weight = load<Floats>(tile.weight + v);
+    const FloatBits learns = weight != 0.0f;
+    Floats answer{}, miss{};
     for (std::int64_t n = 0; n < blocks; ++n) {
-      const Doubles gap =
-          widen(load<HalfFloats>(room.label_z[n] + v)) - widen(load<HalfFloats>(room.most[n] + v));
-      const Doubles e = exp_of(gap);
-      const Doubles sum = widen(load<HalfFloats>(room.others[n] + v)) + e;
-      const Doubles inverse = 1.0 / sum;
-      const Doubles part = load<Doubles>(tile.w[n] + v) * e * inverse;
+      const Floats own = load<Floats>(room.own[n] + v), others = load<Floats>(room.others[n] + v);
+      const Floats inverse = 1.0f / (own + others);
+      const Floats share = load<Floats>(tile.w[n] + v) * inverse;
+      const Floats part = share * own;
       answer += part;
+      miss += share * others;
       store(room.r[n] + v, part);
       store(room.inverse[n] + v, inverse);
-      if (task.eta != nullptr && task.eta[n] != 0.0) {
-        supervision += task.eta[n] * (log_of(sum) - gap);
-      }
+      store(room.answer_weight[n] + v, share);
     }
-    const Doubles task_loss = -(weight * log_of(answer));
-    store(tile.task + v, learns ? task_loss : all(0.0));
-    store(tile.supervision + v, learns ? weight * supervision : all(0.0));
-    for (int i = v; i < v + double_lanes; ++i) {
-      tile.exact[i] = learns[i - v] && !(answer[i - v] >= least_double_answer);
-    }
+    store(answers + v, answer);
+    store(misses + v, miss);
     if (!gradients) continue;
-    const Doubles rate = learns ? weight / answer : all(0.0);
-    const Doubles task_scale = load<Doubles>(tile.row_task_scale + v);
-    const Doubles supervision_scale = load<Doubles>(tile.row_supervision_scale + v) * weight;
+    const Floats rate = learns ? weight / answer : Floats{};
+    const Floats relative = load<Floats>(tile.relative_scale + v);
+    const Floats deep = load<Floats>(supervision_scale + v) * weight;
     for (std::int64_t n = 0; n < blocks; ++n) {
-      const Doubles inverse = load<Doubles>(room.inverse[n] + v);
-      Doubles r = load<Doubles>(room.r[n] + v) * rate;
-      r = learns ? task_scale * r : all(0.0);
-      store(room.r[n] + v, r);
-      Doubles factor = r;
-      if (task.eta != nullptr) factor += supervision_scale * task.eta[n];
-      factor = learns ? factor * inverse : all(0.0);
-      const Doubles others = widen(load<HalfFloats>(room.others[n] + v));
-      store(room.factor[n] + v, narrow(factor));
-      store(room.label_grad[n] + v, narrow(learns ? -(factor * others) : all(0.0)));
+      const Floats r = learns ? load<Floats>(room.r[n] + v) * rate : Floats{};
+      store(room.r[n] + v, relative * r);
+      Floats factor = load<Floats>(task_scale + v) * r;
+      if (task.eta != nullptr) factor += deep * static_cast<float>(task.eta[n]);
+      factor = learns ? factor * load<Floats>(room.inverse[n] + v) : Floats{};
+      store(room.factor[n] + v, factor);
+      const Floats own_grad = -(factor * load<Floats>(room.others[n] + v));
+      store(room.label_grad[n] + v, learns ? own_grad : Floats{});
     }
+  }
+  // Near 1 the answer is known by what it misses: the loss is right in all its digits.
+  for (int v = 0; v < lanes; v += double_lanes) {
+    const Doubles answer = widen(load<HalfFloats>(answers + v));
+    const Doubles value = answer > 0.5 ? 1.0 - widen(load<HalfFloats>(misses + v)) : answer;
+    store(tile.task + v, -log_of(value) * widen(load<HalfFloats>(tile.weight + v)));
+  }
+  for (int i = 0; i < lanes; ++i) {
+    if (tile.weight[i] == 0.0f) tile.task[i] = 0.0;
+    tile.exact[i] = tile.weight[i] != 0.0f && !(answers[i] >= least_answer);
   }
 }
 
-// The answer of every class, and its logarithm, where it is wanted, of a tile with hard labels.
-PTRAIN_OUTLINE void narrow_answers(const HaltingTask& task, const Room& room, Tile& tile) {
+// a_N of all classes, and their logarithms into `staging`.
+PTRAIN_OUTLINE void all_answers(const HaltingTask& task, const Room& room, const Tile& tile) {
+  const std::int64_t size = room_size(task, tile);
+  each_vector(task, room, tile, [&](std::int64_t k, auto at) {
+    Floats sum{};
+    for (std::int64_t n = 0; n < task.blocks; ++n) {
+      sum += spread(room.answer_weight[n], at) * load<Floats>(room.exps + n * size + k);
+    }
+    store(room.answer + k, sum);
+  });
+  each_vector(task, room, tile, [&](std::int64_t k, auto) {
+    for (std::int64_t d = k; d < k + float_lanes; d += double_lanes) {
+      store(room.staging + d, narrow(log_of(widen(load<HalfFloats>(room.answer + d)))));
+    }
+  });
+}
+
+// log a_N, where it is wanted.
+PTRAIN_OUTLINE void write_answers(const HaltingTask& task, const Room& room, Tile& tile, bool dense) {
   const std::int64_t classes = task.classes;
-  for (std::int64_t n = 0; n < task.blocks; ++n) {
-    for (int v = 0; v < lanes; v += double_lanes) {
-      store(room.answer_weight[n] + v,
-            narrow(load<Doubles>(tile.w[n] + v) * load<Doubles>(room.inverse[n] + v)));
-    }
-  }
-  for (std::int64_t c = 0; c < classes; ++c) {
-    for (int v = 0; v < lanes; v += float_lanes) {
-      Floats sum{};
-      for (std::int64_t n = 0; n < task.blocks; ++n) {
-        sum += load<Floats>(room.answer_weight[n] + v) * load<Floats>(room.exps + (n * classes + c) * lanes + v);
-      }
-      store(room.answer + c * lanes + v, sum);
-    }
-  }
-}
-
-PTRAIN_OUTLINE void wide_answers(const HaltingTask& task, const Room& room, Tile& tile) {
-  const std::int64_t size = padded(task.classes);
-  for (std::int64_t n = 0; n < task.blocks; ++n) {
-    for (int v = 0; v < lanes; v += double_lanes) {
-      store(room.answer_weight[n] + v,
-            narrow(load<Doubles>(tile.w[n] + v) * load<Doubles>(room.inverse[n] + v)));
-    }
-  }
-  for (int i = 0; i < tile.rows; ++i) {
-    for (std::int64_t c = 0; c < size; c += float_lanes) {
-      Floats sum{};
-      for (std::int64_t n = 0; n < task.blocks; ++n) {
-        sum += room.answer_weight[n][i] * load<Floats>(room.exps + (n * tile.rows + i) * size + c);
-      }
-      store(room.answer + i * size + c, sum);
-    }
-  }
-}
-
-// The place of class c of row i in `answer`, `targets` and one block of `exps`.
-PTRAIN_INLINE std::int64_t place(bool narrow, std::int64_t size, int i, std::int64_t c) {
-  return narrow ? c * lanes + i : i * size + c;
-}
-
-// log a_N. `own` is a_N of the labels, which their column lacks; null with dense targets.
-PTRAIN_OUTLINE void write_answers(const HaltingTask& task, const Room& room, Tile& tile, const double* own) {
-  const bool narrow_rows = is_narrow(task);
-  const std::int64_t classes = task.classes, size = padded(classes);
   float* to = static_cast<float*>(task.log_answer) + tile.first_row * classes;
   for (int i = 0; i < tile.rows; ++i) {
-    if (own != nullptr && tile.label[i] >= 0) {
-      room.answer[place(narrow_rows, size, i, tile.label[i])] = static_cast<float>(own[i]);
+    if (!dense && tile.weight[i] != 0.0f) {
+      room.staging[i * classes + tile.label[i]] = static_cast<float>(-tile.task[i] / tile.weight[i]);
     }
+    bool fits = true;
+    for (std::int64_t c = 0; c < classes; ++c) fits &= room.answer[i * classes + c] >= least_answer;
+    tile.exact[i] |= !fits;
   }
-  const std::int64_t count = narrow_rows ? classes * lanes : tile.rows * size;
-  float* logs = room.columns;
-  for (std::int64_t k = 0; k < count; k += double_lanes) {
-    store(logs + k, narrow(log_of(widen(load<HalfFloats>(room.answer + k)))));
-  }
-  for (int i = 0; i < tile.rows; ++i) {
-    for (std::int64_t c = 0; c < classes; ++c) {
-      const std::int64_t k = place(narrow_rows, size, i, c);
-      tile.exact[i] |= !(room.answer[k] >= least_float_answer);
-      to[i * classes + c] = logs[k];
-    }
-  }
+  __builtin_memcpy(to, room.staging, sizeof(float) * static_cast<std::size_t>(tile.rows * classes));
 }
 
 // ----------------------------------------------------------------------------------- dense targets
 
 PTRAIN_OUTLINE void read_targets(const HaltingTask& task, const Room& room, Tile& tile) {
-  const bool narrow_rows = is_narrow(task);
-  const std::int64_t size = padded(task.classes);
-  for (int i = 0; i < (narrow_rows ? lanes : tile.rows); ++i) {
+  const std::int64_t classes = task.classes;
+  for (int i = 0; i < (is_narrow(task) ? lanes : tile.rows); ++i) {
     double sum = 0.0;
     bool any = false;
-    for (std::int64_t c = 0; c < (narrow_rows ? task.classes : size); ++c) {
-      double target = 0.0;
-      if (i < tile.rows && tile.learns[i] && c < task.classes) {
-        target = target_of(task, tile.first_row + i, tile.label[i], c);
-      }
-      room.targets[place(narrow_rows, size, i, c)] = static_cast<float>(target);
+    for (std::int64_t c = 0; c < classes; ++c) {
+      const double target = tile.learns[i] ? target_of(task, tile.first_row + i, tile.label[i], c) : 0.0;
+      room.targets[i * classes + c] = static_cast<float>(target);
       sum += target;
       any |= target != 0.0;
     }
-    tile.weight[i] = sum;
+    tile.weight[i] = static_cast<float>(sum);
     tile.learns[i] = any;
   }
 }
 
-// With targets for all classes: a_N, R_n and the gradient by the logits, which replaces the exponentials.
+// With targets for all classes: a_N, and t_c / a_c in its place; R_n.
 PTRAIN_OUTLINE void weigh_targets(const HaltingTask& task, const Room& room, Tile& tile, bool gradients) {
-  const bool narrow_rows = is_narrow(task);
-  const std::int64_t blocks = task.blocks, classes = task.classes;
-  const std::int64_t size = narrow_rows ? classes : padded(classes);
+  const std::int64_t blocks = task.blocks, classes = task.classes, size = room_size(task, tile);
   for (std::int64_t n = 0; n < blocks; ++n) {
-    for (int v = 0; v < lanes; v += double_lanes) {
-      store(room.inverse[n] + v, 1.0 / widen(load<HalfFloats>(room.others[n] + v)));
-    }
-  }
-  if (task.eta != nullptr) {
-    for (int i = 0; i < tile.rows; ++i) {
-      double sum = 0.0;
-      for (std::int64_t n = 0; n < blocks; ++n) {
-        if (task.eta[n] == 0.0) continue;
-        sum += task.eta[n] * (-tile.weight[i] * halting_log(room.inverse[n][i]) - room.label_z[n][i]);
-      }
-      tile.supervision[i] = tile.learns[i] ? sum : 0.0;
-    }
-  }
-  if (narrow_rows) {
-    narrow_answers(task, room, tile);
-  } else {
-    wide_answers(task, room, tile);
-  }
-  if (task.log_answer != nullptr) write_answers(task, room, tile, nullptr);
-  // The loss, and g_c = t_c / a_c in place of a_c.
-  for (int i = 0; i < (narrow_rows ? lanes : tile.rows); ++i) {
-    bool fits = true;
-    double loss = 0.0;
-    for (std::int64_t c = 0; c < size; ++c) {
-      const std::int64_t k = place(narrow_rows, size, i, c);
-      const float target = room.targets[k];
-      if (target == 0.0f) {
-        room.answer[k] = 0.0f;
-        continue;
-      }
-      const float answer = room.answer[k];
-      fits &= answer >= least_float_answer;
-      room.answer[k] = target / answer;
-    }
-    if (fits && tile.learns[i]) {
-      for (std::int64_t c = 0; c < classes; ++c) {
-        const std::int64_t k = place(narrow_rows, size, i, c);
-        const float target = room.targets[k];
-        if (target != 0.0f) loss += target * halting_log(static_cast<double>(room.answer[k]) / target);
-      }
-    }
-    tile.task[i] = loss;
-    tile.exact[i] |= !fits;
-  }
-  if (!gradients) return;
-  if (narrow_rows) {
     for (int v = 0; v < lanes; v += float_lanes) {
-      float task_scale[float_lanes], supervision_scale[float_lanes], weight[float_lanes];
-      FloatBits learns;
-      for (int i = 0; i < float_lanes; ++i) {
-        task_scale[i] = static_cast<float>(tile.row_task_scale[v + i]);
-        supervision_scale[i] = static_cast<float>(tile.row_supervision_scale[v + i]);
-        weight[i] = static_cast<float>(tile.weight[v + i]);
-        learns[i] = tile.learns[v + i] ? -1 : 0;
-      }
-      for (std::int64_t n = 0; n < blocks; ++n) {
-        float* exps = room.exps + n * classes * lanes + v;
-        Floats dot{};
-        for (std::int64_t c = 0; c < classes; ++c) {
-          dot += load<Floats>(room.answer + c * lanes + v) * load<Floats>(exps + c * lanes);
-        }
-        const Floats share = load<Floats>(room.answer_weight[n] + v);
-        const Floats r = share * dot;
-        store(room.factor[n] + v, r);
-        float inverse[float_lanes];
-        for (int i = 0; i < float_lanes; ++i) inverse[i] = static_cast<float>(room.inverse[n][v + i]);
-        const float eta = task.eta == nullptr ? 0.0f : static_cast<float>(task.eta[n]);
-        const Floats deep = load<Floats>(supervision_scale) * eta;
-        const Floats push = load<Floats>(inverse) * (load<Floats>(task_scale) * r + deep * load<Floats>(weight));
-        const Floats hold = load<Floats>(task_scale) * share;
-        for (std::int64_t c = 0; c < classes; ++c) {
-          const Floats e = load<Floats>(exps + c * lanes);
-          const Floats target = load<Floats>(room.targets + c * lanes + v);
-          const Floats grad = e * (push - hold * load<Floats>(room.answer + c * lanes + v)) - deep * target;
-          store(exps + c * lanes, learns ? grad : Floats{});
-        }
-      }
+      const Floats inverse = 1.0f / load<Floats>(room.others[n] + v);
+      store(room.inverse[n] + v, inverse);
+      store(room.answer_weight[n] + v, load<Floats>(tile.w[n] + v) * inverse);
     }
-  } else {
-    for (std::int64_t n = 0; n < blocks; ++n) {
-      const float eta = task.eta == nullptr ? 0.0f : static_cast<float>(task.eta[n]);
-      for (int i = 0; i < tile.rows; ++i) {
-        if (!tile.learns[i]) continue;
-        float* exps = room.exps + (n * tile.rows + i) * size;
-        const float* rates = room.answer + i * size;
-        const float* targets = room.targets + i * size;
-        double dot = 0.0;
-        for (std::int64_t c = 0; c < size;) {
-          const std::int64_t end = size - c < run_of_floats ? size : c + run_of_floats;
-          Floats dots{};
-          for (; c < end; c += float_lanes) dots += load<Floats>(rates + c) * load<Floats>(exps + c);
-          dot += sum_of(dots);
-        }
-        const float share = room.answer_weight[n][i];
-        const float r = static_cast<float>(share * dot);
-        room.factor[n][i] = r;
-        const float task_scale = static_cast<float>(tile.row_task_scale[i]);
-        const float deep = static_cast<float>(tile.row_supervision_scale[i]) * eta;
-        const float push = static_cast<float>(room.inverse[n][i]) *
-                           (task_scale * r + deep * static_cast<float>(tile.weight[i]));
-        const float hold = task_scale * share;
-        for (std::int64_t c = 0; c < size; c += float_lanes) {
-          const Floats e = load<Floats>(exps + c);
-          store(exps + c, e * (push - hold * load<Floats>(rates + c)) - deep * load<Floats>(targets + c));
-        }
-      }
+    if (task.eta == nullptr || task.eta[n] == 0.0) continue;
+    for (int i = 0; i < tile.rows; ++i) {
+      const double cost = tile.weight[i] * halting_log(room.others[n][i]) - room.own[n][i];
+      if (tile.learns[i]) tile.supervision[i] += task.eta[n] * cost;
     }
   }
+  all_answers(task, room, tile);
+  for (int i = 0; i < tile.rows; ++i) {
+    if (!tile.learns[i]) continue;
+    bool fits = true;
+    for (std::int64_t k = i * classes; k < (i + 1) * classes; ++k) {
+      const float target = room.targets[k];
+      fits &= target == 0.0f || room.answer[k] >= least_answer;
+      if (target != 0.0f) tile.task[i] -= static_cast<double>(target) * room.staging[k];
+    }
+    tile.exact[i] = !fits;
+  }
+  if (task.log_answer != nullptr) write_answers(task, room, tile, true);
+  if (!gradients) return;
+  each_vector(task, room, tile, [&](std::int64_t k, auto) {
+    const Floats target = load<Floats>(room.targets + k);
+    store(room.staging + k, target != 0.0f ? target / load<Floats>(room.answer + k) : Floats{});
+  });
   for (std::int64_t n = 0; n < blocks; ++n) {
+    const float* exps = room.exps + n * size;
+    each_vector(task, room, tile, [&](std::int64_t k, auto) {
+      store(room.product + k, load<Floats>(room.staging + k) * load<Floats>(exps + k));
+    });
+    row_sums(task, tile, room.product, no_labels, room.factor[n], room.label_grad[n]);
     for (int i = 0; i < lanes; ++i) {
-      const bool learns = i < tile.rows && tile.learns[i];
-      room.r[n][i] = learns ? tile.row_task_scale[i] * static_cast<double>(room.factor[n][i]) : 0.0;
+      const float r = tile.learns[i] ? room.answer_weight[n][i] * room.factor[n][i] : 0.0f;
+      room.factor[n][i] = r;
+      room.r[n][i] = tile.relative_scale[i] * r;
     }
   }
+  // The writing goes through `staging`.
+  float* rates = room.staging;
+  each_vector(task, room, tile, [&](std::int64_t k, auto) { store(room.answer + k, load<Floats>(rates + k)); });
 }
 
 // ----------------------------------------------------------------------------------- log space, double
@@ -795,25 +831,20 @@ std::int64_t exact_size(const HaltingTask& task) {
   return static_cast<std::int64_t>(sizeof(Doubles)) * (2 * task.blocks + 1) * task.classes;
 }
 
-void exact_log_weights(const HaltingTask& task, Room& room, std::int64_t first, int count) {
-  if (room.log_w_is_known) return;
-  for (std::int64_t n = 0; n < task.blocks; ++n) read_halting(task, n, first, count, room.log_w[n]);
-  halting_log_weights(room.log_w[0], task.blocks, lanes);
-  room.log_w_is_known = true;
-}
-
 // Everything for these rows. The gradient by the logits stays in `x`: see write_exact.
 PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& tile, Exact& exact,
-                std::int64_t first_unit, bool gradients) {
+                               bool gradients) {
   const std::int64_t blocks = task.blocks, classes = task.classes;
   double lane[double_lanes];
   Doubles weight{}, task_scale{}, supervision_scale{};
   std::int64_t row[double_lanes];
+  std::int32_t unit[double_lanes];
   for (int k = 0; k < double_lanes; ++k) {
     const int i = exact.row[k < exact.count ? k : 0];
     row[k] = tile.first_row + i;
-    task_scale[k] = tile.row_task_scale[i];
-    supervision_scale[k] = tile.row_supervision_scale[i];
+    unit[k] = tile.unit[i];
+    task_scale[k] = tile.task_scale[i];
+    supervision_scale[k] = tile.supervision_scale[i];
   }
   DoubleBits learns{};
   const bool dense = is_dense(task);
@@ -847,7 +878,7 @@ PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& 
     }
     const Doubles log_sum = log_of(sum), inverse = 1.0 / sum;
     Doubles cost{};
-    for (int k = 0; k < double_lanes; ++k) lane[k] = room.log_w[n][(row[k] / task.tokens) - first_unit];
+    for (int k = 0; k < double_lanes; ++k) lane[k] = room.log_w[n][unit[k]];
     const Doubles log_w = load<Doubles>(lane);
     for (std::int64_t c = 0; c < classes; ++c) {
       const Doubles log_y = x[c] - log_sum;
@@ -895,7 +926,7 @@ PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& 
       x[c] = learns ? grad : all(0.0);
     }
     for (int k = 0; k < exact.count; ++k) {
-      room.r[n][exact.row[k]] = learns[k] ? task_scale[k] * r[k] : 0.0;
+      room.exact_r[n][exact.row[k]] = learns[k] ? task_scale[k] / tile.most_scale * r[k] : 0.0;
     }
   }
 }
@@ -915,99 +946,47 @@ PTRAIN_OUTLINE void write_exact(const HaltingTask& task, const Tile& tile, const
 
 // ----------------------------------------------------------------------------------- gradient
 
-PTRAIN_OUTLINE void write_narrow(const HaltingTask& task, const Room& room, const Tile& tile, bool dense) {
-  const std::int64_t classes = task.classes;
-  const bool direct = task.logits_type == HaltingType::float32;
+PTRAIN_OUTLINE void write_gradient(const HaltingTask& task, const Room& room, const Tile& tile, bool dense) {
+  const std::int64_t classes = task.classes, count = tile.rows * classes, size = room_size(task, tile);
+  const bool is_whole = !is_narrow(task) || tile.rows == lanes;
+  const bool direct = task.logits_type == HaltingType::float32 && is_whole;
   for (std::int64_t n = 0; n < task.blocks; ++n) {
-    float* exps = room.exps + n * classes * lanes;
-    for (int v = 0; v < lanes && !dense; v += float_lanes) {
-      const Floats factor = load<Floats>(room.factor[n] + v);
-      const Floats own = load<Floats>(room.label_grad[n] + v);
-      const FloatBits label = label_lanes(tile, v);
-      for (std::int64_t c = 0; c < classes; ++c) {
-        Floats grad = factor != 0.0f ? load<Floats>(exps + c * lanes + v) * factor : Floats{};
-        grad = label == static_cast<std::int32_t>(c) ? own : grad;
-        store(exps + c * lanes + v, grad);
-      }
-    }
+    const float* exps = room.exps + n * size;
     const std::int64_t start = n * task.grad_logits_stride + tile.first_row * classes;
     float* to = direct ? static_cast<float*>(task.grad_logits) + start : room.staging;
-    from_columns(room.turns, exps, classes, tile.rows, to);
-    if (!direct) write_floats(task.logits_type, to, task.grad_logits, start, tile.rows * classes);
-  }
-}
-
-PTRAIN_OUTLINE void write_wide(const HaltingTask& task, const Room& room, const Tile& tile, bool dense) {
-  const std::int64_t classes = task.classes, size = padded(classes);
-  const bool direct = task.logits_type == HaltingType::float32;
-  for (std::int64_t n = 0; n < task.blocks; ++n) {
-    for (int i = 0; i < tile.rows; ++i) {
-      const std::int64_t start = n * task.grad_logits_stride + (tile.first_row + i) * classes;
-      const float* exps = room.exps + (n * tile.rows + i) * size;
-      float* to = direct ? static_cast<float*>(task.grad_logits) + start : room.staging;
-      if (!tile.learns[i]) {
-        __builtin_memset(to, 0, sizeof(float) * static_cast<std::size_t>(classes));
-      } else if (dense) {
-        __builtin_memcpy(to, exps, sizeof(float) * static_cast<std::size_t>(classes));
-      } else {
-        const float factor = room.factor[n][i];
-        std::int64_t c = 0;
-        for (; c + float_lanes <= classes; c += float_lanes) store(to + c, load<Floats>(exps + c) * factor);
-        for (; c < classes; ++c) to[c] = exps[c] * factor;
-        to[tile.label[i]] = room.label_grad[n][i];
+    if (dense) {
+      const float eta = task.eta == nullptr ? 0.0f : static_cast<float>(task.eta[n]);
+      for (int i = 0; i < lanes; ++i) {
+        const auto scale = static_cast<float>(tile.task_scale[i]);
+        const float deep = static_cast<float>(tile.supervision_scale[i]) * eta;
+        const bool learns = tile.learns[i];
+        room.push[i] = learns ? room.inverse[n][i] * (scale * room.factor[n][i] + deep * tile.weight[i]) : 0.0f;
+        room.hold[i] = learns ? scale * room.answer_weight[n][i] : 0.0f;
+        room.deep[i] = learns ? deep : 0.0f;
       }
-      if (!direct) write_floats(task.logits_type, to, task.grad_logits, start, classes);
+      each_vector(task, room, tile, [&](std::int64_t k, auto at) {
+        const Floats push = spread(room.push, at), hold = spread(room.hold, at), deep = spread(room.deep, at);
+        const Floats slope = push - hold * load<Floats>(room.answer + k);
+        const Floats pushed = slope != 0.0f ? load<Floats>(exps + k) * slope : Floats{};
+        store(to + k, pushed - deep * load<Floats>(room.targets + k));
+      });
+    } else {
+      each_vector(task, room, tile, [&](std::int64_t k, auto at) {
+        const Floats factor = spread(room.factor[n], at);
+        store(to + k, factor != 0.0f ? load<Floats>(exps + k) * factor : Floats{});
+      });
+      // A row without a label gets the 0 that it has.
+      const float* own = room.label_grad[n];
+      for (int i = 0; i < tile.rows; ++i) to[tile.place[i]] = own[i];
     }
+    if (!direct) write_floats(task.logits_type, to, task.grad_logits, start, count);
   }
 }
 
 // ----------------------------------------------------------------------------------- tiles and chunks
 
-PTRAIN_OUTLINE void run_tile(const HaltingTask& task, Room& room, HaltingMemory& memory, Tile& tile,
-              std::int64_t first_unit, int units) {
-  const bool gradients = task.grad_logits != nullptr || task.grad_halting != nullptr;
-  const bool dense = is_dense(task);
-  const bool narrow_rows = is_narrow(task);
-  tile.w = room.w;
-  if (task.tokens > 1 || tile.first_row != first_unit) {
-    for (std::int64_t n = 0; n < task.blocks; ++n) {
-      for (int i = 0; i < lanes; ++i) {
-        const std::int64_t unit = (tile.first_row + i) / task.tokens - first_unit;
-        room.row_w[n][i] = i < tile.rows ? room.w[n][unit] : 0.0;
-      }
-    }
-    tile.w = room.row_w;
-  }
-  if (task.in_double) {
-    for (int i = 0; i < tile.rows; ++i) tile.exact[i] = true;
-  } else {
-    if (dense) read_targets(task, room, tile);
-    if (narrow_rows) {
-      narrow_softmax(task, room, tile, dense);
-    } else {
-      wide_softmax(task, room, tile, dense);
-    }
-    if (dense) {
-      weigh_targets(task, room, tile, gradients);
-    } else {
-      weigh_labels(task, room, tile, gradients);
-      if (task.log_answer != nullptr) {
-        Row own = {};
-        for (int i = 0; i < tile.rows; ++i) {
-          own[i] = tile.weight[i] != 0.0 ? halting_exp(-tile.task[i] / tile.weight[i]) : 0.0;
-        }
-        if (narrow_rows) {
-          narrow_answers(task, room, tile);
-        } else {
-          wide_answers(task, room, tile);
-        }
-        write_answers(task, room, tile, own);
-      }
-    }
-  }
-  // The logits may lie where the gradient goes: the exact rows are read before any is written.
-  Exact exact[double_steps];
-  int groups = 0;
+PTRAIN_OUTLINE void run_exact_rows(const HaltingTask& task, Room& room, HaltingMemory& memory, Tile& tile,
+                                   Exact* exact, int& groups, std::int64_t first_unit, int units) {
   for (int i = 0; i < tile.rows; ++i) {
     if (!tile.exact[i]) continue;
     if (groups == 0 || exact[groups - 1].count == double_lanes) {
@@ -1020,55 +999,156 @@ PTRAIN_OUTLINE void run_tile(const HaltingTask& task, Room& room, HaltingMemory&
     Exact& group = exact[groups - 1];
     group.row[group.count++] = i;
   }
-  if (groups > 0) exact_log_weights(task, room, first_unit, units);
-  for (int k = 0; k < groups; ++k) exact_rows(task, room, tile, exact[k], first_unit, gradients);
-  if (task.grad_logits == nullptr) return;
-  if (!task.in_double) {
-    if (narrow_rows) {
-      write_narrow(task, room, tile, dense);
-    } else {
-      write_wide(task, room, tile, dense);
+  if (groups == 0) return;
+  Row regulariser;
+  if (!room.units_are_exact) exact_units_forward(task, room, first_unit, units, regulariser);
+  if (!room.log_w_is_known) {
+    for (std::int64_t n = 0; n < task.blocks; ++n) read_halting(task, n, first_unit, units, room.log_w[n]);
+    halting_log_weights(room.log_w[0], task.blocks, lanes);
+  }
+  room.log_w_is_known = true;
+  const bool gradients = task.grad_logits != nullptr || task.grad_halting != nullptr;
+  for (int k = 0; k < groups; ++k) exact_rows(task, room, tile, exact[k], gradients);
+  for (std::int64_t n = 0; n < task.blocks && gradients && !task.in_double; ++n) {
+    for (int i = 0; i < tile.rows; ++i) {
+      if (tile.exact[i]) room.r[n][i] = static_cast<float>(room.exact_r[n][i]);
     }
   }
+}
+
+PTRAIN_OUTLINE void run_tile(const HaltingTask& task, Room& room, HaltingMemory& memory, Tile& tile,
+                             std::int64_t first_unit, int units) {
+  const bool gradients = task.grad_logits != nullptr || task.grad_halting != nullptr;
+  const bool dense = is_dense(task);
+  if (task.in_double) {
+    for (int i = 0; i < tile.rows; ++i) tile.exact[i] = true;
+  } else {
+    tile.w = room.units.w;
+    if (task.tokens > 1 || tile.first_row != first_unit) {
+      for (std::int64_t n = 0; n < task.blocks; ++n) {
+        for (int v = 0; v < lanes; v += float_lanes) {
+          store(room.row_w[n] + v, spread(room.units.w[n], RowOfLane{load<FloatBits>(tile.unit + v)}));
+        }
+      }
+      tile.w = room.row_w;
+    }
+    if (dense) read_targets(task, room, tile);
+    for (std::int64_t n = 0; n < task.blocks; ++n) {
+      block_softmax(task, room, tile, n, dense);
+    }
+    // Not at once: the vectors have left for the cache, where they can be read at any place.
+    for (std::int64_t n = 0; n < task.blocks; ++n) {
+      const float* exps = room.exps + n * room_size(task, tile);
+      row_sums(task, tile, exps, dense ? no_labels : tile.label, room.others[n], dense ? room.label_grad[n] : room.own[n]);
+      if (!dense && task.eta != nullptr && task.eta[n] != 0.0) supervise_labels(task, room, tile, n);
+    }
+    if (dense) {
+      weigh_targets(task, room, tile, gradients);
+    } else {
+      weigh_labels(task, room, tile, gradients);
+      if (task.log_answer != nullptr) {
+        all_answers(task, room, tile);
+        write_answers(task, room, tile, false);
+      }
+    }
+  }
+  // The logits may lie where the gradient goes: the exact rows are read before any is written.
+  Exact exact[double_steps];
+  int groups = 0;
+  run_exact_rows(task, room, memory, tile, exact, groups, first_unit, units);
+  if (task.grad_logits == nullptr) return;
+  if (!task.in_double) write_gradient(task, room, tile, dense);
   for (int k = 0; k < groups; ++k) write_exact(task, tile, exact[k]);
+}
+
+template <typename From, typename To>
+PTRAIN_INLINE void add_to_units(const Tile& tile, std::int64_t blocks, const From (*r)[lanes], To (*pulled)[lanes]) {
+  for (std::int64_t n = 0; n < blocks; ++n) {
+    for (int i = 0; i < tile.rows; ++i) pulled[n][tile.unit[i]] += r[n][i];
+  }
+}
+
+// The largest scale of the task's gradient in the chunk.
+double most_scale_of(const HaltingTask& task, std::int64_t begin, std::int64_t end) {
+  double most = 0.0;
+  if (task.grad_task.values == nullptr) return 1.0;
+  if (task.grad_task.step == 0) end = begin + 1;
+  for (std::int64_t row = begin; row < end; ++row) {
+    const double scale = task.grad_task.values[task.grad_task.step * row];
+    most = scale > most ? scale : -scale > most ? -scale : most;
+  }
+  return most == 0.0 ? 1.0 : most;
 }
 
 HaltingSums run_chunk(const HaltingTask& task, const HaltingCut& cut, Room& room,
                       HaltingMemory& memory, std::int64_t first, int count) {
   HaltingSums sums;
-  bool counted[lanes] = {}, learns[lanes] = {};
-  for (int i = 0; i < count; ++i) counted[i] = is_regularised(task, first + i);
-  units_forward(task, room, first, count, counted, sums);
-  room.log_w_is_known = false;
-  __builtin_memset(room.pulled[0], 0, sizeof(Row) * static_cast<std::size_t>(task.blocks));
+  bool counted[lanes] = {};
+  std::int32_t moves[lanes] = {};
+  if (task.tokens == 1 && task.mask == nullptr && task.labels != nullptr) {
+    for (int i = 0; i < count; ++i) counted[i] = halting_label(task, first + i) != task.ignore_index;
+  } else {
+    for (int i = 0; i < count; ++i) counted[i] = is_regularised(task, first + i);
+  }
+  const std::size_t blocks = static_cast<std::size_t>(task.blocks);
+  room.units_are_exact = room.log_w_is_known = false;
+  const bool in_floats = !task.in_double && task.tokens == 1;
+  Row regulariser;
+  if (in_floats) {
+    float_units_forward(task, room, first, count, regulariser);
+    __builtin_memset(room.units.pulled, 0, sizeof(FloatRow) * blocks);
+  } else {
+    exact_units_forward(task, room, first, count, regulariser);
+    __builtin_memset(room.exact_units.pulled, 0, sizeof(Row) * blocks);
+    for (std::int64_t n = 0; n < task.blocks && !task.in_double; ++n) {
+      for (int i = 0; i < lanes; ++i) room.units.w[n][i] = static_cast<float>(room.exact_units.w[n][i]);
+    }
+  }
+  write_units(task, room, first, count, counted, regulariser, sums);
   const bool gradients = task.grad_logits != nullptr || task.grad_halting != nullptr;
   const std::int64_t last_row = (first + count) * task.tokens;
+  const double most_scale = most_scale_of(task, first * task.tokens, last_row);
   for (std::int64_t row = first * task.tokens; row < last_row; row += cut.tile_rows) {
     Tile tile;
     tile.first_row = row;
     tile.rows = static_cast<int>(last_row - row < cut.tile_rows ? last_row - row : cut.tile_rows);
-    read_labels(task, tile);
+    tile.most_scale = most_scale;
+    read_labels(task, tile, first);
     run_tile(task, room, memory, tile, first, count);
     for (int i = 0; i < tile.rows; ++i) {
       sums.task += tile.task[i];
       sums.supervision += tile.supervision[i];
       write_result(task, task.task, row + i, tile.task[i]);
       write_result(task, task.supervision, row + i, tile.supervision[i]);
-      learns[(row + i) / task.tokens - first] |= tile.learns[i];
+      moves[tile.unit[i]] |= tile.learns[i] ? 1 : 0;
     }
     if (!gradients) continue;
-    if (task.tokens == 1) {
-      for (std::int64_t n = 0; n < task.blocks; ++n) {
-        __builtin_memcpy(room.pulled[n] + (row - first), room.r[n], sizeof(double) * static_cast<std::size_t>(tile.rows));
-      }
+    if (task.in_double) {
+      add_to_units(tile, task.blocks, room.exact_r, room.exact_units.pulled);
+    } else if (!in_floats) {
+      add_to_units(tile, task.blocks, room.r, room.exact_units.pulled);
+    } else if (tile.rows == count) {
+      __builtin_memcpy(room.units.pulled, room.r, sizeof(FloatRow) * blocks);
     } else {
-      for (int i = 0; i < tile.rows; ++i) {
-        const std::int64_t unit = (row + i) / task.tokens - first;
-        for (std::int64_t n = 0; n < task.blocks; ++n) room.pulled[n][unit] += room.r[n][i];
-      }
+      add_to_units(tile, task.blocks, room.r, room.units.pulled);
     }
   }
-  if (task.grad_halting != nullptr) units_backward(task, room, first, count, counted, learns);
+  if (task.grad_halting == nullptr) return sums;
+  double regulariser_scale[lanes] = {};
+  for (int i = 0; i < count; ++i) {
+    if (!counted[i]) continue;
+    regulariser_scale[i] = task.grad_regulariser.values[task.grad_regulariser.step * (first + i)];
+    moves[i] |= regulariser_scale[i] != 0.0 ? 1 : 0;
+  }
+  if (room.units_are_exact) {
+    for (std::int64_t n = 0; n < task.blocks && in_floats; ++n) {
+      for (int i = 0; i < lanes; ++i) room.exact_units.pulled[n][i] = room.units.pulled[n][i];
+    }
+    units_backward<Doubles>(task, room.exact_units, most_scale, regulariser_scale);
+  } else {
+    units_backward<Floats>(task, room.units, most_scale, regulariser_scale);
+  }
+  write_halting_grad(task, room, first, count, moves);
   return sums;
 }
 
@@ -1077,9 +1157,12 @@ void run_parts(const HaltingTask& task, const HaltingCut& cut, std::int64_t begi
   Room room{};
   HaltingMemory memory(lay_out(task, cut, nullptr, room));
   lay_out(task, cut, memory.all(), room);
-  Turns turns;
-  room.turns = &turns;
-  if (turns_registers && is_narrow(task)) plan_turns(static_cast<int>(task.classes), turns);
+  if (room.row_of != nullptr) {
+    for (std::int64_t k = 0, c = 0, row = 0; k < lanes * task.classes; ++k) {
+      room.row_of[k] = static_cast<std::int32_t>(row);
+      if (++c == task.classes) ++row, c = 0;
+    }
+  }
   for (std::int64_t part = begin; part < end; ++part) {
     HaltingSums& sums = sums_of[part];
     const std::int64_t last = (part + 1) * cut.part_units < task.units ? (part + 1) * cut.part_units : task.units;

@@ -37,9 +37,8 @@ PTRAIN_INLINE Doubles all(double value) { return value - Doubles{}; }
 PTRAIN_INLINE Doubles widen(HalfFloats values) { return __builtin_convertvector(values, Doubles); }
 PTRAIN_INLINE HalfFloats narrow(Doubles values) { return __builtin_convertvector(values, HalfFloats); }
 
-// e^x for x <= 0, within 1 ulp; 0 below e^-86.5, the smallest that no step rounds to a subnormal; NaN
-// for NaN. x = k ln 2 + r with |r| <= ln 2 / 2; the polynomial is the minimax one of (e^r - 1 - r) / r^2.
-PTRAIN_INLINE Floats exp_of(Floats x) {
+// e^x for |x| <= 86.5, within 1 ulp; any number beyond; NaN for NaN. x = k ln 2 + r with |r| <= ln 2 / 2; the polynomial is the minimax one of (e^r - 1 - r) / r^2.
+PTRAIN_INLINE Floats exp_near(Floats x) {
   const Floats rounder = all(12582912.0f);  // 1.5 * 2^23: adding it leaves the integer in the low bits
   const Floats shifted = x * 1.44269504088896341f + rounder;
   const Floats k = shifted - rounder;
@@ -50,9 +49,13 @@ PTRAIN_INLINE Floats exp_of(Floats x) {
   q = q * r + 0.1666652063142611405f;
   q = q * r + 0.4999999344748156972f;
   const Floats mantissa = (q * r) * r + r + 1.0f;
-  const Floats power = (Floats)((FloatWords)mantissa + ((FloatWords)shifted << 23));
-  return x < -86.5f ? Floats{} : power;
+  return (Floats)((FloatWords)mantissa + ((FloatWords)shifted << 23));
 }
+
+// e^x for x <= 0, within 1 ulp; 0 below e^-86.5, the smallest that no step rounds to a subnormal.
+PTRAIN_INLINE Floats exp_of(Floats x) { return x < -86.5f ? Floats{} : exp_near(x); }
+
+PTRAIN_INLINE Floats magnitude_of(Floats x) { return (Floats)((FloatWords)x & 0x7fffffff); }
 
 // Likewise for doubles: 0 below e^-708.
 PTRAIN_INLINE Doubles exp_of(Doubles x) {

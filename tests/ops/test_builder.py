@@ -369,6 +369,15 @@ def test_without_a_compiler_there_is_a_reason(copy, variables, reason):
 
 
 @needs_compiler
+@pytest.mark.parametrize("command", ["env {}", "'{folder}/a compiler'"])
+def test_a_compiler_may_be_a_command_of_several_words_or_a_path_with_a_space(copy, command):
+    compiler = shutil.which("c++") or shutil.which("g++")
+    (copy.folder / "a compiler").symlink_to(compiler)
+    out, _ = copy.run(SHOW, CXX=command.format(compiler, folder=copy.folder))
+    assert out == "built small\n"
+
+
+@needs_compiler
 def test_a_library_built_on_a_machine_with_a_compiler_serves_one_without(built):
     assert built.run(SHOW, CXX="nonexistent")[0] == "cached small\n"
 
@@ -389,6 +398,9 @@ def test_what_the_compiler_said_is_shown_kept_and_not_asked_for_again_at_once(co
     log = Path(more[-1].removeprefix("the whole log: "))
     assert log.parent == copy.cache
     assert "ops.cpp" in log.read_text()
+    # Who only looks is told too, in another process.
+    looked, said = copy.run(REASON.replace("obtain()", "obtain(may_build=False)"))
+    assert looked.splitlines()[-1] == more[-1] and said == ""
 
     assert copy.run(REASON) == (out, "")  # at once, in the words of the first
     assert "building" in copy.run(REASON.replace("obtain()", "obtain(retry=True)"))[1]

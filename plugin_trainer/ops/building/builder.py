@@ -167,6 +167,10 @@ def _from_cache(
     if needs.toolchain is None:
         raise Unavailable(needs.lacking)
     if not may_build:
+        for cache in caching.caches():
+            folder = cache / needs.entry_name()
+            if (failure := caching.recent_failure(folder)) is not None:
+                raise Unavailable(_in_words(failure, folder))
         raise Unavailable("the kernels have not been built yet")
     troubles = []
     for cache in caching.caches():

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ def compile_and_load(sources: Sources, toolchain: Toolchain, folder: Path) -> Pa
     ninja = ninja_folder()
     if ninja is None:
         raise Unavailable("ninja is missing, though plugin_trainer requires it")
-    variables = {"CXX": toolchain.command}
+    variables = {"CXX": _one_word(toolchain.command, folder)}
     if ninja:
         variables["PATH"] = os.pathsep.join((ninja, os.environ.get("PATH", "")))
     if toolchain.nvcc is not None:
@@ -73,11 +74,25 @@ def compile_and_load(sources: Sources, toolchain: Toolchain, folder: Path) -> Pa
     return next(folder.glob(f"{_NAME}*.so"))
 
 
+def _one_word(command: str, folder: Path) -> str:
+    """The command as a program without arguments, which is all that cpp_extension takes."""
+    words = shlex.split(command)
+    if len(words) == 1 and " " not in words[0]:
+        return words[0]
+    script = folder / "c++"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    script.chmod(0o700)
+    return str(script)
+
+
 def compiler_version(toolchain: Toolchain) -> str:
     """The first line of the compiler's --version, or its command."""
     with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
         done = subprocess.run(
-            [*toolchain.command.split(), "--version"], capture_output=True, text=True, timeout=30
+            [*shlex.split(toolchain.command), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=30,
         )
         return done.stdout.splitlines()[0].strip()
     return toolchain.command

@@ -24,6 +24,10 @@ _SHADOW_DTYPES = {
 }
 
 
+# Of float8 and other types torch itself cannot average.
+_AVERAGED = native.DTYPES | {torch.complex64, torch.complex128}
+
+
 def shadow_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which weights of this dtype are averaged.
 
@@ -61,7 +65,7 @@ def ema_update_(
 
     A pair that is given twice (tied weights) is updated once. What is not finite stays so. Inside
     torch.compile it is one op in the graph; a decay that changes is best a tensor there, as each
-    number is compiled anew.
+    number is compiled anew. There only a number is checked: a tensor must be in [0, 1].
 
     Raises ValueError, naming the index, if a pair does not match in shape, device or dtype, if a
     shadow shares memory with a weight, with another shadow or within itself, or if one shadow is
@@ -73,7 +77,10 @@ def ema_update_(
         _update_in_graph_(shadows, weights, decay)
         return
     compiled = library.find() is not None and not isinstance(decay, Tensor)
-    if not (compiled and native.update_(list(shadows), list(weights), decay)):
+    if compiled and native.update_(list(shadows), list(weights), decay):
+        # So that autograd notices a backward through what has changed since. 45 ns a tensor.
+        torch.autograd.graph.increment_version(shadows)
+    else:
         PreparedEma(shadows, weights)(decay)
 
 
@@ -104,7 +111,9 @@ class PreparedEma:
                 self._plan.update(value)
             except RuntimeError:  # a tensor is not what it was
                 self._prepare()
-                self._plan.update(value)
+                if self._plan is not None:
+                    self._plan.update(value)
+            torch.autograd.graph.increment_version(self._planned)
         if self._groups:
             with torch.no_grad():
                 reference.ema_update_(self._groups, decay=decay)
@@ -121,10 +130,11 @@ class PreparedEma:
             yes and pair[0].device == self._device for pair, yes in zip(pairs, taken, strict=True)
         ]
         self._plan = None
+        self._planned = [pair[0] for pair, yes in zip(pairs, taken, strict=True) if yes]
         if any(taken):
             try:
                 self._plan = native.Plan(
-                    [pair[0] for pair, is_taken in zip(pairs, taken, strict=True) if is_taken],
+                    self._planned,
                     [pair[1] for pair, is_taken in zip(pairs, taken, strict=True) if is_taken],
                 )
             except RuntimeError:
@@ -153,10 +163,13 @@ def _update_in_graph_(
     compiled = _is_compiled() and not isinstance(decay, Tensor)
     taken: list[tuple[Tensor, Tensor]] = []
     rest: list[tuple[Tensor, Tensor]] = []
+    given: dict[Tensor, list[Tensor]] = {}
     for index, (shadow, weight) in enumerate(zip(shadows, weights, strict=True)):
         _check_pair(index, shadow, weight)
         some = taken if compiled and _is_taken_in_graph(weight) else rest
-        if not any(shadow is other and weight is its for other, its in some):
+        its = given.setdefault(shadow, [])
+        if not any(weight is other for other in its):
+            its.append(weight)
             some.append((shadow, weight))
     with torch.no_grad():
         if taken and not isinstance(decay, Tensor):
@@ -206,6 +219,12 @@ def _checked_pairs(
     indices: dict[int, int] = {}
     for index, (shadow, weight) in enumerate(zip(shadows, weights, strict=True)):
         _check_pair(index, shadow, weight)
+        for what, tensor in (("shadow", shadow), ("weight", weight)):
+            if not native.has_memory(tensor):
+                raise ValueError(
+                    f"{what} {index} has lost its memory: it has {tensor.numel()} elements, its "
+                    "storage fewer; give it memory again"
+                )
         address = shadow.data_ptr()
         if address == 0:  # empty
             continue
@@ -224,6 +243,15 @@ def _checked_pairs(
 
 
 def _check_pair(index: int, shadow: Tensor, weight: Tensor) -> None:
+    for what, tensor in (("weight", weight), ("shadow", shadow)):
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{what} {index} is sparse ({tensor.layout}); make it dense")
+    if weight.dtype not in _AVERAGED:
+        raise ValueError(
+            f"weight {index} is {weight.dtype}, which cannot be averaged; give it as one of "
+            + ", ".join(map(str, _SHADOW_DTYPES))
+            + ", or as an integer"
+        )
     if shadow.shape != weight.shape or shadow.device != weight.device:
         raise ValueError(_mismatch(index, shadow, weight))
     if shadow.dtype != _SHADOW_DTYPES.get(weight.dtype, weight.dtype):

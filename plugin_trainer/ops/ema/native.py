@@ -37,6 +37,15 @@ def _plain(tensor: Tensor) -> bool:
     )
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether a plain tensor's storage is as large as it: `resize_(0)` gives memory back."""
+    if tensor.numel() == 0 or not _plain(tensor):
+        return True
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in strides)
+    return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _has_cuda() -> bool:
     compiled = library.find()
     return compiled is not None and compiled.cuda

@@ -25,15 +25,25 @@ def grad_norm(gradients: Sequence[Tensor]) -> Tensor:
     float32: it is off by 1e-4 to 1e-3 for 10 to 20 million elements.) What is not finite gives a
     norm that is not finite.
 
-    Raises ValueError, naming the index, if a gradient is sparse or of another dtype.
+    Raises ValueError, naming the index, if a gradient is sparse, of another dtype, or has lost its
+    memory.
     """
     for index, gradient in enumerate(gradients):
         _check(index, gradient)
+    in_graph = torch.compiler.is_compiling()  # there is no memory yet; the compiled op looks at it
     with torch.no_grad():
         by_device: dict[torch.device, list[Tensor]] = {}
         for gradient in gradients:
             by_device.setdefault(gradient.device, []).append(gradient)
-        return joined([_norm(some) for some in by_device.values()])
+        if in_graph:
+            return joined([_norm(some) for some in by_device.values()])
+        try:
+            if not all(native.available(device.type) for device in by_device):
+                _check_memory(gradients)
+            return joined([_norm(some) for some in by_device.values()])
+        except RuntimeError:
+            _check_memory(gradients)
+            raise
 
 
 def joined(norms: Sequence[Tensor]) -> Tensor:
@@ -51,6 +61,18 @@ def _norm(gradients: list[Tensor]) -> Tensor:
         norm: Tensor = torch.ops.ptrain.grad_norm(gradients)
         return norm
     return reference.grad_norm(gradients)
+
+
+def _check_memory(gradients: Sequence[Tensor]) -> None:
+    for index, gradient in enumerate(gradients):
+        strides = zip(gradient.shape, gradient.stride(), strict=True)
+        last = gradient.storage_offset() + sum((size - 1) * stride for size, stride in strides)
+        bytes_held = gradient.untyped_storage().nbytes()
+        if gradient.numel() > 0 and (last + 1) * gradient.element_size() > bytes_held:
+            raise ValueError(
+                f"gradient {index} has lost its memory: it has {gradient.numel()} elements, and its "
+                f"storage {bytes_held} bytes"
+            )
 
 
 def _check(index: int, gradient: Tensor) -> None:

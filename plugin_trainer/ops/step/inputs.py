@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,6 +39,53 @@ def same_order(one: Tensor, other: Tensor) -> bool:
     )
 
 
+def has_memory(tensor: Tensor) -> bool:
+    """Whether the storage is as large as the tensor: `storage.resize_(0)` gives memory back."""
+    if tensor.numel() == 0 or tensor.layout != torch.strided:
+        return True
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in strides)
+    return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def check_memory(name: str, tensor: Tensor) -> None:
+    """Raises ValueError if the tensor's memory was given back."""
+    if not has_memory(tensor):
+        raise ValueError(
+            f"{name} has lost its memory: it has {tensor.numel()} elements, and its storage "
+            f"{tensor.untyped_storage().nbytes()} bytes; give it memory again before the step"
+        )
+
+
+def check_apart(
+    written: Iterable[tuple[str, Tensor]], read: Iterable[tuple[str, Tensor]] = ()
+) -> None:
+    """Raises ValueError if what is written shares memory with what is written or read.
+
+    Both are names and tensors. Of tensors with gaps only the beginning is looked at: whether they
+    meet elsewhere is not known without trying all elements.
+    """
+    spans: list[tuple[int, int, tuple[bool, int], str]] = []
+    for is_read, some in ((False, written), (True, read)):
+        for name, tensor in some:
+            if tensor.numel() > 0:
+                begin = tensor.data_ptr()
+                size = tensor.numel() if is_dense(tensor) else 1
+                order = (is_read, len(spans))
+                spans.append((begin, begin + size * tensor.element_size(), order, name))
+    spans.sort()
+    reaches: dict[bool, tuple[int, tuple[bool, int], str]] = {}  # by whether it is read
+    for begin, end, order, name in spans:
+        for is_read, (reach, other_order, other) in reaches.items():
+            if begin < reach and not (is_read and order[0]):
+                later, earlier = (name, other) if order > other_order else (other, name)
+                raise ValueError(
+                    f"{later} shares memory with {earlier}; make one of them a copy: .clone()"
+                )
+        if order[0] not in reaches or end > reaches[order[0]][0]:
+            reaches[order[0]] = (end, order, name)
+
+
 def check_lists(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -49,6 +96,8 @@ def check_lists(
     groups: Sequence[int],
     hyper: Tensor,
     norm: Tensor | None,
+    *,
+    zero_grads: bool,
 ) -> None:
     """Raises ValueError, naming the list and the index, if the lists do not fit together."""
     lists = {
@@ -97,6 +146,17 @@ def check_lists(
         if shadows and shadows[i].numel() > 0:
             check_shadow(f"shadows[{i}]", shadows[i], param)
             _check_beside(f"shadows[{i}]", shadows[i], param)
+    if torch.compiler.is_compiling():
+        return  # there is no memory yet; the compiled op looks at it
+    tensors = {
+        "params": params, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps,
+        "shadows": shadows,
+    }  # fmt: skip
+    changed = [(f"{name}[{i}]", x) for name, some in tensors.items() for i, x in enumerate(some)]
+    gradients = [(f"grads[{i}]", gradient) for i, gradient in enumerate(grads)]
+    for name, tensor in (*changed, *gradients):
+        check_memory(name, tensor)
+    check_apart(*((changed + gradients,) if zero_grads else (changed, gradients)))
 
 
 def check_param(name: str, param: Tensor) -> None:
@@ -121,9 +181,14 @@ def check_gradient(name: str, gradient: Tensor, param: Tensor) -> None:
 
 def check_shadow(name: str, shadow: Tensor, param: Tensor) -> None:
     """Raises ValueError if this is no average of the parameter; its strides may be others."""
-    _check_like(name, shadow, param, state_dtype(param.dtype))
+    check_state(name, shadow, param)
     if not torch.compiler.is_compiling() and shadow.data_ptr() == param.data_ptr() != 0:
         raise ValueError(f"{name} shares its memory with its parameter; make it a copy: .clone()")
+
+
+def check_state(name: str, tensor: Tensor, param: Tensor) -> None:
+    """Raises ValueError if this is no moment or average of it; its strides may be others."""
+    _check_like(name, tensor, param, state_dtype(param.dtype))
 
 
 def _check_beside(name: str, tensor: Tensor, param: Tensor) -> None:

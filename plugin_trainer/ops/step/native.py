@@ -18,7 +18,9 @@ class Plan:
     shadows      their averages, `torch.empty(0)` for a parameter without one; or none at all
     groups       for each parameter, its row of the `hyper` that `apply` is given
 
-    The pointers are read anew at each call, so `param.data = other` is followed.
+    The tensors are looked at anew at each call: `param.data = other` is followed where shape,
+    strides and dtype stay. Raises RuntimeError, naming the list and the index, where they do not,
+    where memory was given back, or where two tensors share it; nothing is written then.
     """
 
     def __init__(
@@ -52,6 +54,10 @@ class Plan:
         """The norm of the gradients: 0-dim, float64."""
         norm: Tensor = torch.ops.ptrain.step_norm(self._id)
         return norm
+
+    def check(self, *, zero_grads: bool) -> None:
+        """Raises the RuntimeError that `apply` would raise for a tensor."""
+        torch.ops.ptrain.step_check(self._id, zero_grads)
 
     def apply(
         self, hyper: Tensor, norm: Tensor, *, max_norm: float, average: bool, zero_grads: bool

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.ops import norm as norms
+from plugin_trainer.ops.step.inputs import check_gradient, check_memory, check_state, has_memory
 
 Scalar: TypeAlias = float | Tensor  # a Tensor (0-dim, float64) where the host must not read it
 
@@ -117,6 +118,7 @@ class Plan:
         shadows: Sequence[Tensor],
         groups: Sequence[int],
     ) -> None:
+        self._forms = [(param.shape, param.dtype, param.device) for param in params]
         self._states = (params, exp_avgs, exp_avg_sqs, steps)
         self._shadows = shadows
         self._groups = groups
@@ -133,14 +135,42 @@ class Plan:
     def norm(self) -> Tensor:
         """The norm of the gradients: 0-dim, float64."""
         some = [gradient for gradient in self._gradients if gradient is not None]
+        for gradient in some:
+            if not has_memory(gradient):
+                raise RuntimeError("a gradient has lost its memory")
         if not some:
             return self._states[0][0].new_zeros((), dtype=torch.float64)
         return norms.grad_norm(some)
+
+    def check(self, *, zero_grads: bool) -> None:
+        """Raises RuntimeError if a tensor is not what it was: `param.data = other` can do that."""
+        params, exp_avgs, exp_avg_sqs, steps = self._states
+        if self._forms != [(param.shape, param.dtype, param.device) for param in params]:
+            raise RuntimeError("a parameter has got another shape, dtype or device")
+        for i, param in enumerate(params):
+            moments = (exp_avgs[i], exp_avg_sqs[i]) if steps[i].numel() else ()
+            shadows = (self._shadows[i],) if self._shadows and self._shadows[i].numel() else ()
+            gradient = self._gradients[i]
+            try:
+                for tensor in (*moments, *shadows):
+                    check_state("a part of a parameter", tensor, param)
+                if gradient is not None:
+                    check_gradient("a gradient", gradient, param)
+                for tensor in (
+                    param,
+                    *moments,
+                    *shadows,
+                    *(() if gradient is None else (gradient,)),
+                ):
+                    check_memory("a tensor", tensor)
+            except ValueError as error:
+                raise RuntimeError(str(error)) from error
 
     def apply(
         self, hyper: Tensor, norm: Tensor, *, max_norm: float, average: bool, zero_grads: bool
     ) -> None:
         """The step with these gradients; `average` says whether the shadows move."""
+        self.check(zero_grads=zero_grads)
         params, exp_avgs, exp_avg_sqs, steps = self._states
         shadows = self._shadows if average else ()
         fused_step_(

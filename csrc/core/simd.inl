@@ -130,8 +130,9 @@ PTRAIN_INLINE float largest_of(Floats values) {
 }
 
 // Asks for memory that will be read soon; an address outside of any array does no harm. Blocks lie far
-// apart, and a processor does not guess by itself where a tile of many of them goes on.
+// apart, and a processor does not guess by itself where a tile of many of them goes on. Into the second-level
+// cache: the first one is full of the tile that is being worked on.
 PTRAIN_INLINE void fetch_soon(const void* from, std::int64_t bytes) {
   const char* line = static_cast<const char*>(from);
-  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i);
+  for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(line + i, 0, 2);
 }

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plugin_trainer.ops import ema_decay, ema_update_
-from plugin_trainer.ops.ema import reference
+from plugin_trainer.ops.ema import PreparedEma, reference
 
 AVERAGED = [
     (torch.float32, torch.float32),
@@ -200,3 +200,50 @@ def test_warm_up_raises_the_decay_to_its_value(updates, decay):
 def test_updates_count_from_zero():
     with pytest.raises(ValueError, match="updates is -1"):
         ema_decay(-1, decay=0.999, warmup=True)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda: torch.ones(3, 3).to_sparse(), "weight 1 is sparse"),
+        (lambda: torch.ones(3).to(torch.float8_e4m3fn), "weight 1 is torch.float8_e4m3fn, which"),
+        (lambda: torch.ones(3).to(torch.complex32), "weight 1 is torch.complex32, which cannot"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_averaged_is_named_before_anything_is_written(bad, message, prepared):
+    weight = bad()
+    shadows = [torch.zeros(3), torch.zeros(weight.shape, dtype=weight.dtype)]
+    with pytest.raises(ValueError, match=message):
+        if prepared:
+            PreparedEma(shadows, [torch.ones(3), weight])(0.5)
+        else:
+            ema_update_(shadows, [torch.ones(3), weight], decay=0.5)
+    assert not shadows[0].any()
+
+
+@pytest.mark.parametrize("which", ["shadow", "weight"])
+@pytest.mark.parametrize("offset", [0, 16])
+def test_memory_that_was_given_back_is_named(which, offset):
+    shadows = [torch.zeros(3), torch.zeros(20)[offset : offset + 4]]
+    weights = [torch.ones(3), torch.ones(20)[offset : offset + 4]]
+    update = PreparedEma(shadows, weights)
+    {"shadow": shadows, "weight": weights}[which][1].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"{which} 1 has lost its memory"):
+        ema_update_(shadows, weights, decay=0.5)
+    with pytest.raises(ValueError, match=f"{which} 1 has lost its memory"):
+        update(0.5)
+    assert not shadows[0].any()
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_autograd_notices_that_an_average_has_moved(prepared):
+    shadow = torch.ones(4)
+    loss = (torch.ones(4, requires_grad=True) * shadow).sum()
+    if prepared:
+        PreparedEma([shadow], [torch.zeros(4)])(0.5)
+    else:
+        ema_update_([shadow], [torch.zeros(4)], decay=0.5)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

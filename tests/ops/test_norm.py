@@ -125,3 +125,10 @@ def test_opcheck():
 def test_the_op_itself_refuses_too():
     with pytest.raises(RuntimeError, match=r"gradients\[1\] is torch.int64"):
         torch.ops.ptrain.grad_norm([torch.ones(2), torch.ones(2, dtype=torch.int64)])
+
+
+def test_memory_that_was_given_back_is_named():
+    gradients = [torch.ones(4), torch.ones(20)[16:]]
+    gradients[1].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match="gradient 1 has lost its memory"):
+        grad_norm(gradients)

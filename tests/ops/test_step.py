@@ -339,3 +339,68 @@ def test_opcheck(shadowed):
     norm = grad_norm(arguments["grads"])
     kwargs = {**arguments, "norm": norm, "max_norm": 0.5, "zero_grads": True}
     torch.library.opcheck(torch.ops.ptrain.fused_step_, (), kwargs)
+
+
+def shared(name, value):
+    """Two tensors of each kind, of which one is another of them."""
+    arguments = make(torch.float32, sizes=[(4,), (4,)])
+    arguments[name][1] = value(arguments)
+    return arguments
+
+
+SHARED = [
+    ("params", lambda a: a["params"][0], r"params\[1\] shares .*params\[0\]"),
+    ("exp_avg_sqs", lambda a: a["exp_avgs"][1], r"exp_avg_sqs\[1\] shares .*exp_avgs\[1\]"),
+    ("grads", lambda a: a["params"][1], r"grads\[1\] shares .*params\[1\]"),
+    ("grads", lambda a: a["grads"][0], r"grads\[1\] shares .*grads\[0\]"),
+    ("steps", lambda a: a["steps"][0], r"steps\[1\] shares .*steps\[0\]"),
+    ("shadows", lambda a: a["shadows"][0], r"shadows\[1\] shares .*shadows\[0\]"),
+    ("shadows", lambda a: a["params"][0], r"shadows\[1\] shares .*params\[0\]"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), SHARED)
+@pytest.mark.parametrize("op", [False, pytest.param(True, marks=needs_kernels)])
+def test_tensors_that_share_memory_are_named_before_anything_is_written(name, value, message, op):
+    arguments = shared(name, value)
+    before = [x.clone() for x in tensors(arguments)]
+    with pytest.raises(RuntimeError if op else ValueError, match=message):
+        if op:
+            torch.ops.ptrain.fused_step_(**arguments, norm=None, max_norm=0.0, zero_grads=True)
+        else:
+            fused_step_(**arguments, zero_grads=True)
+    assert same_bits(before, tensors(arguments))
+
+
+def test_parts_of_one_memory_that_overlap_are_refused_and_neighbours_are_not():
+    flat = torch.zeros(8)
+    arguments = make(torch.float32, sizes=[(4,), (4,)])
+    arguments["params"] = [flat[:4], flat[4:]]
+    fused_step_(**arguments)
+    arguments["params"] = [flat[:4], flat[3:7]]
+    with pytest.raises(ValueError, match=r"params\[1\] shares memory with params\[0\]"):
+        fused_step_(**arguments)
+    shared_gradient = shared("grads", lambda a: a["grads"][0])
+    fused_step_(**shared_gradient)  # only read
+
+
+@pytest.mark.parametrize("name", ["params", "grads", "exp_avgs", "exp_avg_sqs", "shadows"])
+@pytest.mark.parametrize("op", [False, pytest.param(True, marks=needs_kernels)])
+def test_memory_that_was_given_back_is_named(name, op):
+    arguments = make(torch.float32, sizes=[(4,), (4,)])
+    arguments[name][1] = torch.ones(20)[16:]
+    arguments[name][1].untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError if op else ValueError, match=rf"{name}\[1\] has (no|lost)"):
+        if op:
+            torch.ops.ptrain.fused_step_(**arguments, norm=None, max_norm=0.0, zero_grads=True)
+        else:
+            fused_step_(**arguments)
+
+
+@pytest.mark.parametrize("name", ["params", "shadows"])
+def test_autograd_notices_what_has_changed(name):
+    arguments = make(torch.float32, sizes=[(4,)])
+    loss = (torch.ones(4, requires_grad=True) * arguments[name][0]).sum()
+    fused_step_(**arguments)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

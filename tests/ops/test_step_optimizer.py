@@ -467,3 +467,206 @@ def test_the_plan_of_the_reference_is_the_plan_of_the_kernels(monkeypatch):
     train(theirs, plain, batches(6))
     assert all(isinstance(plan, reference.Plan) for plan, _ in plain._plans)
     assert distance(ours, theirs) < 1e-6
+
+
+def one_parameter(*shape, dtype=torch.float32, **options):
+    """A parameter with its gradient of ones, stepped once."""
+    param = nn.Parameter(torch.ones(shape, dtype=dtype))
+    optimizer = FusedAdamW([nn.Parameter(torch.ones(2)), param], lr=0.1, **options)
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    return param, optimizer
+
+
+def guarded(count):
+    """A view of a few elements, and the memory around it that nobody may write."""
+    around = torch.full((4096,), 7.0)
+    return around, around[1024 : 1024 + count]
+
+
+def refused_twice(optimizer, message):
+    for _ in range(2):  # once refused, a step is refused again
+        with pytest.raises(ValueError, match=message):
+            optimizer.step()
+
+
+@pytest.mark.parametrize("part", ["param", "exp_avg", "exp_avg_sq", "shadow"])
+@pytest.mark.parametrize("zero_grads", [False, True])
+def test_memory_that_has_become_smaller_is_never_written_beyond(part, zero_grads):
+    param, optimizer = one_parameter(64, zero_grads=zero_grads)
+    shadow = torch.zeros(64)
+    optimizer.attach_average({param: shadow})
+    optimizer.average_decay = 0.5
+    optimizer.step()
+    around, view = guarded(4)
+    state = optimizer.state[param]
+    {"param": param, "shadow": shadow, **state}[part].data = view
+    if part == "param":
+        param.grad = None
+        param.grad = torch.ones(4)
+    count = state["step"].item()
+    refused_twice(optimizer, r"of parameter 1 of group 0 has shape")
+    assert torch.equal(around, torch.full_like(around, 7.0)) and state["step"].item() == count
+
+
+@pytest.mark.parametrize("to", ["smaller", "bfloat16"])
+@pytest.mark.parametrize("zero_grads", [False, True])
+def test_a_held_gradient_that_no_longer_fits_is_named(to, zero_grads):
+    param, optimizer = one_parameter(64, zero_grads=zero_grads)
+    optimizer.zero_grad(set_to_none=False)
+    optimizer.step()
+    around, view = guarded(4)
+    param.grad.data = view if to == "smaller" else torch.ones(64, dtype=torch.bfloat16)
+    before = param.detach().clone()
+    refused_twice(optimizer, r"the gradient of parameter 1 of group 0 (has shape|is torch.bfloat)")
+    assert torch.equal(around, torch.full_like(around, 7.0)) and torch.equal(param, before)
+
+
+def test_a_held_gradient_changed_between_the_halves_is_named():
+    param, optimizer = one_parameter(64, zero_grads=True)
+    norm = optimizer.measure()
+    around, view = guarded(4)
+    param.grad.data = view
+    with pytest.raises(ValueError, match="the gradient of parameter 1 of group 0 has shape"):
+        optimizer.apply(norm)
+    assert torch.equal(around, torch.full_like(around, 7.0))
+
+
+def test_a_held_gradient_that_now_has_gaps_is_zeroed_between_them():
+    param, optimizer = one_parameter(64, zero_grads=True)
+    around = torch.full((4096,), 7.0)
+    param.grad.data = around[::64]
+    optimizer.step()
+    assert optimizer.grad_norm.item() == pytest.approx(56.0)
+    assert not around[::64].any() and (around == 7.0).sum() == 4096 - 64
+
+
+@pytest.mark.parametrize("offset", [0, 16])
+@pytest.mark.parametrize("part", ["param", "gradient", "exp_avg", "exp_avg_sq", "step", "shadow"])
+def test_memory_that_was_given_back_is_named(part, offset):
+    param, optimizer = one_parameter(64, zero_grads=True)
+    optimizer.attach_average({param: torch.zeros(64)})
+    optimizer.average_decay = 0.5
+    optimizer.step()
+    things = {"param": param, "gradient": param.grad, "shadow": optimizer._shadow_of[param]}
+    tensor = {**things, **optimizer.state[param]}[part]
+    tensor.data = torch.ones(offset + tensor.numel())[offset:].view(tensor.shape)
+    optimizer.step()
+    before = param.detach().clone()
+    tensor.untyped_storage().resize_(0)
+    refused_twice(optimizer, "parameter 1 of group 0 has lost its memory")
+    assert part == "param" or torch.equal(param, before)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.t(),  # the same memory in another order
+        lambda x: x.t().contiguous().t(),
+    ],
+)
+def test_another_layout_behind_a_parameter_is_followed(other):
+    results = []
+    for make in (FusedAdamW, AdamW):
+        torch.manual_seed(0)
+        param = nn.Parameter(torch.randn(8, 8))
+        optimizer = make([param], lr=0.1)
+        for step in range(4):
+            if step == 2:
+                param.data = other(param.data)
+            generator = torch.Generator().manual_seed(step)
+            param.grad = None
+            param.grad = torch.randn(8, 8, generator=generator).to(param.dtype)
+            optimizer.step()
+        results.append(param.detach().float())
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-6)
+
+
+def test_another_dtype_behind_a_parameter_is_followed():
+    param, optimizer = one_parameter(64)
+    wide, other = one_parameter(64)
+    param.data = param.data.bfloat16()
+    param.grad = None
+    param.grad = torch.ones(64, dtype=torch.bfloat16)
+    optimizer.step()
+    other.step()
+    torch.testing.assert_close(param, wide.bfloat16(), rtol=1e-2, atol=1e-3)
+    state, wanted = optimizer.state[param], other.state[wide]
+    assert state["exp_avg"].dtype == torch.float32 and torch.equal(state["step"], wanted["step"])
+    torch.testing.assert_close(state["exp_avg"], wanted["exp_avg"])
+
+
+def test_of_several_plans_none_is_applied_when_one_cannot_be(monkeypatch):
+    good, bad = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(10)[::2])
+    optimizer = FusedAdamW([good, bad], lr=0.1)
+    good.grad, bad.grad = torch.ones(5), torch.ones(5)
+    optimizer.step()
+    norm = optimizer.measure()
+    before = good.detach().clone()
+    optimizer.state[bad]["exp_avg"].data = torch.zeros(3)
+    with pytest.raises(ValueError, match="the exp_avg of parameter 1 of group 0 has shape"):
+        optimizer.apply(norm)
+    assert torch.equal(good, before)
+
+
+def test_a_parameter_put_in_another_ones_place_is_stepped():
+    _, optimizer = one_parameter(5)
+    old = optimizer.param_groups[0]["params"][1]
+    new = nn.Parameter(torch.zeros(5))
+    new.grad = torch.ones(5)
+    optimizer.param_groups[0]["params"][1] = new
+    before = old.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(new.detach(), torch.full((5,), -0.1))
+    assert torch.equal(old, before)
+
+
+def test_a_state_that_was_cleared_begins_anew():
+    first, second = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    optimizer = FusedAdamW([first, second], lr=0.1)
+    for clear in (
+        lambda: optimizer.state.pop(second),
+        lambda: optimizer.state.update({second: {}}),
+        lambda: None,
+    ):
+        first.grad, second.grad = torch.ones(3), torch.ones(3)
+        optimizer.step()
+        clear()
+    assert optimizer.state[second]["step"].item() == 1.0
+    assert optimizer.state[first]["step"].item() == 3.0
+
+
+def test_shared_memory_is_refused_by_group_and_position():
+    first, second = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    optimizer = FusedAdamW([first, second], lr=0.1, zero_grads=True)
+    shadow = torch.zeros(4)
+    with pytest.raises(ValueError, match=r"shadow of parameter 1 .* the shadow of parameter 0 "):
+        optimizer.attach_average({first: shadow, second: shadow})
+    with pytest.raises(ValueError, match="parameter 1 of group 0 shares memory with the shadow of"):
+        optimizer.attach_average({first: second.data})
+    first.grad, second.grad = torch.ones(4), torch.ones(4)
+    optimizer.step()
+    first.grad = second.grad
+    with pytest.raises(ValueError, match=r"gradient of parameter 1 .* the gradient of parameter 0"):
+        optimizer.step()
+    first.grad = second.data
+    with pytest.raises(
+        ValueError, match=r"parameter 1 of .* shares .* the gradient of parameter 0"
+    ):
+        optimizer.step()
+    first.grad = torch.ones(4)
+    second.data = first.data
+    before = first.detach().clone()
+    refused_twice(optimizer, "parameter 1 of group 0 shares memory with parameter 0 of group 0")
+    assert torch.equal(first, before)
+
+
+def test_autograd_notices_that_an_average_has_moved():
+    param, optimizer = one_parameter(4)
+    shadow = torch.zeros(4)
+    optimizer.attach_average({param: shadow})
+    optimizer.average_decay = 0.5
+    loss = (torch.ones(4, requires_grad=True) * shadow).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -70,7 +70,7 @@ def _check_memory(gradients: Sequence[Tensor]) -> None:
         bytes_held = gradient.untyped_storage().nbytes()
         if gradient.numel() > 0 and (last + 1) * gradient.element_size() > bytes_held:
             raise ValueError(
-                f"gradient {index} has lost its memory: it has {gradient.numel()} elements, and its "
+                f"gradient {index} has lost its memory: it has {gradient.numel()} elements, its "
                 f"storage {bytes_held} bytes"
             )
 

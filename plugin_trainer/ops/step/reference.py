@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.ops import norm as norms
-from plugin_trainer.ops.step.inputs import check_gradient, check_memory, check_state, has_memory
+from plugin_trainer.ops.step.inputs import (
+    check_apart,
+    check_gradient,
+    check_memory,
+    check_state,
+    has_memory,
+)
 
 Scalar: TypeAlias = float | Tensor  # a Tensor (0-dim, float64) where the host must not read it
 
@@ -147,24 +153,25 @@ class Plan:
         params, exp_avgs, exp_avg_sqs, steps = self._states
         if self._forms != [(param.shape, param.dtype, param.device) for param in params]:
             raise RuntimeError("a parameter has got another shape, dtype or device")
-        for i, param in enumerate(params):
-            moments = (exp_avgs[i], exp_avg_sqs[i]) if steps[i].numel() else ()
-            shadows = (self._shadows[i],) if self._shadows and self._shadows[i].numel() else ()
-            gradient = self._gradients[i]
-            try:
-                for tensor in (*moments, *shadows):
+        written: list[tuple[str, Tensor]] = []
+        gradients: list[tuple[str, Tensor]] = []
+        try:
+            for i, param in enumerate(params):
+                moments = [exp_avgs[i], exp_avg_sqs[i]] if steps[i].numel() else []
+                if self._shadows and self._shadows[i].numel():
+                    moments.append(self._shadows[i])
+                for tensor in moments:
                     check_state("a part of a parameter", tensor, param)
+                written += [("a tensor", tensor) for tensor in (param, *moments, steps[i])]
+                gradient = self._gradients[i]
                 if gradient is not None:
                     check_gradient("a gradient", gradient, param)
-                for tensor in (
-                    param,
-                    *moments,
-                    *shadows,
-                    *(() if gradient is None else (gradient,)),
-                ):
-                    check_memory("a tensor", tensor)
-            except ValueError as error:
-                raise RuntimeError(str(error)) from error
+                    (written if zero_grads else gradients).append(("a gradient", gradient))
+            for name, tensor in (*written, *gradients):
+                check_memory(name, tensor)
+            check_apart(written, gradients)
+        except ValueError as error:
+            raise RuntimeError(str(error)) from error
 
     def apply(
         self, hyper: Tensor, norm: Tensor, *, max_norm: float, average: bool, zero_grads: bool

@@ -9,7 +9,6 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <cstring>
-#include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -31,7 +30,7 @@ class CudaCall {
   CudaCall(const char* op, const Tensor& beside)
       : op_(op), beside_(beside), guard_(beside.get_device_index()), stream_(nullptr) {
     if (aoti_torch_get_current_cuda_stream == nullptr) {
-      fail(std::string(op) + ": this torch has no CUDA");
+      fail({op, ": this torch has no CUDA"});
     }
     STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream_));
   }
@@ -39,7 +38,7 @@ class CudaCall {
   cuda::Stream stream() const { return stream_; }
 
   void check(cuda::Failure failure) const {
-    if (failure != nullptr) fail(std::string(op_) + ": CUDA says: " + failure);
+    if (failure != nullptr) fail({op_, ": CUDA says: ", failure});
   }
 
   // Room for this many, until the call ends.

@@ -19,7 +19,7 @@ inline cuda::NumberType cuda_number_type(const char* op, const char* name, const
     case ScalarType::Double: return cuda::NumberType::float64;
     case ScalarType::Long: return cuda::NumberType::int64;
     case ScalarType::Int: return cuda::NumberType::int32;
-    default: fail(std::string(op) + ": " + name + " is " + name_of(tensor.scalar_type()));
+    default: fail({op, ": ", name, " is ", name_of(tensor.scalar_type())});
   }
 }
 
@@ -59,15 +59,14 @@ class CudaHalting {
 
   void require_here(const char* name, const Tensor& tensor) const {
     if (!tensor.is_cuda() || tensor.get_device_index() != call_.device_index()) {
-      fail(std::string(op_) + ": " + name + " and logits are on different devices");
+      fail({op_, ": ", name, " and logits are on different devices"});
     }
   }
 
   // `count` numbers, or one for all where the tensor has one alone and it may be so.
   cuda::Numbers take(const char* name, const Tensor& tensor, std::int64_t count) {
     if (tensor.numel() != count) {
-      fail(std::string(op_) + ": " + name + " has shape " + shape_of(tensor) + ", not " + std::to_string(count) +
-           " numbers");
+      fail({op_, ": ", name, " has shape ", shape_of(tensor), ", not ", count, " numbers"});
     }
     if (tensor.is_cpu()) {
       const double* values = call_.upload(numbers(name, tensor, count));
@@ -99,8 +98,8 @@ class CudaHalting {
       task.ignore_index = ignore_index;
     }
     if (!same_shape(labels, wanted)) {
-      fail(std::string(op_) + ": labels have shape " + shape_of(labels) + ", which logits of shape " +
-           shape_of(logits_) + " do not fit");
+      fail({op_, ": labels have shape ", shape_of(labels), ", which logits of shape ", shape_of(logits_),
+            " do not fit"});
     }
   }
 
@@ -108,8 +107,8 @@ class CudaHalting {
     require_here("reg_mask", mask);
     const bool per_unit = same_shape(mask, units_shape);
     if (mask.scalar_type() != ScalarType::Bool || !(per_unit || same_shape(mask, rows_shape))) {
-      fail(std::string(op_) + ": reg_mask is " + name_of(mask.scalar_type()) + " of shape " + shape_of(mask) +
-           ", not bool of the units' or the rows' shape");
+      fail({op_, ": reg_mask is ", name_of(mask.scalar_type()), " of shape ", shape_of(mask),
+            ", not bool of the units' or the rows' shape"});
     }
     const Tensor& dense = call_.keep(torch::stable::contiguous(mask));
     task.mask = static_cast<const unsigned char*>(dense.const_data_ptr());
@@ -139,7 +138,7 @@ class CudaHalting {
 
   void run() {
     const char* refusal = cuda::halting_refusal(task);
-    if (refusal != nullptr) fail(std::string(op_) + ": " + refusal);
+    if (refusal != nullptr) fail({op_, ": ", refusal});
     task.scratch = call_.room<double>(cuda::halting_scratch(task));
     call_.check(cuda::halting_loss(task, call_.stream()));
   }
@@ -150,21 +149,21 @@ class CudaHalting {
   Tensor logits_, halting_;
 };
 
-inline void take_settings(CudaHalting& call, const Tensor& labels, PTRAIN_HALTING_PARAMETERS) {
+inline void take_settings(CudaHalting& call, const Tensor& labels, const HaltingSettings& with) {
   cuda::HaltingTask& task = call.task;
-  call.take_labels(labels, ignore_index);
-  if (reg_mask.has_value()) call.take_mask(*reg_mask);
-  task.class_weight = call.take("class_weight", class_weight, 1.0, task.classes);
-  task.label_smoothing = label_smoothing;
-  task.alpha = call.take("alphas", alphas, alpha, task.blocks);
-  task.beta = call.take("betas", betas, beta, task.blocks);
-  task.eta = call.take("etas", etas, eta, task.blocks);
-  task.has_eta = etas.has_value() || eta != 0.0;
-  task.tau = tau;
-  task.reduction = static_cast<cuda::Reduction>(reduction);
-  task.empty_is_zero = empty_is_zero;
-  task.row_count = call.take("row_count", row_count, rows, 1);
-  task.unit_count = call.take("unit_count", unit_count, units, 1);
+  call.take_labels(labels, with.ignore_index);
+  if (with.reg_mask.has_value()) call.take_mask(*with.reg_mask);
+  task.class_weight = call.take("class_weight", with.class_weight, 1.0, task.classes);
+  task.label_smoothing = with.label_smoothing;
+  task.alpha = call.take("alphas", with.alphas, with.alpha, task.blocks);
+  task.beta = call.take("betas", with.betas, with.beta, task.blocks);
+  task.eta = call.take("etas", with.etas, with.eta, task.blocks);
+  task.has_eta = with.etas.has_value() || with.eta != 0.0;
+  task.tau = with.tau;
+  task.reduction = static_cast<cuda::Reduction>(with.reduction);
+  task.empty_is_zero = with.empty_is_zero;
+  task.row_count = call.take("row_count", with.row_count, with.rows, 1);
+  task.unit_count = call.take("unit_count", with.unit_count, with.units, 1);
 }
 
 static_assert(static_cast<int>(cuda::Reduction::mean) == mean && static_cast<int>(cuda::Reduction::sum) == sum &&
@@ -194,32 +193,30 @@ inline HaltingParts run_cuda_halting(CudaHalting& call, std::int64_t wanted) {
   return {loss, task_loss, supervision, regulariser, log_answer, halting_p, exit_weights};
 }
 
-inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cuda_halting_loss_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  CudaHalting call("halting_loss", logits, halting_logits);
-  take_settings(call, labels, PTRAIN_HALTING_ARGUMENTS);
-  HaltingGradients gradients = call.take_gradients(wanted, nullptr);
-  HaltingParts parts = run_cuda_halting(call, wanted);
-  return {parts.loss,      parts.task_loss,    parts.supervision, parts.regulariser, parts.log_answer,
-          parts.halting_p, parts.exit_weights, gradients.logits,  gradients.halting};
+inline void cuda_halting_loss_op(Stack& stack) {
+  const HaltingArguments arguments(stack, false);
+  CudaHalting call("halting_loss", arguments.logits, arguments.halting_logits);
+  take_settings(call, arguments.labels, arguments.settings);
+  const HaltingGradients gradients = call.take_gradients(arguments.wanted, nullptr);
+  give_parts(stack, run_cuda_halting(call, arguments.wanted));
+  stack.give({&gradients.logits, &gradients.halting});
 }
 
-inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> cuda_halting_loss_in_place_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  check_in_place(logits);
-  CudaHalting call("halting_loss_", logits, halting_logits);
-  take_settings(call, labels, PTRAIN_HALTING_ARGUMENTS);
-  HaltingGradients gradients = call.take_gradients(wanted, &logits);
-  HaltingParts parts = run_cuda_halting(call, wanted);
-  return {parts.loss,      parts.task_loss,    parts.supervision, parts.regulariser, parts.log_answer,
-          parts.halting_p, parts.exit_weights, gradients.halting};
+inline void cuda_halting_loss_in_place_op(Stack& stack) {
+  const HaltingArguments arguments(stack, false);
+  check_in_place(arguments.logits);
+  CudaHalting call("halting_loss_", arguments.logits, arguments.halting_logits);
+  take_settings(call, arguments.labels, arguments.settings);
+  const HaltingGradients gradients = call.take_gradients(arguments.wanted, &arguments.logits);
+  give_parts(stack, run_cuda_halting(call, arguments.wanted));
+  stack.give(gradients.halting);
 }
 
-inline HaltingGradients run_cuda_halting_backward(CudaHalting& call, const MaybeTensor& grad_loss,
-                                                  const MaybeTensor& grad_task_loss,
-                                                  const MaybeTensor& grad_supervision,
-                                                  const MaybeTensor& grad_regulariser, std::int64_t wanted,
+inline HaltingGradients run_cuda_halting_backward(const char* op, const HaltingArguments& arguments,
                                                   const Tensor* over) {
+  CudaHalting call(op, arguments.logits, arguments.halting_logits);
+  take_settings(call, arguments.labels, arguments.settings);
+  const HaltingUpstream& from = arguments.upstream;
   cuda::HaltingTask& task = call.task;
   const std::int64_t step = call.reduces() ? 0 : 1;
   const std::int64_t units = call.reduces() ? 1 : task.units, rows = call.reduces() ? 1 : task.units * task.tokens;
@@ -228,42 +225,35 @@ inline HaltingGradients run_cuda_halting_backward(CudaHalting& call, const Maybe
     numbers.step = step;
     return numbers;
   };
-  task.grad_loss = from_above("grad_loss", grad_loss, units);
-  task.grad_task = from_above("grad_task_loss", grad_task_loss, rows);
-  task.grad_supervision = from_above("grad_supervision", grad_supervision, rows);
-  task.grad_regulariser = from_above("grad_regulariser", grad_regulariser, units);
-  HaltingGradients gradients = call.take_gradients(wanted, over);
+  task.grad_loss = from_above("grad_loss", from.loss, units);
+  task.grad_task = from_above("grad_task_loss", from.task_loss, rows);
+  task.grad_supervision = from_above("grad_supervision", from.supervision, rows);
+  task.grad_regulariser = from_above("grad_regulariser", from.regulariser, units);
+  HaltingGradients gradients = call.take_gradients(arguments.wanted, over);
   call.run();
   return gradients;
 }
 
-inline std::tuple<Tensor, Tensor> cuda_halting_loss_backward_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, MaybeTensor grad_loss, MaybeTensor grad_task_loss,
-    MaybeTensor grad_supervision, MaybeTensor grad_regulariser, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  CudaHalting call("halting_loss_backward", logits, halting_logits);
-  take_settings(call, labels, PTRAIN_HALTING_ARGUMENTS);
-  HaltingGradients gradients = run_cuda_halting_backward(call, grad_loss, grad_task_loss, grad_supervision,
-                                                         grad_regulariser, wanted, nullptr);
-  return {gradients.logits, gradients.halting};
+inline void cuda_halting_loss_backward_op(Stack& stack) {
+  const HaltingArguments arguments(stack, true);
+  const HaltingGradients gradients = run_cuda_halting_backward("halting_loss_backward", arguments, nullptr);
+  stack.give({&gradients.logits, &gradients.halting});
 }
 
-inline Tensor cuda_halting_loss_backward_in_place_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, MaybeTensor grad_loss, MaybeTensor grad_task_loss,
-    MaybeTensor grad_supervision, MaybeTensor grad_regulariser, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  check_in_place(logits);
-  CudaHalting call("halting_loss_backward_", logits, halting_logits);
-  take_settings(call, labels, PTRAIN_HALTING_ARGUMENTS);
-  return run_cuda_halting_backward(call, grad_loss, grad_task_loss, grad_supervision, grad_regulariser, wanted,
-                                   &logits)
-      .halting;
+inline void cuda_halting_loss_backward_in_place_op(Stack& stack) {
+  const HaltingArguments arguments(stack, true);
+  check_in_place(arguments.logits);
+  stack.give(run_cuda_halting_backward("halting_loss_backward_", arguments, &arguments.logits).halting);
 }
 
-inline std::tuple<Tensor, Tensor, Tensor> cuda_halting_exit_op(Tensor logits, Tensor halting_logits,
-                                                               MaybeTensor valid, double delta) {
+inline void cuda_halting_exit_op(Stack& stack) {
+  const Tensor logits = stack.tensor(), halting_logits = stack.tensor();
+  const MaybeTensor valid = stack.maybe_tensor();
+  const double delta = stack.number();
   const char* op = "halting_exit";
   HaltingTask sizes{};
   check_sizes(logits, halting_logits, sizes);
-  if (sizes.classes < 2) fail("halting_exit: logits of shape " + shape_of(logits) + " have one class");
+  if (sizes.classes < 2) fail({"halting_exit: logits of shape ", shape_of(logits), " have one class"});
   if (!halting_logits.is_cuda() || halting_logits.get_device_index() != logits.get_device_index()) {
     fail("halting_exit: halting_logits and logits are on different devices");
   }
@@ -285,7 +275,7 @@ inline std::tuple<Tensor, Tensor, Tensor> cuda_halting_exit_op(Tensor logits, Te
   if (valid.has_value()) {
     if (!valid->is_cuda() || valid->get_device_index() != logits.get_device_index() ||
         valid->scalar_type() != ScalarType::Bool || valid->numel() != task.units * task.tokens) {
-      fail("halting_exit: valid has shape " + shape_of(*valid) + ", not bool of the rows' shape on their device");
+      fail({"halting_exit: valid has shape ", shape_of(*valid), ", not bool of the rows' shape on their device"});
     }
     const Tensor& dense = call.keep(torch::stable::contiguous(*valid));
     task.valid = static_cast<const unsigned char*>(dense.const_data_ptr());
@@ -302,16 +292,16 @@ inline std::tuple<Tensor, Tensor, Tensor> cuda_halting_exit_op(Tensor logits, Te
   task.full_log_answer = full_log_answer.mutable_data_ptr();
   task.scratch = call.room<double>(cuda::exit_scratch(task));
   call.check(cuda::halting_exit(task, call.stream()));
-  return {exit_block, log_answer, full_log_answer};
+  stack.give({&exit_block, &log_answer, &full_log_answer});
 }
 
 inline void implement_cuda_halting(StableLibrary& m) {
-  m.impl("halting_loss", TORCH_BOX(&cuda_halting_loss_op));
-  m.impl("halting_loss_unrecorded", TORCH_BOX(&cuda_halting_loss_op));
-  m.impl("halting_loss_", TORCH_BOX(&cuda_halting_loss_in_place_op));
-  m.impl("halting_loss_backward", TORCH_BOX(&cuda_halting_loss_backward_op));
-  m.impl("halting_loss_backward_", TORCH_BOX(&cuda_halting_loss_backward_in_place_op));
-  m.impl("halting_exit", TORCH_BOX(&cuda_halting_exit_op));
+  m.impl("halting_loss", boxed<cuda_halting_loss_op>);
+  m.impl("halting_loss_unrecorded", boxed<cuda_halting_loss_op>);
+  m.impl("halting_loss_", boxed<cuda_halting_loss_in_place_op>);
+  m.impl("halting_loss_backward", boxed<cuda_halting_loss_backward_op>);
+  m.impl("halting_loss_backward_", boxed<cuda_halting_loss_backward_in_place_op>);
+  m.impl("halting_exit", boxed<cuda_halting_exit_op>);
 }
 
 }  // namespace ptrain::glue

@@ -62,7 +62,7 @@ inline void step_on_cuda(const char* op, const std::vector<StepTensor>& tensors,
   if (hyper.is_cpu()) {
     settings = call.upload(std::vector<double>(settings, settings + hyper.numel()));
   } else if (hyper.get_device_index() != call.device_index()) {
-    fail(std::string(op) + ": hyper is on another CUDA device than the parameters");
+    fail({op, ": hyper is on another CUDA device than the parameters"});
   }
   const double* size = norm.has_value() ? on_device(call, *norm) : nullptr;
   call.check(cuda::step(call.upload(rows), count, chunks, chunk, types, settings, size, max_norm, zero_grads,

@@ -6,19 +6,18 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "../core/ema.h"
+#include "boxing.h"
 #include "cuda_ema.h"
 #include "forms.h"
 #include "glue.h"
 #include "info.h"
+#include "plans.h"
 
 namespace ptrain::glue {
 
@@ -57,8 +56,7 @@ class EmaPairs {
  public:
   EmaPairs(const char* op, const std::vector<Tensor>& shadows, const std::vector<Tensor>& weights) {
     if (shadows.size() != weights.size()) {
-      fail(std::string(op) + ": " + std::to_string(shadows.size()) + " shadows for " +
-           std::to_string(weights.size()) + " weights");
+      fail({op, ": ", shadows.size(), " shadows for ", weights.size(), " weights"});
     }
     table.reserve(shadows.size());
     for (std::size_t i = 0; i < shadows.size(); ++i) add(op, i, shadows[i], weights[i]);
@@ -75,7 +73,7 @@ class EmaPairs {
       return ema_update_on_cuda(op, table, *first, decay, decay_on_device);
     }
 #endif
-    if (decay_on_device != nullptr) fail(std::string(op) + ": the pairs are not on a CUDA device");
+    if (decay_on_device != nullptr) fail({op, ": the pairs are not on a CUDA device"});
     ema_update(table.data(), starts.data(), static_cast<std::int64_t>(table.size()), decay, torch_for);
   }
 
@@ -92,15 +90,11 @@ class EmaPairs {
   std::vector<Extent> shadow_extents, weight_extents;
 };
 
-inline std::string named(const char* op, const char* what, std::size_t i) {
-  return std::string(op) + ": " + what + " " + std::to_string(i);
-}
-
 inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, const Tensor& weight) {
   const Form of_shadow = form_of(shadow), of_weight = form_of(weight);
-  const bool on_cuda = has_cuda_op() && of_shadow.device == aoti_torch_device_type_cuda();
+  const bool on_cuda = has_cuda && of_shadow.device == aoti_torch_device_type_cuda();
   if (!on_cuda && of_shadow.device != aoti_torch_device_type_cpu()) {
-    fail(named(op, "shadow", i) + " is not on the CPU");
+    fail({op, ": shadow ", i, " is not on the CPU"});
   }
   if (!first.has_value()) first = shadow;
   const auto elsewhere = [&](const Tensor& tensor, const Form& form) {
@@ -109,34 +103,33 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
   };
   if (i == 0) of_first = of_shadow.device;
   if (elsewhere(shadow, of_shadow) || elsewhere(weight, of_weight)) {
-    fail(named(op, elsewhere(shadow, of_shadow) ? "shadow" : "weight", i) + " is on another device than shadow 0");
+    fail({op, elsewhere(shadow, of_shadow) ? ": shadow " : ": weight ", i, " is on another device than shadow 0"});
   }
   if (of_shadow.dimensions != of_weight.dimensions ||
       !std::equal(of_shadow.sizes, of_shadow.sizes + of_shadow.dimensions, of_weight.sizes)) {
-    fail(named(op, "shadow", i) + " has shape " + shape_of(shadow) + ", its weight has shape " +
-         shape_of(weight));
+    fail({op, ": shadow ", i, " has shape ", shape_of(shadow), ", its weight has shape ", shape_of(weight)});
   }
   EmaTensor tensor{nullptr, nullptr, 1, WeightType::float32, nullptr};
   const ScalarType shadow_type = shadow.scalar_type(), type = weight.scalar_type();
   if (!ema_type(shadow_type, type, &tensor.type)) {
-    fail(named(op, "shadow", i) + " is " + name_of(shadow_type) + " for a weight of " + name_of(type));
+    fail({op, ": shadow ", i, " is ", name_of(shadow_type), " for a weight of ", name_of(type)});
   }
   for (std::int64_t d = 0; d < of_shadow.dimensions; ++d) tensor.size *= of_shadow.sizes[d];
   if (tensor.size > 0) {
     const EmaLayout layout =
         ema_layout(of_shadow.sizes, of_shadow.strides, of_weight.strides, of_shadow.dimensions);
     if (overlaps_itself(layout)) {
-      fail(named(op, "shadow", i) + " has elements that share their memory: make it .contiguous()");
+      fail({op, ": shadow ", i, " has elements that share their memory: make it .contiguous()"});
     }
     if (!layout.empty() && on_cuda) {
-      fail(named(op, "shadow", i) + " does not lie in memory as its weight does, without gaps");
+      fail({op, ": shadow ", i, " does not lie in memory as its weight does, without gaps"});
     }
     if (!layout.empty()) {
       layouts.push_back(std::make_unique<EmaLayout>(layout));
       tensor.layout = layouts.back().get();
     }
     if (!has_memory(shadow) || !has_memory(weight)) {
-      fail(named(op, has_memory(shadow) ? "weight" : "shadow", i) + " has no memory");
+      fail({op, has_memory(shadow) ? ": weight " : ": shadow ", i, " has no memory"});
     }
     tensor.shadow = shadow.mutable_data_ptr();
     tensor.weight = weight.const_data_ptr();
@@ -167,7 +160,7 @@ inline void EmaPairs::check_memory(const char* op) {
     if (before != nullptr && before->begin == span.begin) {
       const EmaTensor& first = table[before->owner];
       if (first.weight != tensor.weight || first.type != tensor.type || first.size != tensor.size) {
-        fail(named(op, "shadow", span.owner) + " was already given, for another weight");
+        fail({op, ": shadow ", span.owner, " was already given, for another weight"});
       }
       tensor.size = 0;
       continue;
@@ -176,17 +169,17 @@ inline void EmaPairs::check_memory(const char* op) {
     if (shadow_extents[span.owner].dense) dense.push_back(span);
   }
   if (const Span* second = first_overlap(dense)) {
-    fail(named(op, "shadow", second->owner) + " overlaps shadow " + std::to_string(second[-1].owner));
+    fail({op, ": shadow ", second->owner, " overlaps shadow ", second[-1].owner});
   }
   for (std::size_t i = 0; i < table.size(); ++i) {
     if (table[i].size == 0) continue;
     const auto* begin = static_cast<const char*>(table[i].weight);
     if (table[i].shadow == begin) {
-      fail(named(op, "shadow", i) + " shares its memory with its weight");
+      fail({op, ": shadow ", i, " shares its memory with its weight"});
     }
     if (!weight_extents[i].dense) continue;
     if (const Span* shadow = overlapped_by(dense, begin, begin + weight_extents[i].bytes)) {
-      fail(named(op, "weight", i) + " overlaps shadow " + std::to_string(shadow->owner));
+      fail({op, ": weight ", i, " overlaps shadow ", shadow->owner});
     }
   }
   starts = ema_starts(table.data(), static_cast<std::int64_t>(table.size()));
@@ -194,16 +187,18 @@ inline void EmaPairs::check_memory(const char* op) {
 
 inline void check_decay(const char* op, double decay) {
   if (!(decay >= 0.0 && decay <= 1.0)) {  // NaN is neither
-    fail(std::string(op) + ": decay is " + std::to_string(decay) + "; it must be between 0 and 1");
+    fail({op, ": decay is ", std::to_string(decay), "; it must be between 0 and 1"});
   }
 }
 
-inline void ema_update_op(std::vector<Tensor> shadows, std::vector<Tensor> weights, double decay) {
+inline void ema_update_op(Stack& stack) {
+  const std::vector<Tensor> shadows = stack.tensors(), weights = stack.tensors();
+  const double decay = stack.number();
   check_decay("ema_update_", decay);
   EmaPairs("ema_update_", shadows, weights).update("ema_update_", decay);
 }
 
-class __attribute__((visibility("hidden"))) EmaPlan {
+class __attribute__((visibility("hidden"))) EmaPlan : public Plan {
  public:
   EmaPlan(std::vector<Tensor> shadow_list, std::vector<Tensor> weight_list)
       : pairs("ema_plan", shadow_list, weight_list),
@@ -235,8 +230,8 @@ class __attribute__((visibility("hidden"))) EmaPlan {
       const auto i = static_cast<std::size_t>(first_changed.load());
       void* memory = nullptr;  // no tensor's: its device is asked
       const bool is_shadow = !shadows.as_before(i, &memory) || memory == nullptr;
-      fail(named("ema_update_plan_", is_shadow ? "shadow" : "weight", i) +
-           " has lost its memory, or got another shape, layout, dtype or device since the plan was made");
+      fail({"ema_update_plan_: ", is_shadow ? "shadow " : "weight ", i,
+            " has lost its memory, or got another shape, layout, dtype or device since the plan was made"});
     }
     if (moved) pairs.check_memory("ema_update_plan_");
     moved = false;  // not before: what has been refused once is looked at again
@@ -249,7 +244,6 @@ class __attribute__((visibility("hidden"))) EmaPlan {
   Held shadows, weights;
   std::atomic<std::int64_t> first_changed{none};
   std::atomic<bool> moved{false};
-  std::mutex busy;
 };
 
 inline void EmaPlan::refresh(std::int64_t begin, std::int64_t end) noexcept {
@@ -271,69 +265,49 @@ inline void EmaPlan::refresh(std::int64_t begin, std::int64_t end) noexcept {
   }
 }
 
-// The plans by their numbers, which are never used twice.
-class __attribute__((visibility("hidden"))) EmaPlans {
- public:
-  std::int64_t keep(std::shared_ptr<EmaPlan> plan) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    plans.emplace(++last, std::move(plan));
-    return last;
-  }
-  std::shared_ptr<EmaPlan> find(std::int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = plans.find(number);
-    if (found == plans.end()) fail("there is no average's plan " + std::to_string(number));
-    return found->second;
-  }
-  void forget(std::int64_t number) {
-    std::shared_ptr<EmaPlan> plan;  // dies after the lock is given back
-    const std::lock_guard<std::mutex> lock(mutex);
-    const auto found = plans.find(number);
-    if (found == plans.end()) return;
-    plan = std::move(found->second);
-    plans.erase(found);
-  }
-
- private:
-  std::mutex mutex;
-  std::int64_t last = 0;
-  std::unordered_map<std::int64_t, std::shared_ptr<EmaPlan>> plans;
-};
-
 // Never destroyed: its tensors must not outlive torch at the end of the process.
-inline EmaPlans& ema_plans() {
-  static EmaPlans* plans = new EmaPlans;
+inline Plans& ema_plans() {
+  static Plans* plans = new Plans("there is no average's plan ");
   return *plans;
 }
 
-inline std::int64_t ema_plan_op(std::vector<Tensor> shadows, std::vector<Tensor> weights) {
-  return ema_plans().keep(std::make_shared<EmaPlan>(std::move(shadows), std::move(weights)));
+inline void ema_plan_op(Stack& stack) {
+  std::vector<Tensor> shadows = stack.tensors(), weights = stack.tensors();
+  stack.give(ema_plans().keep(std::make_shared<EmaPlan>(std::move(shadows), std::move(weights))));
 }
 
-inline void ema_update_plan_op(std::int64_t plan, double decay) {
+inline void update_plan(std::int64_t number, double decay, const Tensor* decay_on_device) {
+  static_cast<EmaPlan&>(*ema_plans().find(number)).update(decay, decay_on_device);
+}
+
+inline void ema_update_plan_op(Stack& stack) {
+  const std::int64_t number = stack.integer();
+  const double decay = stack.number();
   check_decay("ema_update_plan_", decay);
-  ema_plans().find(plan)->update(decay);
+  update_plan(number, decay, nullptr);
 }
 
-inline void ema_update_plan_by_op(std::int64_t plan, Tensor decay) {
+inline void ema_update_plan_by_op(Stack& stack) {
+  const std::int64_t number = stack.integer();
+  const Tensor decay = stack.tensor();
   if (decay.scalar_type() != ScalarType::Double || decay.numel() != 1) {
-    fail("ema_update_plan_by_: decay has shape " + shape_of(decay) + "; it must be one float64");
+    fail({"ema_update_plan_by_: decay has shape ", shape_of(decay), "; it must be one float64"});
   }
-  ema_plans().find(plan)->update(0.0, &decay);
+  update_plan(number, 0.0, &decay);
 }
 
-inline void ema_free_plan_op(std::int64_t plan) { ema_plans().forget(plan); }
+inline void ema_free_plan_op(Stack& stack) { ema_plans().forget(stack.integer()); }
 
 inline void implement_ema(StableLibrary& m) {
-  m.impl("ema_update_", TORCH_BOX(&ema_update_op));
-  m.impl("ema_plan", TORCH_BOX(&ema_plan_op));
-  m.impl("ema_update_plan_by_", TORCH_BOX(&ema_update_plan_by_op));
+  m.impl("ema_update_", boxed<ema_update_op>);
+  m.impl("ema_plan", boxed<ema_plan_op>);
+  m.impl("ema_update_plan_by_", boxed<ema_update_plan_by_op>);
 }
 
 // Without a tensor among their arguments: of every device.
 inline void implement_ema_plans(StableLibrary& m) {
-  m.impl("ema_update_plan_", TORCH_BOX(&ema_update_plan_op));
-  m.impl("ema_free_plan", TORCH_BOX(&ema_free_plan_op));
+  m.impl("ema_update_plan_", boxed<ema_update_plan_op>);
+  m.impl("ema_free_plan", boxed<ema_free_plan_op>);
 }
 
 }  // namespace ptrain::glue

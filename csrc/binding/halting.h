@@ -8,11 +8,11 @@
 #include <array>
 #include <cmath>
 #include <optional>
-#include <tuple>
 #include <vector>
 
 #include "../core/exit.h"
 #include "../core/halting_numbers.h"
+#include "boxing.h"
 #include "glue.h"
 
 #pragma GCC visibility push(hidden)  // as torch has its Tensor
@@ -20,28 +20,71 @@
 namespace ptrain::glue {
 
 // The settings that all forms of the loss share, in this order.
-#define PTRAIN_HALTING_SETTINGS                                                                        \
-  "Tensor? class_weight, Tensor? reg_mask, Tensor? alphas, Tensor? betas, Tensor? etas, "              \
-  "Tensor? row_count, Tensor? unit_count, float tau, float alpha, float beta, float eta, "             \
-  "float label_smoothing, float rows, float units, int ignore_index, int reduction, bool empty_is_zero"
+struct HaltingSettings {
+  static constexpr const char* schema =
+      "Tensor? class_weight, Tensor? reg_mask, Tensor? alphas, Tensor? betas, Tensor? etas, "
+      "Tensor? row_count, Tensor? unit_count, float tau, float alpha, float beta, float eta, "
+      "float label_smoothing, float rows, float units, int ignore_index, int reduction, bool empty_is_zero";
+
+  MaybeTensor class_weight, reg_mask, alphas, betas, etas, row_count, unit_count;
+  double tau, alpha, beta, eta, label_smoothing, rows, units;
+  std::int64_t ignore_index, reduction;
+  bool empty_is_zero;
+
+  void take(Stack& stack) {
+    for (MaybeTensor* tensor : {&class_weight, &reg_mask, &alphas, &betas, &etas, &row_count, &unit_count}) {
+      *tensor = stack.maybe_tensor();
+    }
+    for (double* number : {&tau, &alpha, &beta, &eta, &label_smoothing, &rows, &units}) *number = stack.number();
+    ignore_index = stack.integer();
+    reduction = stack.integer();
+    empty_is_zero = stack.flag();
+  }
+};
+
+// What comes from above, to a backward pass.
+struct HaltingUpstream {
+  static constexpr const char* schema =
+      "Tensor? grad_loss, Tensor? grad_task_loss, Tensor? grad_supervision, Tensor? grad_regulariser, ";
+
+  MaybeTensor loss, task_loss, supervision, regulariser;
+};
+
+// The arguments of all forms of the loss.
+struct HaltingArguments {
+  Tensor logits, halting_logits, labels;
+  HaltingUpstream upstream;
+  HaltingSettings settings;
+  std::int64_t wanted;
+
+  HaltingArguments(Stack& stack, bool is_backward)
+      : logits(stack.tensor()), halting_logits(stack.tensor()), labels(stack.tensor()) {
+    if (is_backward) {
+      for (MaybeTensor* part : {&upstream.loss, &upstream.task_loss, &upstream.supervision, &upstream.regulariser}) {
+        *part = stack.maybe_tensor();
+      }
+    }
+    settings.take(stack);
+    wanted = stack.integer();
+  }
+};
 
 inline void define_halting(StableLibrary& m) {
-  const std::string inputs = "(Tensor logits, Tensor halting_logits, Tensor labels, ";
-  const std::string in_place = "(Tensor(a!) logits, Tensor halting_logits, Tensor labels, ";
-  const std::string upstream =
-      "Tensor? grad_loss, Tensor? grad_task_loss, Tensor? grad_supervision, Tensor? grad_regulariser, ";
-  const std::string settings = PTRAIN_HALTING_SETTINGS;
-  const std::string parts =
-      "Tensor loss, Tensor task_loss, Tensor supervision, Tensor regulariser, Tensor log_answer, "
+  const char* inputs = "(Tensor logits, Tensor halting_logits, Tensor labels, ";
+  const char* in_place = "(Tensor(a!) logits, Tensor halting_logits, Tensor labels, ";
+  const char* settings = HaltingSettings::schema;
+  const char* upstream = HaltingUpstream::schema;
+  const char* parts =
+      ", int wanted) -> (Tensor loss, Tensor task_loss, Tensor supervision, Tensor regulariser, Tensor log_answer, "
       "Tensor halting_p, Tensor exit_weights, ";
+  const auto define = [&m](std::initializer_list<Word> words) { m.def(joined(words).c_str()); };
   for (const char* name : {"halting_loss", "halting_loss_unrecorded"}) {
-    m.def((name + inputs + settings + ", int wanted) -> (" + parts +
-           "Tensor grad_logits, Tensor grad_halting)").c_str());
+    define({name, inputs, settings, parts, "Tensor grad_logits, Tensor grad_halting)"});
   }
-  m.def(("halting_loss_" + in_place + settings + ", int wanted) -> (" + parts + "Tensor grad_halting)").c_str());
-  m.def(("halting_loss_backward" + inputs + upstream + settings +
-         ", int wanted) -> (Tensor grad_logits, Tensor grad_halting)").c_str());
-  m.def(("halting_loss_backward_" + in_place + upstream + settings + ", int wanted) -> Tensor").c_str());
+  define({"halting_loss_", in_place, settings, parts, "Tensor grad_halting)"});
+  define({"halting_loss_backward", inputs, upstream, settings,
+          ", int wanted) -> (Tensor grad_logits, Tensor grad_halting)"});
+  define({"halting_loss_backward_", in_place, upstream, settings, ", int wanted) -> Tensor"});
   m.def("halting_exit(Tensor logits, Tensor halting_logits, Tensor? valid, float delta) -> "
         "(Tensor exit_block, Tensor log_answer, Tensor full_log_answer)");
 }
@@ -52,15 +95,13 @@ enum HaltingReduction : std::int64_t { mean = 0, sum = 1, none = 2, given_mean =
 constexpr std::int64_t want_log_answer = 1, want_halting_p = 2, want_exit_weights = 4, want_grad_logits = 8,
                        want_grad_halting = 16;
 
-using MaybeTensor = std::optional<Tensor>;
-
 inline HaltingType halting_type(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
     case ScalarType::Float: return HaltingType::float32;
     case ScalarType::BFloat16: return HaltingType::bfloat16;
     case ScalarType::Half: return HaltingType::float16;
     case ScalarType::Double: return HaltingType::float64;
-    default: fail(std::string("halting_loss: ") + name + " are " + name_of(tensor.scalar_type()) + ", not float");
+    default: fail({"halting_loss: ", name, " are ", name_of(tensor.scalar_type()), ", not float"});
   }
 }
 
@@ -79,15 +120,14 @@ inline Tensor with_dense_blocks(const Tensor& tensor) {
 }
 
 inline void check_cpu(const char* name, const Tensor& tensor) {
-  if (!tensor.is_cpu()) fail(std::string("halting_loss: ") + name + " are not on the CPU");
+  if (!tensor.is_cpu()) fail({"halting_loss: ", name, " are not on the CPU"});
 }
 
 // The numbers of a tensor on the CPU.
 inline std::vector<double> numbers(const char* name, const Tensor& tensor, std::int64_t count) {
   check_cpu(name, tensor);
   if (tensor.numel() != count) {
-    fail(std::string("halting_loss: ") + name + " has shape " + shape_of(tensor) + ", not " +
-         std::to_string(count) + " numbers");
+    fail({"halting_loss: ", name, " has shape ", shape_of(tensor), ", not ", count, " numbers"});
   }
   const Tensor dense = torch::stable::contiguous(tensor);
   const void* from = dense.const_data_ptr();
@@ -100,7 +140,7 @@ inline std::vector<double> numbers(const char* name, const Tensor& tensor, std::
       case ScalarType::Half: values[i] = float_from_float16(static_cast<const std::uint16_t*>(from)[i]); break;
       case ScalarType::Long: values[i] = static_cast<double>(static_cast<const std::int64_t*>(from)[i]); break;
       case ScalarType::Int: values[i] = static_cast<const std::int32_t*>(from)[i]; break;
-      default: fail(std::string("halting_loss: ") + name + " is " + name_of(tensor.scalar_type()));
+      default: fail({"halting_loss: ", name, " is ", name_of(tensor.scalar_type())});
     }
   }
   return values;
@@ -127,15 +167,15 @@ struct HaltingCall {
 inline void check_sizes(const Tensor& logits, const Tensor& halting, HaltingTask& task) {
   const std::int64_t dim = logits.dim();
   if (dim < 3 || logits.size(0) < 1 || logits.size(dim - 1) < 2) {
-    fail("halting_loss: logits have shape " + shape_of(logits) + ", not [blocks, rows, 2 or more classes]");
+    fail({"halting_loss: logits have shape ", shape_of(logits), ", not [blocks, rows, 2 or more classes]"});
   }
   const bool per_row = halting.dim() == dim - 1;
   const bool per_sentence = halting.dim() == dim - 2 && dim > 3;
   bool fits = per_row || per_sentence;
   for (std::int64_t d = 0; fits && d < halting.dim(); ++d) fits = halting.size(d) == logits.size(d);
   if (!fits) {
-    fail("halting_loss: halting_logits have shape " + shape_of(halting) + ", which logits of shape " +
-         shape_of(logits) + " do not fit");
+    fail({"halting_loss: halting_logits have shape ", shape_of(halting), ", which logits of shape ",
+          shape_of(logits), " do not fit"});
   }
   task.blocks = logits.size(0);
   task.classes = logits.size(dim - 1);
@@ -169,8 +209,8 @@ inline void take_labels(HaltingCall& call, const Tensor& labels, std::int64_t ig
     wanted.push_back(task.classes);
   }
   if (!same_shape(labels, wanted)) {
-    fail("halting_loss: labels have shape " + shape_of(labels) + ", which logits of shape " +
-         shape_of(call.logits) + " do not fit");
+    fail({"halting_loss: labels have shape ", shape_of(labels), ", which logits of shape ",
+          shape_of(call.logits), " do not fit"});
   }
 }
 
@@ -178,21 +218,17 @@ inline void take_mask(HaltingCall& call, const Tensor& mask) {
   check_cpu("reg_mask", mask);
   const bool per_unit = same_shape(mask, call.units_shape);
   if (mask.scalar_type() != ScalarType::Bool || !(per_unit || same_shape(mask, call.rows_shape))) {
-    fail(std::string("halting_loss: reg_mask is ") + name_of(mask.scalar_type()) + " of shape " +
-         shape_of(mask) + ", not bool of the units' or the rows' shape");
+    fail({"halting_loss: reg_mask is ", name_of(mask.scalar_type()), " of shape ", shape_of(mask),
+          ", not bool of the units' or the rows' shape"});
   }
   call.mask = torch::stable::contiguous(mask);
   call.task.mask = static_cast<const unsigned char*>(call.mask->const_data_ptr());
   call.task.mask_is_per_row = !per_unit;
 }
 
-inline HaltingCall halting_call(const Tensor& logits, const Tensor& halting, const Tensor& labels,
-                                const MaybeTensor& class_weight, const MaybeTensor& reg_mask,
-                                const MaybeTensor& alphas, const MaybeTensor& betas,
-                                const MaybeTensor& etas, const MaybeTensor& row_count,
-                                const MaybeTensor& unit_count, double tau, double alpha, double beta,
-                                double eta, double label_smoothing, double rows, double units,
-                                std::int64_t ignore_index, std::int64_t reduction, bool empty_is_zero) {
+inline HaltingCall halting_call(const HaltingArguments& arguments) {
+  const Tensor &logits = arguments.logits, &halting = arguments.halting_logits;
+  const HaltingSettings& with = arguments.settings;
   check_cpu("logits", logits);
   check_cpu("halting_logits", halting);
   HaltingCall call{{}, with_dense_blocks(logits), with_dense_blocks(halting), {}, {}, {}, {}, {}, {}, {}, {}};
@@ -207,35 +243,34 @@ inline HaltingCall halting_call(const Tensor& logits, const Tensor& halting, con
   task.halting_stride = call.halting.stride(0);
   for (std::int64_t d = 1; d < logits.dim() - 1; ++d) call.rows_shape.push_back(logits.size(d));
   for (std::int64_t d = 1; d < halting.dim(); ++d) call.units_shape.push_back(halting.size(d));
-  take_labels(call, labels, ignore_index);
-  if (reg_mask.has_value()) take_mask(call, *reg_mask);
-  if (class_weight.has_value()) {
-    call.class_weight = numbers("class_weight", *class_weight, task.classes);
+  take_labels(call, arguments.labels, with.ignore_index);
+  if (with.reg_mask.has_value()) take_mask(call, *with.reg_mask);
+  if (with.class_weight.has_value()) {
+    call.class_weight = numbers("class_weight", *with.class_weight, task.classes);
     task.class_weight = call.class_weight.data();
   }
-  task.label_smoothing = label_smoothing;
-  call.alpha = per_block("alphas", alphas, alpha, task.blocks);
-  call.beta = per_block("betas", betas, beta, task.blocks);
+  task.label_smoothing = with.label_smoothing;
+  call.alpha = per_block("alphas", with.alphas, with.alpha, task.blocks);
+  call.beta = per_block("betas", with.betas, with.beta, task.blocks);
   task.alpha = call.alpha.data();
   task.beta = call.beta.data();
-  if (etas.has_value() || eta != 0.0) {
-    call.eta = per_block("etas", etas, eta, task.blocks);
+  if (with.etas.has_value() || with.eta != 0.0) {
+    call.eta = per_block("etas", with.etas, with.eta, task.blocks);
     task.eta = call.eta.data();
   }
-  call.tau = tau;
+  call.tau = with.tau;
   const HaltingCounts counts = halting_counts(task);
   if (counts.has_wrong_label) {
-    fail("label " + std::to_string(counts.wrong_label) + " is out of range: there are " +
-         std::to_string(task.classes) + " classes, numbered from 0 to " + std::to_string(task.classes - 1) +
-         "; rows without a label carry " + std::to_string(ignore_index));
+    fail({"label ", counts.wrong_label, " is out of range: there are ", task.classes,
+          " classes, numbered from 0 to ", task.classes - 1, "; rows without a label carry ", with.ignore_index});
   }
-  call.reduces = reduction != none;
-  if (reduction == mean) {
-    call.row_count = empty_is_zero && counts.rows == 0.0 ? 1.0 : counts.rows;
-    call.unit_count = empty_is_zero && counts.units == 0.0 ? 1.0 : counts.units;
-  } else if (reduction == given_mean) {
-    call.row_count = row_count.has_value() ? numbers("row_count", *row_count, 1)[0] : rows;
-    call.unit_count = unit_count.has_value() ? numbers("unit_count", *unit_count, 1)[0] : units;
+  call.reduces = with.reduction != none;
+  if (with.reduction == mean) {
+    call.row_count = with.empty_is_zero && counts.rows == 0.0 ? 1.0 : counts.rows;
+    call.unit_count = with.empty_is_zero && counts.units == 0.0 ? 1.0 : counts.units;
+  } else if (with.reduction == given_mean) {
+    call.row_count = with.row_count.has_value() ? numbers("row_count", *with.row_count, 1)[0] : with.rows;
+    call.unit_count = with.unit_count.has_value() ? numbers("unit_count", *with.unit_count, 1)[0] : with.units;
   }
   return call;
 }
@@ -321,8 +356,8 @@ inline HaltingGradients take_gradients(HaltingCall& call, std::int64_t wanted, c
 
 inline void check_in_place(const Tensor& logits) {
   if (!blocks_are_dense(logits)) {
-    fail("halting_loss_: logits of shape " + shape_of(logits) +
-         " are not dense in rows and classes, so no gradient can be written over them");
+    fail({"halting_loss_: logits of shape ", shape_of(logits),
+          " are not dense in rows and classes, so no gradient can be written over them"});
   }
 }
 
@@ -388,40 +423,34 @@ inline HaltingParts run_halting(HaltingCall& call, std::int64_t wanted) {
           std::move(log_answer), std::move(halting_p), std::move(exit_weights)};
 }
 
-#define PTRAIN_HALTING_PARAMETERS                                                                         \
-  MaybeTensor class_weight, MaybeTensor reg_mask, MaybeTensor alphas, MaybeTensor betas, MaybeTensor etas, \
-      MaybeTensor row_count, MaybeTensor unit_count, double tau, double alpha, double beta, double eta,   \
-      double label_smoothing, double rows, double units, std::int64_t ignore_index,                       \
-      std::int64_t reduction, bool empty_is_zero
-#define PTRAIN_HALTING_ARGUMENTS                                                                     \
-  class_weight, reg_mask, alphas, betas, etas, row_count, unit_count, tau, alpha, beta, eta,         \
-      label_smoothing, rows, units, ignore_index, reduction, empty_is_zero
-
 inline void check_gradients_are_sums(const HaltingCall& call, std::int64_t wanted) {
   if (!call.reduces && (wanted & (want_grad_logits | want_grad_halting))) {
     fail("halting_loss: without a reduction the gradients need those from above: halting_loss_backward");
   }
 }
 
-inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> halting_loss_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  HaltingCall call = halting_call(logits, halting_logits, labels, PTRAIN_HALTING_ARGUMENTS);
-  check_gradients_are_sums(call, wanted);
-  HaltingGradients gradients = take_gradients(call, wanted, nullptr);
-  HaltingParts parts = run_halting(call, wanted);
-  return {parts.loss, parts.task_loss, parts.supervision, parts.regulariser, parts.log_answer,
-          parts.halting_p, parts.exit_weights, gradients.logits, gradients.halting};
+inline void give_parts(Stack& stack, const HaltingParts& parts) {
+  stack.give({&parts.loss, &parts.task_loss, &parts.supervision, &parts.regulariser, &parts.log_answer,
+              &parts.halting_p, &parts.exit_weights});
 }
 
-inline std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> halting_loss_in_place_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  check_in_place(logits);
-  HaltingCall call = halting_call(logits, halting_logits, labels, PTRAIN_HALTING_ARGUMENTS);
+inline void halting_loss_op(Stack& stack) {
+  const HaltingArguments arguments(stack, false);
+  HaltingCall call = halting_call(arguments);
+  check_gradients_are_sums(call, arguments.wanted);
+  const HaltingGradients gradients = take_gradients(call, arguments.wanted, nullptr);
+  give_parts(stack, run_halting(call, arguments.wanted));
+  stack.give({&gradients.logits, &gradients.halting});
+}
+
+inline void halting_loss_in_place_op(Stack& stack) {
+  const HaltingArguments arguments(stack, false);
+  check_in_place(arguments.logits);
+  HaltingCall call = halting_call(arguments);
   check_gradients_are_sums(call, want_grad_logits);
-  HaltingGradients gradients = take_gradients(call, wanted, &logits);
-  HaltingParts parts = run_halting(call, wanted);
-  return {parts.loss, parts.task_loss, parts.supervision, parts.regulariser, parts.log_answer,
-          parts.halting_p, parts.exit_weights, gradients.halting};
+  const HaltingGradients gradients = take_gradients(call, arguments.wanted, &arguments.logits);
+  give_parts(stack, run_halting(call, arguments.wanted));
+  stack.give(gradients.halting);
 }
 
 // What comes from above, per row or unit, or one number for all.
@@ -436,11 +465,9 @@ inline void add_upstream(std::vector<double>& to, const char* name, const MaybeT
   for (std::size_t i = 0; i < to.size(); ++i) to[i] += factor * values[i / static_cast<std::size_t>(repeat)];
 }
 
-inline HaltingGradients run_halting_backward(HaltingCall& call, const MaybeTensor& grad_loss,
-                                             const MaybeTensor& grad_task_loss,
-                                             const MaybeTensor& grad_supervision,
-                                             const MaybeTensor& grad_regulariser, std::int64_t wanted,
-                                             const Tensor* over) {
+inline HaltingGradients run_halting_backward(const HaltingArguments& arguments, const Tensor* over) {
+  HaltingCall call = halting_call(arguments);
+  const HaltingUpstream& from = arguments.upstream;
   HaltingTask& task = call.task;
   const std::int64_t units = call.reduces ? 1 : task.units;
   const std::int64_t tokens = call.reduces ? 1 : task.tokens;
@@ -448,12 +475,12 @@ inline HaltingGradients run_halting_backward(HaltingCall& call, const MaybeTenso
   upstream.task.assign(static_cast<std::size_t>(units * tokens), 0.0);
   upstream.supervision = upstream.task;
   upstream.regulariser.assign(static_cast<std::size_t>(units), 0.0);
-  add_upstream(upstream.task, "grad_loss", grad_loss, 1.0, units, tokens);
-  add_upstream(upstream.supervision, "grad_loss", grad_loss, 1.0, units, tokens);
-  if (call.tau != 0.0) add_upstream(upstream.regulariser, "grad_loss", grad_loss, call.tau, units, 1);
-  add_upstream(upstream.task, "grad_task_loss", grad_task_loss, 1.0, units * tokens, 1);
-  add_upstream(upstream.supervision, "grad_supervision", grad_supervision, 1.0, units * tokens, 1);
-  add_upstream(upstream.regulariser, "grad_regulariser", grad_regulariser, 1.0, units, 1);
+  add_upstream(upstream.task, "grad_loss", from.loss, 1.0, units, tokens);
+  add_upstream(upstream.supervision, "grad_loss", from.loss, 1.0, units, tokens);
+  if (call.tau != 0.0) add_upstream(upstream.regulariser, "grad_loss", from.loss, call.tau, units, 1);
+  add_upstream(upstream.task, "grad_task_loss", from.task_loss, 1.0, units * tokens, 1);
+  add_upstream(upstream.supervision, "grad_supervision", from.supervision, 1.0, units * tokens, 1);
+  add_upstream(upstream.regulariser, "grad_regulariser", from.regulariser, 1.0, units, 1);
   for (double& value : upstream.task) value /= call.row_count;
   for (double& value : upstream.supervision) value /= call.row_count;
   for (double& value : upstream.regulariser) {
@@ -463,31 +490,27 @@ inline HaltingGradients run_halting_backward(HaltingCall& call, const MaybeTenso
   task.grad_task = {upstream.task.data(), step};
   task.grad_supervision = {upstream.supervision.data(), step};
   task.grad_regulariser = {upstream.regulariser.data(), step};
-  HaltingGradients gradients = take_gradients(call, wanted, over);
+  HaltingGradients gradients = take_gradients(call, arguments.wanted, over);
   halting_loss(task, torch_for);
   return gradients;
 }
 
-inline std::tuple<Tensor, Tensor> halting_loss_backward_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, MaybeTensor grad_loss, MaybeTensor grad_task_loss,
-    MaybeTensor grad_supervision, MaybeTensor grad_regulariser, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  HaltingCall call = halting_call(logits, halting_logits, labels, PTRAIN_HALTING_ARGUMENTS);
-  HaltingGradients gradients = run_halting_backward(call, grad_loss, grad_task_loss, grad_supervision,
-                                                    grad_regulariser, wanted, nullptr);
-  return {gradients.logits, gradients.halting};
+inline void halting_loss_backward_op(Stack& stack) {
+  const HaltingArguments arguments(stack, true);
+  const HaltingGradients gradients = run_halting_backward(arguments, nullptr);
+  stack.give({&gradients.logits, &gradients.halting});
 }
 
-inline Tensor halting_loss_backward_in_place_op(
-    Tensor logits, Tensor halting_logits, Tensor labels, MaybeTensor grad_loss, MaybeTensor grad_task_loss,
-    MaybeTensor grad_supervision, MaybeTensor grad_regulariser, PTRAIN_HALTING_PARAMETERS, std::int64_t wanted) {
-  check_in_place(logits);
-  HaltingCall call = halting_call(logits, halting_logits, labels, PTRAIN_HALTING_ARGUMENTS);
-  return run_halting_backward(call, grad_loss, grad_task_loss, grad_supervision, grad_regulariser, wanted,
-                              &logits).halting;
+inline void halting_loss_backward_in_place_op(Stack& stack) {
+  const HaltingArguments arguments(stack, true);
+  check_in_place(arguments.logits);
+  stack.give(run_halting_backward(arguments, &arguments.logits).halting);
 }
 
-inline std::tuple<Tensor, Tensor, Tensor> halting_exit_op(Tensor logits, Tensor halting_logits,
-                                                          MaybeTensor valid, double delta) {
+inline void halting_exit_op(Stack& stack) {
+  const Tensor logits = stack.tensor(), halting_logits = stack.tensor();
+  const MaybeTensor valid = stack.maybe_tensor();
+  const double delta = stack.number();
   check_cpu("logits", logits);
   check_cpu("halting_logits", halting_logits);
   HaltingTask sizes{};
@@ -513,7 +536,7 @@ inline std::tuple<Tensor, Tensor, Tensor> halting_exit_op(Tensor logits, Tensor 
   if (valid.has_value()) {
     check_cpu("valid", *valid);
     if (valid->scalar_type() != ScalarType::Bool || valid->numel() != task.units * task.tokens) {
-      fail("halting_exit: valid has shape " + shape_of(*valid) + ", not bool of the rows' shape");
+      fail({"halting_exit: valid has shape ", shape_of(*valid), ", not bool of the rows' shape"});
     }
     mask = torch::stable::contiguous(*valid);
     task.valid = static_cast<const unsigned char*>(mask->const_data_ptr());
@@ -525,16 +548,16 @@ inline std::tuple<Tensor, Tensor, Tensor> halting_exit_op(Tensor logits, Tensor 
   task.log_answer = log_answer.mutable_data_ptr();
   task.full_log_answer = full_log_answer.mutable_data_ptr();
   halting_exit(task, torch_for);
-  return {exit_block, log_answer, full_log_answer};
+  stack.give({&exit_block, &log_answer, &full_log_answer});
 }
 
 inline void implement_halting(StableLibrary& m) {
-  m.impl("halting_loss", TORCH_BOX(&halting_loss_op));
-  m.impl("halting_loss_unrecorded", TORCH_BOX(&halting_loss_op));
-  m.impl("halting_loss_", TORCH_BOX(&halting_loss_in_place_op));
-  m.impl("halting_loss_backward", TORCH_BOX(&halting_loss_backward_op));
-  m.impl("halting_loss_backward_", TORCH_BOX(&halting_loss_backward_in_place_op));
-  m.impl("halting_exit", TORCH_BOX(&halting_exit_op));
+  m.impl("halting_loss", boxed<halting_loss_op>);
+  m.impl("halting_loss_unrecorded", boxed<halting_loss_op>);
+  m.impl("halting_loss_", boxed<halting_loss_in_place_op>);
+  m.impl("halting_loss_backward", boxed<halting_loss_backward_op>);
+  m.impl("halting_loss_backward_", boxed<halting_loss_backward_in_place_op>);
+  m.impl("halting_exit", boxed<halting_exit_op>);
 }
 
 }  // namespace ptrain::glue

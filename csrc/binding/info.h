@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../core/isa.h"
+#include "boxing.h"
 #include "glue.h"
 
 namespace ptrain::glue {
@@ -12,27 +13,28 @@ inline void define_info(StableLibrary& m) {
   m.def("has_cuda() -> bool");
 }
 
-inline std::string isa_op() { return name_of(isa()); }
-
-inline std::string use_isa_op(std::string wanted) {
-  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
-    if (wanted == name_of(isa)) return name_of(use_isa(isa));
-  }
-  fail("use_isa: '" + wanted + "' is not one of baseline, avx2, avx512");
-}
-
-inline bool has_cuda_op() {
 #if PTRAIN_CUDA
-  return true;
+constexpr bool has_cuda = true;
 #else
-  return false;
+constexpr bool has_cuda = false;
 #endif
+
+inline void isa_op(Stack& stack) { stack.give(name_of(isa())); }
+
+inline void use_isa_op(Stack& stack) {
+  const std::string wanted = stack.text();
+  for (Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (wanted == name_of(isa)) return stack.give(name_of(use_isa(isa)));
+  }
+  fail({"use_isa: '", wanted, "' is not one of baseline, avx2, avx512"});
 }
+
+inline void has_cuda_op(Stack& stack) { stack.give(has_cuda); }
 
 inline void implement_info(StableLibrary& m) {
-  m.impl("isa", TORCH_BOX(&isa_op));
-  m.impl("use_isa", TORCH_BOX(&use_isa_op));
-  m.impl("has_cuda", TORCH_BOX(&has_cuda_op));
+  m.impl("isa", boxed<isa_op>);
+  m.impl("use_isa", boxed<use_isa_op>);
+  m.impl("has_cuda", boxed<has_cuda_op>);
 }
 
 }  // namespace ptrain::glue

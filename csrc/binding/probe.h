@@ -2,13 +2,15 @@
 #pragma once
 
 #include "../core/probe.h"
+#include "boxing.h"
 #include "glue.h"
 
 namespace ptrain::glue {
 
 inline void define_probe(StableLibrary& m) { m.def("probe_update(Tensor(a!) x, Tensor y) -> ()"); }
 
-inline void probe_update_op(Tensor x, Tensor y) {
+inline void probe_update_op(Stack& stack) {
+  const Tensor x = stack.tensor(), y = stack.tensor();
   for (const Tensor* tensor : {&x, &y}) {
     if (tensor->scalar_type() != ScalarType::Float || !tensor->is_contiguous() || !tensor->is_cpu()) {
       fail("probe_update: x and y must be contiguous torch.float32 tensors on the CPU");
@@ -19,6 +21,6 @@ inline void probe_update_op(Tensor x, Tensor y) {
                static_cast<const float*>(y.const_data_ptr()), x.numel(), torch_for);
 }
 
-inline void implement_probe(StableLibrary& m) { m.impl("probe_update", TORCH_BOX(&probe_update_op)); }
+inline void implement_probe(StableLibrary& m) { m.impl("probe_update", boxed<probe_update_op>); }
 
 }  // namespace ptrain::glue

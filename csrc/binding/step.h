@@ -5,19 +5,18 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
 #include "../core/norm.h"
 #include "../core/step.h"
+#include "boxing.h"
 #include "cuda_step.h"
 #include "forms.h"
 #include "glue.h"
+#include "plans.h"
 
 namespace ptrain::glue {
 
@@ -54,9 +53,11 @@ struct Place {
   std::size_t index;
 };
 
-[[noreturn]] inline void refuse(const Place& at, const std::string& why) {
-  fail(std::string(at.op) + ": " + at.list + "[" + std::to_string(at.index) + "] " + why);
+[[noreturn]] __attribute__((noinline)) inline void refuse(const Place& at, std::initializer_list<Word> words) {
+  fail({at.op, ": ", at.list, "[", at.index, "] ", joined(words)});
 }
+
+[[noreturn]] inline void refuse(const Place& at, const char* why) { refuse(at, {why}); }
 
 inline FloatType float_type(const Tensor& tensor, const Place& at) {
   switch (tensor.scalar_type()) {
@@ -65,8 +66,7 @@ inline FloatType float_type(const Tensor& tensor, const Place& at) {
     case ScalarType::Half: return FloatType::float16;
     case ScalarType::Double: return FloatType::float64;
     default:
-      refuse(at, std::string("is ") + name_of(tensor.scalar_type()) +
-                     "; float32, float64, bfloat16 and float16 can be used");
+      refuse(at, {"is ", name_of(tensor.scalar_type()), "; float32, float64, bfloat16 and float16 can be used"});
   }
 }
 
@@ -117,11 +117,11 @@ inline void require_beside(const Tensor& tensor, ScalarType type, const Tensor& 
   require_plain(tensor, at);
   require_same_device(tensor, param, at);
   if (tensor.scalar_type() != type) {
-    refuse(at, std::string("is ") + name_of(tensor.scalar_type()) + "; for a parameter of " +
-                   name_of(param.scalar_type()) + " it must be " + name_of(type));
+    refuse(at, {"is ", name_of(tensor.scalar_type()), "; for a parameter of ", name_of(param.scalar_type()),
+                " it must be ", name_of(type)});
   }
   if (!same_shape(tensor, param)) {
-    refuse(at, "has shape " + shape_of(tensor) + ", its parameter " + shape_of(param));
+    refuse(at, {"has shape ", shape_of(tensor), ", its parameter ", shape_of(param)});
   }
 }
 
@@ -137,8 +137,7 @@ inline void require_step(const Tensor& step, const Tensor& param, const Place& a
   require_plain(step, at);
   require_same_device(step, param, at);
   if (step.scalar_type() != ScalarType::Float || step.numel() != 1) {
-    refuse(at, std::string("has shape ") + shape_of(step) + " and is " + name_of(step.scalar_type()) +
-                   "; it must be one float32");
+    refuse(at, {"has shape ", shape_of(step), " and is ", name_of(step.scalar_type()), "; it must be one float32"});
   }
 }
 
@@ -154,6 +153,15 @@ struct StepLists {
   std::vector<Tensor> shadows;
   std::vector<std::int64_t> groups;
 
+  // All but the parameters, as the schemas have them.
+  void take_states(Stack& stack) {
+    exp_avgs = stack.tensors();
+    exp_avg_sqs = stack.tensors();
+    steps = stack.tensors();
+    shadows = stack.tensors();
+    groups = stack.integers();
+  }
+
   bool has_state(std::size_t i) const { return steps[i].numel() != 0; }
   bool has_shadow(std::size_t i) const {
     return !shadows.empty() && shadows[i].numel() == params[i].numel();
@@ -162,8 +170,7 @@ struct StepLists {
 
 inline void require_length(const char* op, const char* list, std::size_t size, std::size_t wanted) {
   if (size != wanted) {
-    fail(std::string(op) + ": " + std::to_string(size) + " " + list + " for " + std::to_string(wanted) +
-         " params");
+    fail({op, ": ", size, " ", list, " for ", wanted, " params"});
   }
 }
 
@@ -200,14 +207,14 @@ inline void check_step_lists(const char* op, const StepLists& lists) {
 inline void check_hyper(const char* op, const Tensor& hyper) {
   if (hyper.scalar_type() != ScalarType::Double || hyper.dim() != 2 ||
       hyper.size(1) != hyper_columns || !hyper.is_contiguous()) {
-    fail(std::string(op) + ": hyper has shape " + shape_of(hyper) + " and is " +
-         name_of(hyper.scalar_type()) + "; it must be a contiguous float64 tensor of (groups, 6)");
+    fail({op, ": hyper has shape ", shape_of(hyper), " and is ", name_of(hyper.scalar_type()),
+          "; it must be a contiguous float64 tensor of (groups, 6)"});
   }
 }
 
 // The settings of all groups, read on the host.
 inline std::vector<StepGroup> step_groups(const char* op, const Tensor& hyper) {
-  if (!hyper.is_cpu()) fail(std::string(op) + ": hyper is not on the CPU, as the parameters are");
+  if (!hyper.is_cpu()) fail({op, ": hyper is not on the CPU, as the parameters are"});
   const double* row = static_cast<const double*>(hyper.const_data_ptr());
   std::vector<StepGroup> groups;
   for (std::int64_t g = 0; g < hyper.size(0); ++g, row += hyper_columns) {
@@ -218,8 +225,8 @@ inline std::vector<StepGroup> step_groups(const char* op, const Tensor& hyper) {
 
 inline double read_norm(const char* op, const Tensor& norm) {
   if (norm.scalar_type() != ScalarType::Double || norm.numel() != 1 || !norm.is_cpu()) {
-    fail(std::string(op) + ": norm has shape " + shape_of(norm) + " and is " +
-         name_of(norm.scalar_type()) + "; it must be one float64 on the parameters' device");
+    fail({op, ": norm has shape ", shape_of(norm), " and is ", name_of(norm.scalar_type()),
+          "; it must be one float64 on the parameters' device"});
   }
   return *static_cast<const double*>(norm.const_data_ptr());
 }
@@ -254,7 +261,8 @@ inline Tensor norm_of(const std::vector<NormTensor>& tensors, const Tensor* besi
   return norm_tensor(std::sqrt(sum), beside);
 }
 
-inline Tensor grad_norm_op(std::vector<Tensor> gradients) {
+inline void grad_norm_op(Stack& stack) {
+  const std::vector<Tensor> gradients = stack.tensors();
   std::vector<NormTensor> tensors;
   tensors.reserve(gradients.size());
   std::vector<Tensor> copies;
@@ -267,14 +275,13 @@ inline Tensor grad_norm_op(std::vector<Tensor> gradients) {
     const Tensor& dense = is_dense(gradients[i]) ? gradients[i] : copies.back();
     tensors.push_back({dense.const_data_ptr(), dense.numel(), type});
   }
-  return norm_of(tensors, gradients.empty() ? nullptr : &gradients[0]);
+  stack.give(norm_of(tensors, gradients.empty() ? nullptr : &gradients[0]));
 }
 
 inline void require_groups(const char* op, const StepLists& lists, std::size_t groups) {
   for (std::size_t i = 0; i < lists.groups.size(); ++i) {
     if (lists.groups[i] >= static_cast<std::int64_t>(groups)) {
-      refuse({op, "groups", i}, "is " + std::to_string(lists.groups[i]) + ", but hyper has " +
-                                    std::to_string(groups) + " rows");
+      refuse({op, "groups", i}, {"is ", lists.groups[i], ", but hyper has ", groups, " rows"});
     }
   }
 }
@@ -318,7 +325,7 @@ class __attribute__((visibility("hidden"))) StepMemory {
     sort_by_address(spans);
     if (const Span* second = first_overlap(spans)) {
       const std::size_t one = std::max(second->owner, second[-1].owner);
-      refuse(place(op, one), shared_with(std::min(second->owner, second[-1].owner)));
+      refuse(place(op, one), {shared_with(std::min(second->owner, second[-1].owner))});
     }
   }
 
@@ -336,8 +343,8 @@ class __attribute__((visibility("hidden"))) StepMemory {
     sort_by_address(gradients);
     if (const Span* second = first_overlap(gradients)) {
       refuse({op, "grads", std::max(second->owner, second[-1].owner)},
-             "shares its memory with grads[" + std::to_string(std::min(second->owner, second[-1].owner)) +
-                 "], and they are to be set to zero");
+             {"shares its memory with grads[", std::min(second->owner, second[-1].owner),
+              "], and they are to be set to zero"});
     }
   }
 
@@ -362,11 +369,11 @@ class __attribute__((visibility("hidden"))) StepMemory {
   }
   static std::string shared_with(std::size_t owner) {
     const Place other = place("", owner);
-    return std::string("shares its memory with ") + other.list + "[" + std::to_string(other.index) + "]";
+    return joined({"shares its memory with ", other.list, "[", other.index, "]"});
   }
   void check_gradient(const char* op, const char* begin, const char* end, std::size_t i) const {
     const Span* written = overlapped_by(spans, begin, end);
-    if (written != nullptr) refuse({op, "grads", i}, shared_with(written->owner));
+    if (written != nullptr) refuse({op, "grads", i}, {shared_with(written->owner)});
   }
 
   std::vector<Span> spans;
@@ -374,7 +381,7 @@ class __attribute__((visibility("hidden"))) StepMemory {
 
 // Runs the kernel, unless the norm is not finite: then no more than the zeroing is done.
 inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
-                     const std::vector<StepGroup>& groups, const std::optional<Tensor>& norm,
+                     const std::vector<StepGroup>& groups, const MaybeTensor& norm,
                      double max_norm, bool zero_grads) {
   double clip = 1.0;
   if (norm.has_value()) {
@@ -394,14 +401,14 @@ inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
 
 // The same on whichever device the parameters are.
 inline void run_step(const char* op, const StepLists& lists, const std::vector<StepTensor>& tensors,
-                     const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm,
+                     const Tensor& hyper, const MaybeTensor& norm, double max_norm,
                      bool zero_grads) {
   check_hyper(op, hyper);
   require_groups(op, lists, static_cast<std::size_t>(hyper.size(0)));
 #if PTRAIN_CUDA
   if (!lists.params.empty() && lists.params[0].is_cuda()) {
     if (norm.has_value() && (norm->scalar_type() != ScalarType::Double || norm->numel() != 1)) {
-      fail(std::string(op) + ": norm has shape " + shape_of(*norm) + "; it must be one float64");
+      fail({op, ": norm has shape ", shape_of(*norm), "; it must be one float64"});
     }
     step_on_cuda(op, tensors, lists.params[0], hyper, norm, max_norm, zero_grads);
     return;
@@ -410,14 +417,16 @@ inline void run_step(const char* op, const StepLists& lists, const std::vector<S
   run_step(op, tensors, step_groups(op, hyper), norm, max_norm, zero_grads);
 }
 
-inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
-                          std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
-                          std::vector<Tensor> steps, std::vector<Tensor> shadows,
-                          std::vector<std::int64_t> groups, Tensor hyper, std::optional<Tensor> norm,
-                          double max_norm, bool zero_grads) {
+inline void fused_step_op(Stack& stack) {
   const char* op = "fused_step_";
-  const StepLists lists{std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
-                        std::move(steps),  std::move(shadows),  std::move(groups)};
+  StepLists lists;
+  lists.params = stack.tensors();
+  std::vector<Tensor> grads = stack.tensors();
+  lists.take_states(stack);
+  const Tensor hyper = stack.tensor();
+  const MaybeTensor norm = stack.maybe_tensor();
+  const double max_norm = stack.number();
+  const bool zero_grads = stack.flag();
   check_step_lists(op, lists);
   require_length(op, "grads", grads.size(), lists.params.size());
   check_hyper(op, hyper);
@@ -445,7 +454,7 @@ inline void fused_step_op(std::vector<Tensor> params, std::vector<Tensor> grads,
 
 // The tensors of one optimizer on one device: checked once. At each call the handles are asked where their
 // memory is now, so that `param.data = other` is followed, and whether they are what they were.
-class __attribute__((visibility("hidden"))) StepPlan {
+class __attribute__((visibility("hidden"))) StepPlan : public Plan {
  public:
   explicit StepPlan(StepLists checked) : lists(std::move(checked)), params(lists.params) {
     for (std::size_t i = 0; i < lists.params.size(); ++i) {
@@ -468,7 +477,7 @@ class __attribute__((visibility("hidden"))) StepPlan {
   void set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places);
   Tensor norm();
   void check(bool zero_grads);
-  void apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm, bool average,
+  void apply(const Tensor& hyper, const MaybeTensor& norm, double max_norm, bool average,
              bool zero_grads);
 
  private:
@@ -488,13 +497,12 @@ class __attribute__((visibility("hidden"))) StepPlan {
   std::vector<Handles> handles;
   std::vector<StepTensor> table;
   std::optional<StepMemory> memory;
-  std::vector<std::optional<Tensor>> gradients;  // as they lie beside their parameters
-  std::vector<std::optional<Tensor>> originals;  // those of which a copy was made
+  std::vector<MaybeTensor> gradients;  // as they lie beside their parameters
+  std::vector<MaybeTensor> originals;  // those of which a copy was made
   // What has moved is looked at until it has passed once: a step that is refused is refused again.
   std::atomic<bool> moved{false};
   std::atomic<bool> gradients_moved{false};
   bool gradients_apart = false;  // from each other
-  std::mutex busy;
 };
 
 // One float32, of any number of dimensions.
@@ -528,7 +536,7 @@ inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<
   const char* op = "step_set_gradients";
   const bool all = places.empty() && !some.empty();
   require_length(op, "gradients", some.size(), all ? lists.params.size() : places.size());
-  std::vector<std::optional<Tensor>> beside(lists.params.size()), copied(lists.params.size());
+  std::vector<MaybeTensor> beside(lists.params.size()), copied(lists.params.size());
   std::vector<void*> pointers(lists.params.size(), nullptr);
   for (std::size_t k = 0; k < some.size(); ++k) {
     const std::size_t i = all ? k : static_cast<std::size_t>(places[k]);
@@ -679,7 +687,7 @@ inline void StepPlan::check(bool zero_grads) {
   refresh("step_check", zero_grads);
 }
 
-inline void StepPlan::apply(const Tensor& hyper, const std::optional<Tensor>& norm, double max_norm,
+inline void StepPlan::apply(const Tensor& hyper, const MaybeTensor& norm, double max_norm,
                             bool average, bool zero_grads) {
   const std::lock_guard<std::mutex> one_at_a_time(busy);
   refresh("step_apply_", zero_grads);
@@ -690,80 +698,74 @@ inline void StepPlan::apply(const Tensor& hyper, const std::optional<Tensor>& no
     for (StepTensor& tensor : resting) tensor.shadow = nullptr;
     run_step("step_apply_", lists, resting, hyper, norm, max_norm, zero_grads);
   }
-  for (std::optional<Tensor>& original : originals) {
+  for (MaybeTensor& original : originals) {
     if (zero_grads && original.has_value()) torch::stable::zero_(*original);
   }
 }
 
-struct StepPlans {
-  std::mutex mutex;
-  std::int64_t next = 1;
-  std::map<std::int64_t, std::shared_ptr<StepPlan>> by_id;
+// Never destroyed: its tensors must not outlive torch at the end of the process.
+inline Plans& step_plans() {
+  static Plans* plans = new Plans("step: there is no plan ");
+  return *plans;
+}
+
+// Keeps a plan while it is used: another thread may free its number.
+class __attribute__((visibility("hidden"))) UsedStepPlan {
+ public:
+  explicit UsedStepPlan(std::int64_t number) : plan(step_plans().find(number)) {}
+  StepPlan* operator->() const { return static_cast<StepPlan*>(plan.get()); }
+
+ private:
+  std::shared_ptr<Plan> plan;
 };
 
-inline StepPlans& step_plans() {
-  static StepPlans plans;
-  return plans;
-}
-
-inline std::shared_ptr<StepPlan> find_step_plan(std::int64_t id) {
-  StepPlans& plans = step_plans();
-  const std::lock_guard<std::mutex> lock(plans.mutex);
-  const auto found = plans.by_id.find(id);
-  if (found == plans.by_id.end()) fail("step: there is no plan " + std::to_string(id));
-  return found->second;
-}
-
-inline std::int64_t step_plan_op(std::vector<Tensor> params, std::vector<Tensor> exp_avgs,
-                                 std::vector<Tensor> exp_avg_sqs, std::vector<Tensor> steps,
-                                 std::vector<Tensor> shadows, std::vector<std::int64_t> groups) {
-  StepLists lists{std::move(params), std::move(exp_avgs), std::move(exp_avg_sqs),
-                  std::move(steps),  std::move(shadows),  std::move(groups)};
+inline void step_plan_op(Stack& stack) {
+  StepLists lists;
+  lists.params = stack.tensors();
+  lists.take_states(stack);
   check_step_lists("step_plan", lists);
-  auto plan = std::make_shared<StepPlan>(std::move(lists));
-  StepPlans& plans = step_plans();
-  const std::lock_guard<std::mutex> lock(plans.mutex);
-  plans.by_id[plans.next] = std::move(plan);
-  return plans.next++;
+  stack.give(step_plans().keep(std::make_shared<StepPlan>(std::move(lists))));
 }
 
-inline void step_set_gradients_op(std::int64_t id, std::vector<Tensor> gradients,
-                                  std::vector<std::int64_t> places) {
-  find_step_plan(id)->set_gradients(std::move(gradients), places);
+inline void step_set_gradients_op(Stack& stack) {
+  const std::int64_t number = stack.integer();
+  std::vector<Tensor> gradients = stack.tensors();
+  const std::vector<std::int64_t> places = stack.integers();
+  UsedStepPlan(number)->set_gradients(std::move(gradients), places);
 }
 
-inline Tensor step_norm_op(std::int64_t id) {
-  return find_step_plan(id)->norm();
+inline void step_norm_op(Stack& stack) { stack.give(UsedStepPlan(stack.integer())->norm()); }
+
+inline void step_apply_op(Stack& stack) {
+  const std::int64_t number = stack.integer();
+  const Tensor hyper = stack.tensor();
+  const MaybeTensor norm = stack.maybe_tensor();
+  const double max_norm = stack.number();
+  const bool average = stack.flag(), zero_grads = stack.flag();
+  UsedStepPlan(number)->apply(hyper, norm, max_norm, average, zero_grads);
 }
 
-inline void step_apply_op(std::int64_t id, Tensor hyper, std::optional<Tensor> norm, double max_norm,
-                          bool average, bool zero_grads) {
-  find_step_plan(id)->apply(hyper, norm, max_norm, average, zero_grads);
+inline void step_check_op(Stack& stack) {
+  const std::int64_t number = stack.integer();
+  const bool zero_grads = stack.flag();
+  UsedStepPlan(number)->check(zero_grads);
 }
 
-inline void step_check_op(std::int64_t id, bool zero_grads) {
-  find_step_plan(id)->check(zero_grads);
-}
-
-inline void step_free_plan_op(std::int64_t id) {
-  StepPlans& plans = step_plans();
-  const std::lock_guard<std::mutex> lock(plans.mutex);
-  plans.by_id.erase(id);
-}
+inline void step_free_plan_op(Stack& stack) { step_plans().forget(stack.integer()); }
 
 inline void implement_step(StableLibrary& m) {
-  m.impl("grad_norm", TORCH_BOX(&grad_norm_op));
-  m.impl("fused_step_", TORCH_BOX(&fused_step_op));
-  m.impl("step_plan", TORCH_BOX(&step_plan_op));
-  m.impl("step_apply_", TORCH_BOX(&step_apply_op));
+  m.impl("grad_norm", boxed<grad_norm_op>);
+  m.impl("fused_step_", boxed<fused_step_op>);
+  m.impl("step_plan", boxed<step_plan_op>);
+  m.impl("step_apply_", boxed<step_apply_op>);
 }
 
 // The ops that a call without any tensor must reach too.
 inline void implement_step_everywhere(StableLibrary& m) {
-  m.impl("step_set_gradients", TORCH_BOX(&step_set_gradients_op));
-  m.impl("step_norm", TORCH_BOX(&step_norm_op));
-  m.impl("step_check", TORCH_BOX(&step_check_op));
-  m.impl("step_free_plan", TORCH_BOX(&step_free_plan_op));
+  m.impl("step_set_gradients", boxed<step_set_gradients_op>);
+  m.impl("step_norm", boxed<step_norm_op>);
+  m.impl("step_check", boxed<step_check_op>);
+  m.impl("step_free_plan", boxed<step_free_plan_op>);
 }
 
 }  // namespace ptrain::glue

@@ -198,15 +198,19 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 class RelativeError:
-    """||value - truth|| / ||truth|| over all tensors that are added, in float64."""
+    """||value - truth|| / ||truth|| over all tensors that are added.
+
+    Differences are in the wider of the two dtypes; the tensors should be no larger than `in_pieces`
+    gives them, for torch's norm adds up in its dtype.
+    """
 
     def __init__(self) -> None:
         self._wrong = self._whole = 0.0
 
     def add(self, value: torch.Tensor, truth: torch.Tensor) -> None:
         """Take in one tensor."""
-        self._wrong += float((value.double() - truth).square().sum())
-        self._whole += float(truth.double().square().sum())
+        self._wrong += float(torch.linalg.vector_norm(value - truth)) ** 2
+        self._whole += float(torch.linalg.vector_norm(truth)) ** 2
 
     @property
     def value(self) -> float:

@@ -90,6 +90,7 @@ class Work:
             )
         )
         self.max_norm = CLIPPED_TO * self.norm
+        self._truth: list[list[Tensor]] = []
         self.elements = sum(weight.numel() for weight in self.weights)
         self.device = device
 
@@ -131,19 +132,30 @@ class Work:
             for _ in range(2):
                 torch._foreach_copy_(self.gradients, self.first_gradients)
                 run()
-        of_weights, of_averages, *of_moments = (RelativeError() for _ in range(4))
-        whole = (self.first_weights, self.first_gradients, self.weights, self.shadows, *moments)
-        for tensors in zip(*whole, strict=True):
-            for first, gradient, weight, shadow, *found in in_pieces(*tensors):
-                start = first.double()
-                moved, averaged, *truths = two_steps(start, gradient.double() * CLIPPED_TO)
-                of_weights.add(weight.double() - start, moved - start)
-                of_averages.add(shadow.double() - start, averaged - start)
-                for error, moment, truth in zip(of_moments, found, truths, strict=True):
-                    error.add(moment, truth)
-        counted = [of_weights, *of_moments, *([of_averages] if average else [])]
+        errors = [RelativeError() for _ in range(4)]
+        for index, first in enumerate(self.first_weights):
+            found = (self.weights[index], self.shadows[index], *(m[index] for m in moments))
+            for start, *pieces in in_pieces(first, *found, *self._truths()[index]):
+                start = start.to(self.shadows[0].dtype)
+                values = [pieces[0] - start, pieces[1] - start, *pieces[2:4]]
+                for error, value, truth in zip(errors, values, pieces[4:], strict=True):
+                    error.add(value, truth)
+        counted = [error for place, error in enumerate(errors) if average or place != 1]
         values = [error.value for error in counted]
         return math.nan if any(map(math.isnan, values)) else max(values)
+
+    def _truths(self) -> list[list[Tensor]]:
+        """How far weight and average move in two steps, and the moments after; made once."""
+        if not self._truth:
+            for first, gradient in zip(self.first_weights, self.first_gradients, strict=True):
+                parts = [torch.empty_like(first, dtype=self.shadows[0].dtype) for _ in range(4)]
+                for start, by, *out in in_pieces(first, gradient, *parts):
+                    for where, what in zip(
+                        out, two_steps(start.double(), by.double()), strict=True
+                    ):
+                        where.copy_(what)
+                self._truth.append(parts)
+        return self._truth
 
     def variant(
         self,
@@ -175,17 +187,22 @@ class Work:
 
 
 def two_steps(weight: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weight, average, first and second moment after two steps of AdamW with one gradient."""
-    average = weight
-    exp_avg, exp_avg_sq = torch.zeros_like(weight), torch.zeros_like(weight)
-    for step in (1, 2):
-        exp_avg = BETAS[0] * exp_avg + (1 - BETAS[0]) * gradient
-        exp_avg_sq = BETAS[1] * exp_avg_sq + (1 - BETAS[1]) * gradient.square()
-        unbiased = exp_avg / (1 - BETAS[0] ** step)
-        size = (exp_avg_sq / (1 - BETAS[1] ** step)).sqrt() + EPS
-        weight = weight * (1 - LEARNING_RATE * WEIGHT_DECAY) - LEARNING_RATE * unbiased / size
-        average = DECAY * average + (1 - DECAY) * weight
-    return weight, average, exp_avg, exp_avg_sq
+    """What two steps of AdamW with one gradient, clipped, move the weight and its average by, and
+    the two moments after them.
+
+    With one gradient g the corrected moments are g and g^2 at each step, so that both steps are
+    lr * g / (|g| + eps), and the moments are (1 - beta1^2) g and (1 - beta2^2) g^2.
+    """
+    gradient = gradient * CLIPPED_TO
+    step = LEARNING_RATE * gradient / (gradient.abs() + EPS)
+    keep = 1 - LEARNING_RATE * WEIGHT_DECAY
+    first = weight * keep - step
+    second = first * keep - step
+    first, second = first - weight, second - weight
+    average = DECAY * (1 - DECAY) * first + (1 - DECAY) * second
+    exp_avg = (1 - BETAS[0] ** 2) * gradient
+    exp_avg_sq = (1 - BETAS[1] ** 2) * gradient.square()
+    return second, average, exp_avg, exp_avg_sq
 
 
 def ours(work: Work) -> Variant:

@@ -103,6 +103,8 @@ class PreparedEma:
         if torch.compiler.is_compiling():
             _update_in_graph_(self._shadows, self._weights, decay)
             return
+        if any(_has_changed(*pair) for group in self._groups for pair in zip(*group, strict=True)):
+            self._prepare()  # raises, in words, with the index, before anything is written
         if self._plan is not None:
             # A tensor on the pairs' own device stays there: the host does not wait for it.
             stays = isinstance(decay, Tensor) and decay.device == self._device
@@ -256,6 +258,15 @@ def _check_pair(index: int, shadow: Tensor, weight: Tensor) -> None:
         raise ValueError(_mismatch(index, shadow, weight))
     if shadow.dtype != _SHADOW_DTYPES.get(weight.dtype, weight.dtype):
         raise ValueError(_wrong_dtype(index, shadow, weight))
+
+
+def _has_changed(shadow: Tensor, weight: Tensor) -> bool:
+    """Whether a pair that was checked no longer fits, as after `weight.data = other`."""
+    return (
+        shadow.shape != weight.shape
+        or shadow.dtype != shadow_dtype(weight.dtype)
+        or not (native.has_memory(shadow) and native.has_memory(weight))
+    )
 
 
 def _refuse_overlaps(pairs: Sequence[tuple[int, Tensor, Tensor]]) -> None:

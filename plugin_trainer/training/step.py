@@ -47,6 +47,8 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
         run.sound = False
         run.update.apply(run.grad_norm)
         run.schedule.step()
+    else:
+        run.update.skip()
     return outcome
 
 

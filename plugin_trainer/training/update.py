@@ -34,6 +34,10 @@ class Update(Protocol):
         """Clip, move the weights, then their average. `grad_norm` is what `measure` returned."""
         ...
 
+    def skip(self) -> None:
+        """Not apply this step: let go of its gradients."""
+        ...
+
 
 class TorchUpdate:
     """Any optimizer, in torch's own operations."""
@@ -62,6 +66,10 @@ class TorchUpdate:
         self._optimizer.step()
         if self._ema is not None:
             self._ema.update()
+
+    def skip(self) -> None:
+        """Let go of the gradients."""
+        self._gradients = []
 
 
 class FusedUpdate:
@@ -97,6 +105,10 @@ class FusedUpdate:
         decay = self._ema.next_decay
         self._optimizer.apply(grad_norm, max_norm=self._max_norm, decay=decay)
         self._ema.update_the_rest(decay)
+
+    def skip(self) -> None:
+        """Let go of the gradients."""
+        self._optimizer.zero_grad(set_to_none=True)
 
 
 def build_update(

@@ -449,3 +449,35 @@ def test_a_tangent_is_refused_and_not_dropped():
         halting_loss(z, u, y, tau=0.1)  # nothing to differentiate
         with pytest.raises(RuntimeError, match="no forward-mode derivative"):
             halting_loss(forward_ad.make_dual(z, torch.ones_like(z)), u, y, tau=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": torch.ones(3, 1)}, r"alpha has shape \(3, 1\); there are 3 blocks"),
+        ({"beta": [1.0, 2.0]}, r"beta has shape \(2,\); there are 3 blocks"),
+        ({"class_weight": torch.ones(2, 2)}, r"class_weight has shape \(2, 2\).*must be a float"),
+        ({"class_weight": [1.0] * 4}, r"class_weight is a list; it must be a float tensor of \(4,"),
+        ({"class_weight": torch.ones(4, dtype=torch.bool)}, "torch.bool; it must be a float"),
+        ({"normalizer": torch.tensor([7.0])}, "normalizer is .* a number or a 0-dim tensor"),
+        ({"normalizer": (1, 2, 3)}, "a pair of them"),
+        ({"normalizer": [7, 5]}, "a pair of them"),
+    ],
+)
+def test_a_weight_or_count_of_another_form_is_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        halting_loss(
+            torch.randn(3, 5, 4), torch.randn(3, 5), torch.zeros(5).long(), tau=0.1, **options
+        )
+
+
+def test_the_gradient_is_not_written_over_logits_with_gaps_nor_over_a_parameter():
+    u, y = torch.randn(3, 5), torch.zeros(5, dtype=torch.int64)
+    split = (torch.randn(3, 5, 6, requires_grad=True) * 1)[..., :4]
+    with pytest.raises(ValueError, match=r"inplace needs each block's logits without gaps"):
+        halting_loss(split, u, y, tau=0.1, inplace=True)
+    parameter = torch.randn(3, 5, 4, requires_grad=True)
+    before = parameter.detach().clone()
+    with torch.no_grad(), pytest.raises(ValueError, match="over a leaf that requires grad"):
+        halting_loss(parameter, u, y, tau=0.1, inplace=True)
+    assert torch.equal(parameter, before)

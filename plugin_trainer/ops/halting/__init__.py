@@ -23,6 +23,7 @@ from plugin_trainer.ops.halting.inputs import (
     check_inplace,
     check_mask,
     check_mode,
+    check_weights,
     check_pair,
 )
 from plugin_trainer.ops.halting.reference import accumulation_dtype
@@ -152,6 +153,8 @@ def halting_loss(
         normalizer,
         empty,
     )
+    if not (alpha is beta is eta is class_weight is normalizer is None):
+        check_weights(logits, settings)
     wanted = ALL_BITS if outputs is ALL_OUTPUTS else bits_of(outputs)
     if inplace:
         check_inplace(logits, reduction)

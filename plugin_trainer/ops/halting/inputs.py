@@ -101,8 +101,12 @@ def check_inplace(logits: Tensor, reduction: str) -> None:
     """Raise ValueError if no gradient may be written over the logits."""
     if reduction == "none":
         raise ValueError("inplace needs a loss that is one number; reduction is 'none'")
-    if not torch.is_grad_enabled():
-        return
+    if logits.dim() > 0 and logits.shape[0] > 0 and not logits[0].is_contiguous():
+        raise ValueError(
+            f"inplace needs each block's logits without gaps; these have shape "
+            f"{tuple(logits.shape)} and strides {logits.stride()}: leave inplace out, or give it "
+            "logits.contiguous()"
+        )
     base = logits._base
     if (logits.is_leaf and logits.requires_grad) or (
         base is not None and base.is_leaf and base.requires_grad
@@ -111,6 +115,40 @@ def check_inplace(logits: Tensor, reduction: str) -> None:
             "inplace would write the gradient over a leaf that requires grad, a parameter: "
             "leave inplace out, or give it logits that were computed"
         )
+
+
+def check_weights(logits: Tensor, settings: Settings) -> None:
+    """Raise ValueError if a weight or a count has another form than `halting_loss` says."""
+    blocks, classes = logits.shape[0], logits.shape[-1]
+    for name in ("alpha", "beta", "eta"):
+        value = getattr(settings, name)
+        if value is not None and not isinstance(value, (int, float)):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else (len(value),)
+            if shape != (blocks,):
+                raise ValueError(f"{name} has shape {shape}; there are {blocks} blocks")
+    weight = settings.class_weight
+    if weight is not None and (
+        not isinstance(weight, Tensor)
+        or not weight.is_floating_point()
+        or weight.shape != (classes,)
+    ):
+        is_given = (
+            f"has shape {tuple(weight.shape)} and is {weight.dtype}"
+            if isinstance(weight, Tensor)
+            else f"is a {type(weight).__name__}"
+        )
+        raise ValueError(f"class_weight {is_given}; it must be a float tensor of ({classes},)")
+    normalizer = settings.normalizer
+    counts = normalizer if isinstance(normalizer, tuple) else (normalizer, normalizer)
+    if normalizer is not None and (len(counts) != 2 or not all(map(_is_count, counts))):
+        raise ValueError(
+            f"normalizer is {normalizer!r}; it must be a number or a 0-dim tensor, or a pair of "
+            "them: (rows, units)"
+        )
+
+
+def _is_count(count: object) -> bool:
+    return count.dim() == 0 if isinstance(count, Tensor) else isinstance(count, (int, float))
 
 
 def check_mask(name: str, mask: Tensor, shapes: list[torch.Size]) -> None:

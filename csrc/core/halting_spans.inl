@@ -822,13 +822,14 @@ PTRAIN_OUTLINE void weigh_targets(const HaltingTask& task, const Room& room, Til
 
 // As many rows as a register has doubles, [N][C] of each.
 struct Exact {
-  Doubles *y, *x, *target;  // y_n,c; then log(w y), then w y / a, then the gradient; t_c
+  Doubles *y, *x, *target;  // y_n,c; z_n,c, then log(w y), then w y / a, then the gradient; t_c
+  Doubles *most, *log_sum;  // [N] log of the sum of e^z: its largest z, and what the others add
   int row[double_lanes];    // in the tile
   int count;
 };
 
 std::int64_t exact_size(const HaltingTask& task) {
-  return static_cast<std::int64_t>(sizeof(Doubles)) * (2 * task.blocks + 1) * task.classes;
+  return static_cast<std::int64_t>(sizeof(Doubles)) * ((2 * task.blocks + 1) * task.classes + 2 * task.blocks);
 }
 
 // Everything for these rows. The gradient by the logits stays in `x`: see write_exact.
@@ -858,7 +859,7 @@ PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& 
     weight += exact.target[c];
     learns |= exact.target[c] != 0.0;
   }
-  Doubles supervision{};
+  Doubles supervision{}, top = all(-__builtin_inf());
   for (std::int64_t n = 0; n < blocks; ++n) {
     Doubles* y = exact.y + n * classes;
     Doubles* x = exact.x + n * classes;
@@ -872,26 +873,35 @@ PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& 
     }
     Doubles sum{};
     for (std::int64_t c = 0; c < classes; ++c) {
-      x[c] -= most;
-      y[c] = exp_of(x[c]);
+      y[c] = exp_of(x[c] - most);
       sum += y[c];
     }
     const Doubles log_sum = log_of(sum), inverse = 1.0 / sum;
+    exact.most[n] = most;
+    exact.log_sum[n] = log_sum;
+    top = larger(most, top);
     Doubles cost{};
-    for (int k = 0; k < double_lanes; ++k) lane[k] = room.log_w[n][unit[k]];
-    const Doubles log_w = load<Doubles>(lane);
     for (std::int64_t c = 0; c < classes; ++c) {
-      const Doubles log_y = x[c] - log_sum;
+      const Doubles log_y = x[c] - most - log_sum;
       cost -= exact.target[c] != 0.0 ? exact.target[c] * log_y : all(0.0);
       y[c] *= inverse;
-      x[c] = log_w + log_y;
     }
     if (task.eta != nullptr && task.eta[n] != 0.0) supervision += task.eta[n] * cost;
   }
   Doubles loss{};
   for (std::int64_t c = 0; c < classes; ++c) {
+    // Blocks are told apart by differences of logits, small ones of large numbers among them: so
+    // like is taken from like before anything joins in. At -1e30 log y_n itself has no digit left.
+    Doubles largest = all(-__builtin_inf());
+    for (std::int64_t n = 0; n < blocks; ++n) largest = larger(exact.x[n * classes + c], largest);
+    largest = largest == -__builtin_inf() ? all(0.0) : largest;
     Doubles most = all(-__builtin_inf());
-    for (std::int64_t n = 0; n < blocks; ++n) most = larger(exact.x[n * classes + c], most);
+    for (std::int64_t n = 0; n < blocks; ++n) {
+      for (int k = 0; k < double_lanes; ++k) lane[k] = room.log_w[n][unit[k]];
+      Doubles& x = exact.x[n * classes + c];
+      x = load<Doubles>(lane) + ((x - largest) - (exact.most[n] - top)) - exact.log_sum[n];
+      most = larger(x, most);
+    }
     const Doubles base = most == -__builtin_inf() ? all(0.0) : most;
     Doubles sum{};
     for (std::int64_t n = 0; n < blocks; ++n) {
@@ -899,7 +909,7 @@ PTRAIN_OUTLINE void exact_rows(const HaltingTask& task, const Room& room, Tile& 
       x = exp_of(x - base);
       sum += x;
     }
-    const Doubles log_answer = base + log_of(sum);
+    const Doubles log_answer = (largest - top) + (base + log_of(sum));
     for (std::int64_t n = 0; n < blocks; ++n) exact.x[n * classes + c] /= sum;
     loss -= exact.target[c] != 0.0 ? exact.target[c] * log_answer : all(0.0);
     if (task.log_answer == nullptr) continue;
@@ -994,6 +1004,8 @@ PTRAIN_OUTLINE void run_exact_rows(const HaltingTask& task, Room& room, HaltingM
       exact[groups].y = reinterpret_cast<Doubles*>(from);
       exact[groups].x = exact[groups].y + task.blocks * task.classes;
       exact[groups].target = exact[groups].x + task.blocks * task.classes;
+      exact[groups].most = exact[groups].target + task.classes;
+      exact[groups].log_sum = exact[groups].most + task.blocks;
       exact[groups++].count = 0;
     }
     Exact& group = exact[groups - 1];

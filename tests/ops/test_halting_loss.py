@@ -481,3 +481,29 @@ def test_the_gradient_is_not_written_over_logits_with_gaps_nor_over_a_parameter(
     with torch.no_grad(), pytest.raises(ValueError, match="over a leaf that requires grad"):
         halting_loss(parameter, u, y, tau=0.1, inplace=True)
     assert torch.equal(parameter, before)
+
+
+@pytest.mark.parametrize("logit", [-1e2, -1e6, -1e8, -1e12, -1e30, -3e38])
+def test_a_label_that_no_block_gives_a_chance_is_still_shared_out_among_them(logit):
+    """By r_n, which w_n and the other classes' logits settle when the label's are all the same."""
+    torch.manual_seed(0)
+    z, u = torch.randn(3, 5, 4), torch.randn(3, 5)
+    z[:, 2, 0] = logit
+    h = u[:, 2].double().sigmoid()
+    w = torch.stack([(1 - h[0]) * (1 - h[0] * h[1]), h[0] * (1 - h[0] * h[1]), h[0] * h[1]])
+    share = w * (-z[:, 2, 1:].double().logsumexp(-1)).exp()
+    z.requires_grad_()
+    halting_loss(z, u, torch.zeros(5, dtype=torch.int64), tau=0.0, reduction="sum").loss.backward()
+    torch.testing.assert_close(z.grad[:, 2, 0].double(), -share / share.sum(), rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("logit", [1e6, 1e12, 1e30, 3e38])
+def test_a_label_beneath_others_that_are_certain_is_shared_out_too(logit):
+    """The other classes' logits are huge, and how many of them there are tells the blocks apart."""
+    z, u = torch.zeros(2, 1, 4), torch.zeros(2, 1)
+    z[0, 0, 1], z[1, 0, 1:3] = logit, logit
+    z.requires_grad_()
+    loss = halting_loss(z, u, torch.zeros(1, dtype=torch.int64), tau=0.0).loss
+    loss.backward()
+    share = torch.tensor([0.5 * 1.0, 0.5 * 0.5])  # w_n / (how many share the probability)
+    torch.testing.assert_close(z.grad[:, 0, 0], -share / share.sum())

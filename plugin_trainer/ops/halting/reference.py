@@ -146,13 +146,16 @@ def halting_backward(
 def _log_responsibilities(logits_NUTC: Tensor, log_w_NU: Tensor) -> Tensor:
     """log r_n,c = log of w_n y_n,c over its sum over the blocks.
 
-    A class's logits are counted from their largest over the blocks, and only then does each block's
-    normalisation join in: at a logit of -1e8 log y_n itself has no digit left to tell blocks by.
+    Blocks are told apart by differences of logits, small ones of large numbers among them: so like
+    is taken from like before anything joins in. At a logit of -1e8 log y_n itself has no digit
+    left.
     """
     largest_UTC = logits_NUTC.amax(0)
     largest_UTC = torch.where(largest_UTC == -math.inf, 0.0, largest_UTC)
-    scores_NUTC = log_w_NU[:, :, None, None] + (logits_NUTC - largest_UTC)
-    scores_NUTC = scores_NUTC - torch.logsumexp(logits_NUTC, -1, keepdim=True)
+    most_NUT1 = logits_NUTC.amax(-1, keepdim=True)
+    log_sum_NUT1 = torch.logsumexp(logits_NUTC - most_NUT1, -1, keepdim=True)
+    gaps_NUTC = (logits_NUTC - largest_UTC) - (most_NUT1 - most_NUT1.amax(0))
+    scores_NUTC = log_w_NU[:, :, None, None] + gaps_NUTC - log_sum_NUT1
     return scores_NUTC - torch.logsumexp(scores_NUTC, 0)
 
 

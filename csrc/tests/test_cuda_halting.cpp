@@ -85,7 +85,6 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
   const std::int64_t N = c.blocks, U = c.units, T = c.tokens, C = c.classes, R = U * T;
   const bool wide = c.logits_type == NumberType::float64 || c.halting_type == NumberType::float64;
   const NumberType result = wide ? NumberType::float64 : NumberType::float32;
-  const std::int64_t result_bytes = wide ? 8 : 4;
   std::vector<char> logits = stored(normal(N * R * C, c.logits_spread), c.logits_type);
   std::vector<float> u = normal(N * U, c.halting_spread);
   for (std::int64_t n = 0; n < N && c.halting_everywhere != 0.0f && U > 0; ++n) u[n * U] = c.halting_everywhere;
@@ -108,13 +107,16 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
   for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = i % 3 != 0;
   const double tau = 0.3;
 
+  // The CPU's kernel gets the same numbers in double, so that its own rounding is no part of what is seen.
+  const std::vector<double> wide_logits = numbers_of(logits, c.logits_type, N * R * C);
+  const std::vector<double> wide_halting = numbers_of(halting, c.halting_type, N * U);
   ptrain::HaltingTask core{};
   core.blocks = N, core.units = U, core.tokens = T, core.classes = C;
-  core.logits = logits.data();
-  core.logits_type = core_type(c.logits_type);
+  core.logits = wide_logits.data();
+  core.logits_type = core_type(NumberType::float64);
   core.logits_stride = R * C;
-  core.halting = halting.data();
-  core.halting_type = core_type(c.halting_type);
+  core.halting = wide_halting.data();
+  core.halting_type = core_type(NumberType::float64);
   core.halting_stride = U;
   core.labels = c.soft ? nullptr : c.int32_labels ? static_cast<const void*>(labels32.data()) : labels.data();
   core.labels_are_int32 = c.int32_labels;
@@ -126,7 +128,7 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
   core.eta = c.deep ? eta.data() : nullptr;
   core.mask = c.masked ? mask.data() : nullptr;
   core.mask_is_per_row = c.mask_per_row;
-  core.in_double = wide;
+  core.in_double = true;
 
   gpu::HaltingTask task{};
   task.blocks = N, task.units = U, task.tokens = T, task.classes = C;
@@ -195,8 +197,9 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
   };
   for (Outputs* out : {&ours, &expected}) {
     const bool on_gpu = out == &ours;
-    void* grad_logits = room(out->grad_logits, static_cast<std::int64_t>(logits.size()));
-    void* grad_halting = room(out->grad_halting, static_cast<std::int64_t>(halting.size()));
+    const std::int64_t result_bytes = on_gpu && !wide ? 4 : 8;
+    void* grad_logits = room(out->grad_logits, on_gpu ? static_cast<std::int64_t>(logits.size()) : 8 * N * R * C);
+    void* grad_halting = room(out->grad_halting, on_gpu ? static_cast<std::int64_t>(halting.size()) : 8 * N * U);
     void* cost = room(out->task, result_bytes * (on_gpu && !each ? 1 : R));
     void* deep = room(out->supervision, result_bytes * (on_gpu && !each ? 1 : R));
     void* regulariser = room(out->regulariser, result_bytes * (on_gpu && !each ? 1 : U));
@@ -229,7 +232,7 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
                          : type == NumberType::float32 ? 5e-7
                          : type == NumberType::float16 ? 1e-3
                                                        : 5e-3;
-    const double distance = relative_distance(numbers_of(a, type, size), numbers_of(b, type, size), least);
+    const double distance = relative_distance(numbers_of(a, type, size), numbers_of(b, NumberType::float64, size), least);
     CHECK(distance <= limit,
           "%s: %g (N %lld, U %lld, T %lld, C %lld, type %d, spread %g, reduction %d, soft %d, smoothing %g)", what,
           distance, static_cast<long long>(N), static_cast<long long>(U), static_cast<long long>(T),
@@ -245,9 +248,9 @@ void the_loss_is_that_of_the_cpu(const Case& c) {
     close(ours.task, expected.task, result, R, "task");
     close(ours.supervision, expected.supervision, result, R, "supervision");
     close(ours.regulariser, expected.regulariser, result, U, "regulariser");
-    std::vector<double> losses = numbers_of(expected.regulariser, result, U);
-    const std::vector<double> costs = numbers_of(expected.task, result, R);
-    const std::vector<double> deep = numbers_of(expected.supervision, result, R);
+    std::vector<double> losses = numbers_of(expected.regulariser, NumberType::float64, U);
+    const std::vector<double> costs = numbers_of(expected.task, NumberType::float64, R);
+    const std::vector<double> deep = numbers_of(expected.supervision, NumberType::float64, R);
     for (double& loss : losses) loss *= tau;
     for (std::int64_t row = 0; row < R; ++row) losses[row / T] += costs[row] + deep[row];
     const double distance = relative_distance(numbers_of(ours.loss, result, U), losses);

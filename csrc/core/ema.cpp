@@ -1,11 +1,22 @@
 // The moving average: the tensors' elements are one row, cut into equal ranges and then into flat loops.
 #include "ema.h"
 
+// The loops are written in vectors. -O3 finds nothing more in them, and takes longer.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__OPTIMIZE__)
+#pragma GCC optimize("O2")
+#endif
+
 #include <algorithm>
 #include <cstring>
 
+// GCC has the two instructions as builtins, and its <immintrin.h> takes a third of this file's time.
+#if defined(__GNUC__) && !defined(__clang__)
+#define PTRAIN_GCC 1
+#else
+#define PTRAIN_GCC 0
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
 #endif
 
 #include "each_isa.h"

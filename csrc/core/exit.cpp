@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <memory>
-#include <new>
 
 #include "each_isa.h"
 #include "halting_numbers.h"
@@ -20,16 +18,16 @@ constexpr std::int64_t work_per_task = 2048;
 
 class ExitMemory {
  public:
-  explicit ExitMemory(std::int64_t bytes) : all_(aligned_memory(bytes)) {}
+  explicit ExitMemory(std::int64_t bytes) : all_(bytes) {}
   double* all() { return reinterpret_cast<double*>(all_.get()); }
   bool* flags(std::int64_t count) {
-    if (!flags_) flags_ = std::make_unique<bool[]>(static_cast<std::size_t>(count));
-    return flags_.get();
+    if (!flags_) flags_ = AlignedMemory(count);
+    return reinterpret_cast<bool*>(flags_.get());
   }
 
  private:
   AlignedMemory all_;
-  std::unique_ptr<bool[]> flags_;
+  AlignedMemory flags_;
 };
 
 // log p_{n-1}, log(1 - p_{n-1}) and (1 - p_n)^(N - n) of a unit, `step` apart from block to block.

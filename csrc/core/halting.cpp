@@ -43,10 +43,10 @@ using Row = double[halting_lanes];
 // What one thread works in: a fixed part, and room for rows in log space, which are rare.
 class HaltingMemory {
  public:
-  explicit HaltingMemory(std::int64_t bytes) : all_(aligned_memory(bytes)) {}
+  explicit HaltingMemory(std::int64_t bytes) : all_(bytes) {}
   char* all() { return all_.get(); }
   char* exact(int group, std::int64_t bytes) {
-    if (!exact_[group]) exact_[group] = aligned_memory(bytes);
+    if (!exact_[group]) exact_[group] = AlignedMemory(bytes);
     return exact_[group].get();
   }
 

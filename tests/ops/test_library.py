@@ -218,6 +218,7 @@ def test_the_library_says_what_it_is():
 
 def test_a_named_library_of_somebody_else_is_refused_in_words(monkeypatch):
     other = next(iter(sorted(Path(np.__file__).parent.rglob("_multiarray_umath*.so"))))
+    monkeypatch.setenv("PTRAIN_KERNELS", "auto")
     monkeypatch.setenv("PTRAIN_KERNELS_LIBRARY", str(other))
     monkeypatch.setattr(library, "_is_loaded", lambda: False)
     with pytest.raises(PtrainError, match="names a library that holds none of these kernels"):

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from plugin_trainer.ops.bench import ema, halting, run_short_bench, step
+from plugin_trainer.ops.bench import ema, halting, interleaved, run_short_bench, step
 from plugin_trainer.ops.bench.interleaved import Probe, Timed, Variant, measure, relative_error
 from plugin_trainer.ops.bench.shapes import BERT_BASE, LISTS, MINILM, bert_shapes, elements
 from plugin_trainer.ops.bench.short import Case
@@ -59,10 +59,17 @@ def test_ratios_are_of_the_same_round():
     assert peer.over(ours) == 2.0
 
 
-def test_the_share_of_the_probe_is_of_bandwidths():
-    probe = Probe(lambda: time.sleep(0.005), moved_bytes=100.0, ideal_bytes=50.0)
-    (timed,) = measure([Variant("ours", lambda: time.sleep(0.005))], rounds=3, probe=probe)
-    assert timed.of_probe == pytest.approx(0.5, rel=0.5)
+def test_the_share_of_the_probe_is_of_bandwidths(monkeypatch):
+    now = 0.0
+
+    def take_5_ms() -> None:
+        nonlocal now
+        now += 0.005
+
+    monkeypatch.setattr(interleaved.time, "perf_counter", lambda: now)
+    probe = Probe(take_5_ms, moved_bytes=100.0, ideal_bytes=50.0)
+    (timed,) = measure([Variant("ours", take_5_ms)], rounds=3, probe=probe)
+    assert timed.of_probe == pytest.approx(0.5)
     assert len(timed.probe) == 3
 
 

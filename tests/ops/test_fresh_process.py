@@ -51,3 +51,16 @@ assert s == 1
 def test_an_op_may_be_used_first_inside_a_compiled_graph(case):
     done = subprocess.run([sys.executable, "-c", BEGIN + case], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_using_the_ops_does_not_import_the_compiler():
+    use = """
+shadow, weight = torch.zeros(5), torch.ones(5)
+ops.ema_update_([shadow], [weight], decay=0.75)
+ops.grad_norm([weight])
+ops.halting_loss(torch.randn(3, 5, 4), torch.randn(3, 5), torch.tensor([0, 1, 2, 3, 0]), tau=0.1)
+import sys
+assert "torch._dynamo" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", BEGIN + use], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -181,8 +181,7 @@ def _update_in_graph_(
         reference.ema_update_(reference.grouped(rest), decay=decay)
 
 
-# Dynamo must not look into how the library is found.
-@torch.compiler.assume_constant_result
+@library.answered_while_compiling
 def _is_compiled() -> bool:
     return library.find() is not None
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plugin_trainer.ops.norm import native, reference
+from plugin_trainer.ops import library
+from plugin_trainer.ops.norm import reference
 
 __all__ = ["grad_norm"]
 
@@ -38,7 +39,7 @@ def grad_norm(gradients: Sequence[Tensor]) -> Tensor:
         if in_graph:
             return joined([_norm(some) for some in by_device.values()])
         try:
-            if not all(native.available(device.type) for device in by_device):
+            if not all(library.has_kernels_for(device.type) for device in by_device):
                 _check_memory(gradients)
             return joined([_norm(some) for some in by_device.values()])
         except RuntimeError:
@@ -57,7 +58,7 @@ def joined(norms: Sequence[Tensor]) -> Tensor:
 
 
 def _norm(gradients: list[Tensor]) -> Tensor:
-    if native.available(gradients[0].device.type):
+    if library.has_kernels_for(gradients[0].device.type):
         norm: Tensor = torch.ops.ptrain.grad_norm(gradients)
         return norm
     return reference.grad_norm(gradients)

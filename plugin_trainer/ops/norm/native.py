@@ -1,4 +1,4 @@
-"""The compiled norm: when it can be used, and what torch.compile must know of it."""
+"""The compiled norm: what torch.compile must know of it."""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from plugin_trainer.ops import library
-
-
-@torch.compiler.assume_constant_result
-def available(device_type: str) -> bool:
-    """Whether the compiled library is there and has kernels for this kind of device."""
-    compiled = library.find()
-    if compiled is None:
-        return False
-    return device_type == "cpu" or (device_type == "cuda" and compiled.cuda)
 
 
 def register() -> None:

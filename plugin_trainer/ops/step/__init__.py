@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from plugin_trainer.ops.norm import native as norm_native
+from plugin_trainer.ops import library
 from plugin_trainer.ops.step import reference
 from plugin_trainer.ops.step.inputs import check_lists
 from plugin_trainer.ops.step.optimizer import FusedAdamW
@@ -80,7 +80,7 @@ def fused_step_(
         return
     with torch.no_grad():
         step = reference.fused_step_
-        if norm_native.available(params[0].device.type):
+        if library.has_kernels_for(params[0].device.type):
             step = torch.ops.ptrain.fused_step_
         step(
             params, grads, exp_avgs, exp_avg_sqs, steps, shadows, rows, hyper, norm,

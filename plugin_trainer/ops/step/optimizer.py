@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 
+from plugin_trainer.ops import library
 from plugin_trainer.ops.norm import joined
-from plugin_trainer.ops.norm import native as norm_native
 from plugin_trainer.ops.step import native, reference
 from plugin_trainer.ops.step.inputs import (
     check_apart,
@@ -442,7 +442,7 @@ class FusedAdamW(torch.optim.AdamW):
                 self._adopt_state(place)
             else:
                 self._stateless.append(place)
-            compiled = norm_native.available(param.device.type) and self._is_for_kernels(param)
+            compiled = library.has_kernels_for(param.device.type) and self._is_for_kernels(param)
             parts.setdefault((param.device, compiled), []).append(place)
         nothing = torch.empty(0)
         for (_, compiled), places in parts.items():

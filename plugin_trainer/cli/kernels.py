@@ -69,11 +69,12 @@ def build(force: bool, into_package: bool) -> None:
 
 
 @kernels.command()
-def bench() -> None:
+@json_option
+def bench(json_: bool) -> None:
     """Time each kernel beside what torch offers, in one run. Takes about a minute."""
     from plugin_trainer.ops.bench import run_short_bench
 
-    run_short_bench(click.echo)
+    run_short_bench(click.echo, as_json=json_)
 
 
 def _print_status(*, json_: bool) -> None:

@@ -26,6 +26,12 @@ except Unavailable:
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
 
 
+@pytest.fixture(autouse=True)
+def _as_on_any_machine(monkeypatch):
+    """Whatever the suite itself is run with."""
+    monkeypatch.setenv("PTRAIN_KERNELS", "auto")
+
+
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A copy of what a wheel is made of."""

@@ -23,8 +23,8 @@ from plugin_trainer.ops.halting.inputs import (
     check_inplace,
     check_mask,
     check_mode,
-    check_weights,
     check_pair,
+    check_weights,
 )
 from plugin_trainer.ops.halting.reference import accumulation_dtype
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import is_
 from typing import Any, Protocol
@@ -162,12 +163,13 @@ class FusedAdamW(torch.optim.AdamW):
         """
         for pre in chain(_global_hooks("pre"), self._optimizer_step_pre_hooks.values()):
             pre(self, (self,), {})
-        self._apply(
-            norm,
-            max_norm=self.max_norm if max_norm is None else _checked_max_norm(max_norm),
-            decay=decay,
-            zero_grads=self.zero_grads if zero_grads is None else zero_grads,
-        )
+        with _recorded(self):
+            self._apply(
+                norm,
+                max_norm=self.max_norm if max_norm is None else _checked_max_norm(max_norm),
+                decay=decay,
+                zero_grads=self.zero_grads if zero_grads is None else zero_grads,
+            )
         self._opt_called = True  # what torch's schedulers look for to know that a step was taken
         for post in chain(self._optimizer_step_post_hooks.values(), _global_hooks("post")):
             post(self, (self,), {})
@@ -552,6 +554,14 @@ class FusedAdamW(torch.optim.AdamW):
             "_shadow_of": self._shadow_of,
             "_keeps_grads": self._keeps_grads,
         }
+
+
+def _recorded(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:
+    """Under a profiler, the record that torch makes of every optimizer's `step`."""
+    if not torch.autograd._profiler_enabled():
+        return nullcontext()
+    name = f"Optimizer.step#{type(optimizer).__name__}.step"
+    return torch.autograd.profiler.record_function(name)
 
 
 def _global_hooks(kind: str) -> Iterable[Any]:

@@ -5,7 +5,7 @@ had, `off` never does, `require` makes its absence an error. PTRAIN_KERNELS_LIBR
 to use instead of looking for one.
 
 Looked for in this order: the named one, the one that the wheel carries, a cache, and then it is
-built, which takes about three seconds, once. Where that cannot be, the references do the work.
+built, which takes some seconds, once. Where that cannot be, the references do the work.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@
 #include "../core/numeric.h"
 #include "../core/probe.h"
 #include "check.h"
+#include "threads.h"
 
 using namespace ptrain;
 
@@ -27,19 +28,6 @@ const std::vector<double> decays = {0.0, 0.1, 0.5, 0.999, 1.0};
 void update(const std::vector<EmaTensor>& tensors, double decay, ParallelFor parallel_for = serial_for) {
   const auto count = static_cast<std::int64_t>(tensors.size());
   ema_update(tensors.data(), ema_starts(tensors.data(), count).data(), count, decay, parallel_for);
-}
-
-// Three threads take the ranges in turn, so that neighbouring chunks run at the same time.
-void threaded_for(std::int64_t count, std::int64_t grain, RangeTask task, void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 0; worker < 3; ++worker) {
-    threads.emplace_back([=] {
-      for (std::int64_t begin = worker * grain; begin < count; begin += 3 * grain) {
-        task(begin, std::min(begin + grain, count), context);
-      }
-    });
-  }
-  for (auto& thread : threads) thread.join();
 }
 
 double read(WeightType type, const std::vector<unsigned char>& bytes, std::int64_t i) {

@@ -10,23 +10,11 @@
 #include "../core/isa.h"
 #include "../core/norm.h"
 #include "check.h"
+#include "threads.h"
 
 using namespace ptrain;
 
 namespace {
-
-// Three threads take the ranges in turn, so that neighbouring chunks run at the same time.
-void threaded_for(std::int64_t count, std::int64_t grain, RangeTask task, void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 0; worker < 3; ++worker) {
-    threads.emplace_back([=] {
-      for (std::int64_t begin = worker * grain; begin < count; begin += 3 * grain) {
-        task(begin, begin + grain < count ? begin + grain : count, context);
-      }
-    });
-  }
-  for (auto& thread : threads) thread.join();
-}
 
 const std::vector<std::int64_t> sizes = {0, 1, 31, 32, 33, 255, 0, 16384, 16385, 100003};
 

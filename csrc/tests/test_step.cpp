@@ -9,23 +9,11 @@
 #include "../core/isa.h"
 #include "../core/step.h"
 #include "check.h"
+#include "threads.h"
 
 using namespace ptrain;
 
 namespace {
-
-// Three threads take the ranges in turn, so that neighbouring stretches run at the same time.
-void threaded_for(std::int64_t count, std::int64_t grain, RangeTask task, void* context) {
-  std::vector<std::thread> threads;
-  for (int worker = 0; worker < 3; ++worker) {
-    threads.emplace_back([=] {
-      for (std::int64_t begin = worker * grain; begin < count; begin += 3 * grain) {
-        task(begin, begin + grain < count ? begin + grain : count, context);
-      }
-    });
-  }
-  for (auto& thread : threads) thread.join();
-}
 
 const std::vector<std::int64_t> sizes = {0, 1, 63, 64, 65, 0, 1000, 16385, 70001};
 const StepGroup groups[2] = {{1e-2, 0.9, 0.999, 1e-8, 0.1, 0.99}, {3e-3, 0.0, 0.9, 1e-6, 0.0, 0.2}};

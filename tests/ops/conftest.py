@@ -1,17 +1,21 @@
-"""One thread: these tensors are small, and threads that wait for a busy core are slow."""
+"""What the tests of several ops share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
 
+from plugin_trainer.ops import library
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Twelve seconds became two on a machine whose cores were taken."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+
+@pytest.fixture
+def every_isa():
+    """A call for each instruction set, to use it from then on."""
+    if library.find() is None:
+        yield [lambda: None]
+        return
+    before = torch.ops.ptrain.isa()
+    yield [partial(torch.ops.ptrain.use_isa, name) for name in ("baseline", "avx2", "avx512")]
+    torch.ops.ptrain.use_isa(before)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -16,17 +15,6 @@ SIZES = [(0,), (1,), (), (63,), (64,), (65,), (3, 5, 7), (40_003,)]
 needs_kernels = pytest.mark.skipif(
     library.find() is None, reason="there are no compiled kernels here"
 )
-
-
-@pytest.fixture
-def every_isa():
-    """A call for each instruction set, to use it from then on."""
-    if library.find() is None:
-        yield [lambda: None]
-        return
-    before = torch.ops.ptrain.isa()
-    yield [partial(torch.ops.ptrain.use_isa, name) for name in ("baseline", "avx2", "avx512")]
-    torch.ops.ptrain.use_isa(before)
 
 
 def make(sizes, dtype, *, seed=0):

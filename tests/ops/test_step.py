@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import pytest
 import torch
@@ -19,17 +18,6 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SIZES = [(0,), (1,), (), (63,), (64,), (65,), (3, 5, 7), (70_001,)]
 # lr, beta1, beta2, eps, weight decay, decay of the average
 HYPER = [[1e-2, 0.9, 0.999, 1e-8, 0.1, 0.99], [3e-3, 0.0, 0.9, 1e-6, 0.0, 0.2]]
-
-
-@pytest.fixture
-def every_isa():
-    """A call for each instruction set, to use it from then on."""
-    if library.find() is None:
-        yield [lambda: None]
-        return
-    before = torch.ops.ptrain.isa()
-    yield [partial(torch.ops.ptrain.use_isa, name) for name in ("baseline", "avx2", "avx512")]
-    torch.ops.ptrain.use_isa(before)
 
 
 def state_dtype(dtype):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.ops.halting import reference
+from plugin_trainer.ops.halting.inputs import NO_SECOND_DERIVATIVE
 
 
 class HaltingFunction(torch.autograd.Function):
@@ -51,9 +52,7 @@ class HaltingFunction(torch.autograd.Function):
         # torch's own once_differentiable lets create_graph=True pass, and a penalty on the gradient
         # would then silently lack this loss's second derivative.
         if torch.is_grad_enabled():
-            raise RuntimeError(
-                "halting_loss has no second derivative: call backward without create_graph=True"
-            )
+            raise RuntimeError(NO_SECOND_DERIVATIVE)
         logits_NUTC, halting_NU, targets_UTC, alpha_N, beta_N, eta_N = ctx.saved_tensors
         with torch.autocast(logits_NUTC.device.type, enabled=False):
             grad_z, grad_u = reference.halting_backward(

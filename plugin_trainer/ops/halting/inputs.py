@@ -15,6 +15,10 @@ from torch.autograd import forward_ad
 PerBlock: TypeAlias = float | Sequence[float] | Tensor
 Count: TypeAlias = float | Tensor
 
+NO_SECOND_DERIVATIVE = (
+    "halting_loss has no second derivative: call backward without create_graph=True"
+)
+
 # The by-products of the loss, and the bits that stand for them in the ops.
 OUTPUTS = {"log_answer": 1, "halting_p": 2, "exit_weights": 4}
 

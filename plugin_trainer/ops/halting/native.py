@@ -12,6 +12,7 @@ from torch import Tensor
 
 from plugin_trainer.ops import library
 from plugin_trainer.ops.halting.inputs import (
+    NO_SECOND_DERIVATIVE,
     OUTPUTS,
     PerBlock,
     Settings,
@@ -32,9 +33,6 @@ LABELS = FLOATS | {torch.int64, torch.int32}
 REDUCTIONS = {"mean": 0, "sum": 1, "none": 2}
 GIVEN_MEAN = 3
 GRAD_LOGITS, GRAD_HALTING = 8, 16
-NO_SECOND_DERIVATIVE = (
-    "halting_loss has no second derivative: call backward without create_graph=True"
-)
 
 
 def takes(logits: Tensor, halting_logits: Tensor) -> bool:

@@ -162,7 +162,7 @@ def _update_in_graph_(
     shadows: Sequence[Tensor], weights: Sequence[Tensor], decay: float | Tensor
 ) -> None:
     """What torch.compile traces: decided by dtypes and devices alone, as no memory is there yet."""
-    compiled = _is_compiled() and not isinstance(decay, Tensor)
+    compiled = library.has_kernels_for("cpu") and not isinstance(decay, Tensor)
     taken: list[tuple[Tensor, Tensor]] = []
     rest: list[tuple[Tensor, Tensor]] = []
     given: dict[Tensor, list[Tensor]] = {}
@@ -179,11 +179,6 @@ def _update_in_graph_(
                 [shadow for shadow, _ in taken], [weight for _, weight in taken], decay
             )
         reference.ema_update_(reference.grouped(rest), decay=decay)
-
-
-@library.answered_while_compiling
-def _is_compiled() -> bool:
-    return library.find() is not None
 
 
 def _is_taken_in_graph(weight: Tensor) -> bool:

@@ -30,7 +30,7 @@ def takes(shadow: Tensor, weight: Tensor) -> bool:
 
 def _plain(tensor: Tensor) -> bool:
     return (
-        (tensor.is_cpu or (tensor.is_cuda and _has_cuda()))
+        (tensor.is_cpu or (tensor.is_cuda and library.has_kernels_for("cuda")))
         and tensor.layout is torch.strided
         and type(tensor).__torch_dispatch__ is Tensor.__torch_dispatch__
         and not tensor.is_neg()
@@ -44,11 +44,6 @@ def has_memory(tensor: Tensor) -> bool:
     strides = zip(tensor.shape, tensor.stride(), strict=True)
     last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in strides)
     return (last + 1) * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _has_cuda() -> bool:
-    compiled = library.find()
-    return compiled is not None and compiled.cuda
 
 
 def _lie_alike(shadow: Tensor, weight: Tensor) -> bool:

@@ -313,6 +313,28 @@ def test_gradients_are_let_go_after_the_step():
     assert optimizer._held is None
 
 
+def test_gradients_that_stay_are_held_until_others_come():
+    import weakref
+
+    ours, theirs = make_model(), make_model()
+    fused, plain = FusedAdamW(ours.parameters()), AdamW(theirs.parameters())
+    held = []
+    for step, batch in enumerate(batches(6)):
+        for model, optimizer in ((ours, fused), (theirs, plain)):
+            model.zero_grad(set_to_none=step == 4)
+            inputs, targets = batch
+            (model(inputs) - targets).square().mean().backward()
+            optimizer.step()
+        held.append(fused._held is not None)
+        if step == 3:
+            first = weakref.ref(next(ours.parameters()).grad)
+    # The same tensors at steps 0 to 3, and again from 4 on: at the second sight they are held.
+    assert held == [False, True, True, True, False, True]
+    assert first() is None
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
+
+
 def test_other_memory_behind_a_parameter_is_followed():
     ours, theirs = make_model(), make_model()
     fused, plain = FusedAdamW(ours.parameters()), AdamW(theirs.parameters())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
@@ -81,6 +82,7 @@ class FusedAdamW(torch.optim.AdamW):
     _inner_states: list[dict[str, Any]]  # the parameters' states then
     _averages: list[Tensor]  # the shadows
     _held: list[Tensor | None] | None  # the gradients that the plans hold
+    _seen: Callable[[], Tensor | None]  # one of those that they let go of, if it is still there
     _stepped: list[Tensor]  # the parameters of those gradients
     _measured: bool  # a step is half done
 
@@ -214,6 +216,7 @@ class FusedAdamW(torch.optim.AdamW):
             torch.autograd.graph.increment_version(self._averages)
         self._keeps_grads = zero_grads or self._keeps_grads
         if not self._keeps_grads:
+            self._see_a_gradient()
             self._drop_gradients()
         self._measured = False
 
@@ -262,6 +265,7 @@ class FusedAdamW(torch.optim.AdamW):
         self._inner_states = []
         self._averages = []
         self._held = None
+        self._seen = _nothing
         self._stepped = []
         self._measured = False
 
@@ -273,6 +277,10 @@ class FusedAdamW(torch.optim.AdamW):
         held = self._held
         if held is not None and all(map(is_, held, gradients)):
             return
+        # Gradients that stay from step to step are held: to give 2,000 of them takes 0.5 ms. New
+        # ones are let go of after the step, so that their memory can be used.
+        seen = self._seen()
+        self._keeps_grads = seen is not None and any(seen is gradient for gradient in gradients)
         self._take(gradients)
 
     def _take(self, gradients: list[Tensor | None]) -> None:
@@ -364,6 +372,11 @@ class FusedAdamW(torch.optim.AdamW):
             if gradient is not None:
                 check_gradient(f"the gradient of {name}", gradient, param)
                 check_memory(f"the gradient of {name}", gradient)
+
+    def _see_a_gradient(self) -> None:
+        if self._held is not None:
+            first = next((gradient for gradient in self._held if gradient is not None), None)
+            self._seen = _nothing if first is None else weakref.ref(first)
 
     def _drop_gradients(self) -> None:
         if self._held is not None:
@@ -554,6 +567,10 @@ class FusedAdamW(torch.optim.AdamW):
             "_shadow_of": self._shadow_of,
             "_keeps_grads": self._keeps_grads,
         }
+
+
+def _nothing() -> None:
+    return None
 
 
 def _recorded(optimizer: torch.optim.Optimizer) -> AbstractContextManager[object]:

@@ -15,23 +15,20 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from plugin_trainer.errors import DataError
-from ptrain_dactbert.broken import BrokenRows
-from ptrain_dactbert.labels import Labels, label_names
-from ptrain_dactbert.reading import Row
-from ptrain_dactbert.settings import TextClassificationSettings
-from ptrain_dactbert.sources import Place, Reader, all_labels_known
-from ptrain_dactbert.splits import Sources
-from ptrain_dactbert.streaming import StreamedBatches
-from ptrain_dactbert.tokenizing import (
-    Padding,
-    TokenizedTexts,
+from plugin_trainer.data.texts.broken import BrokenRows
+from plugin_trainer.data.texts.labels import Labels, label_names
+from plugin_trainer.data.texts.reading import Row
+from plugin_trainer.data.texts.sources import Place, Reader, all_labels_known
+from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts, tokenize
+from plugin_trainer.data.texts.tokenizers import (
     pretrained_tokenizer,
     saved_tokenizer,
-    tokenize,
-    tokenize_rows,
     trained_tokenizer,
 )
+from plugin_trainer.errors import DataError
+from ptrain_dactbert.settings import TextClassificationSettings
+from ptrain_dactbert.splits import Sources
+from ptrain_dactbert.streaming import StreamedBatches
 
 LABELS_FILE = "labels.json"
 
@@ -77,7 +74,10 @@ class TextClassification:
             rows = source.rows(known_labels=settings.labels)
             declared = settings.labels or source.label_names
             self.labels = Labels(
-                declared or label_names(rows, path=source.where, column=settings.label)
+                declared
+                or label_names(
+                    [row.label for row in rows], path=source.where, column=settings.label
+                )
             )
         self.pairs = any(row.text_pair is not None for row in rows)
         if settings.tokenizer:
@@ -261,6 +261,23 @@ class TextClassification:
             num_workers=settings.num_workers,
             collate_fn=Padding(self.pad_id),
         )
+
+
+def tokenize_rows(
+    rows: Sequence[Row], *, tokenizer: Any, max_tokens: int, labels: Sequence[int]
+) -> TokenizedTexts:
+    """Labelled rows as a data set; they are all pairs or all single texts."""
+    per_row = {"labels": torch.tensor(labels)}
+    if all(row.difficulty >= 0 for row in rows):
+        per_row["difficulty"] = torch.tensor([row.difficulty for row in rows])
+    pairs = [row.text_pair for row in rows if row.text_pair is not None]
+    return tokenize(
+        [row.text for row in rows],
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+        text_pairs=pairs or None,
+        per_row=per_row,
+    )
 
 
 def check_labels(names: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import random
 import zlib
 
-from ptrain_dactbert.reading import Row
+from plugin_trainer.data.texts.reading import Row
 
 NAME = "negation"
 LABELS = ("negative", "neutral", "positive")

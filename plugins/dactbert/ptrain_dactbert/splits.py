@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from plugin_trainer.data.texts import hub_sets
+from plugin_trainer.data.texts.columns import Columns, suggestion
+from plugin_trainer.data.texts.reading import Row
+from plugin_trainer.data.texts.records import KINDS
+from plugin_trainer.data.texts.sources import Place, Reader, Source, Table, TextFile
 from plugin_trainer.errors import DataError
-from ptrain_dactbert import hub_sets, negation
-from ptrain_dactbert.columns import Columns, suggestion
-from ptrain_dactbert.reading import KINDS
+from ptrain_dactbert import negation
 from ptrain_dactbert.settings import TextClassificationSettings
-from ptrain_dactbert.sources import Generated, Source, Table, TextFile
 
 BUILTIN = "builtin:"
 DEFAULT_TRAIN = TextClassificationSettings.train
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The built-in task, whose labels and rows are a matter of the settings."""
+
+    split: str
+    size: int
+    seed: int
+
+    where = "builtin:" + negation.NAME
+    label_names = negation.LABELS
+
+    def rows(self, *, known_labels: Collection[str]) -> list[Row]:
+        """Rows made anew, the same each time."""
+        del known_labels
+        return negation.rows(self.size, split=self.split, seed=self.seed)
+
+    def reader(self, place: Place | None, *, epoch: int, known_labels: Collection[str]) -> Reader:
+        """There is none: the task is made in memory."""
+        del place, epoch, known_labels
+        raise DataError(
+            f"data_settings.streaming: {self.where} is made in memory and cannot be streamed",
+            hint="leave out data_settings.streaming, or set data_settings.train or .dataset",
+        )
 
 
 class Sources:
@@ -96,8 +124,7 @@ class Sources:
     def _splits(self) -> Mapping[str, Any]:
         settings = self.settings
         return hub_sets.open_splits(
-            settings.dataset,
-            subset=settings.subset,
-            revision=settings.revision,
-            streaming=settings.streaming,
+            hub_sets.DataSet(
+                settings.dataset, settings.subset, settings.revision, settings.streaming
+            )
         )

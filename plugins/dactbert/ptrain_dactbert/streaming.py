@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from plugin_trainer.data.order import derive_seed
-from ptrain_dactbert.reading import Row
-from ptrain_dactbert.sources import Place, Reader
+from plugin_trainer.data.texts.reading import Row
+from plugin_trainer.data.texts.sources import Place, Reader
 
 OpenReader = Callable[[Place | None, int], Reader]
 """Opens the reader of an epoch at a place; without one at the beginning."""

@@ -12,9 +12,10 @@ import torch
 from ptrain_dactbert.classifier import HaltingClassifier
 from ptrain_dactbert.data import TextClassification
 from ptrain_dactbert.settings import ClassifierSettings, TextClassificationSettings
-from ptrain_dactbert.tokenizing import trained_tokenizer
 from transformers import AutoModel as TransformersModel
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
+
+from plugin_trainer.data.texts.tokenizers import trained_tokenizer
 
 TEXTS = (
     ("a warm and funny film", "1"),

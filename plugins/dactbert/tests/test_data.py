@@ -12,10 +12,11 @@ import pytest
 import torch
 from ptrain_dactbert.data import TextClassification
 from ptrain_dactbert.settings import TextClassificationSettings
-from ptrain_dactbert.tokenizing import tokenize, trained_tokenizer
 from torchmetrics import Metric
 
 from plugin_trainer.data.module import DataModule
+from plugin_trainer.data.texts.tokenized import tokenize
+from plugin_trainer.data.texts.tokenizers import trained_tokenizer
 from plugin_trainer.errors import DataError, PtrainError
 
 MakeData = Callable[..., TextClassification]

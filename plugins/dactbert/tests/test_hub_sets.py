@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from ptrain_dactbert.data import TextClassification
-from ptrain_dactbert.reading import NO_TEXT
 
+from plugin_trainer.data.texts.reading import NO_TEXT
 from plugin_trainer.errors import DataError, MissingExtra, PtrainError
 
 datasets = pytest.importorskip("datasets")
@@ -121,7 +121,7 @@ def test_without_the_package_the_extra_is_named(
     path = parquet("train.parquet", reviews())
     monkeypatch.setitem(sys.modules, "datasets", None)
     for settings in ({"train": str(path)}, {"dataset": "glue"}):
-        with pytest.raises(MissingExtra, match=r'pip install "ptrain-dactbert\[datasets\]"'):
+        with pytest.raises(MissingExtra, match=r"pip install datasets"):
             make_data(**settings)
 
 

@@ -1,11 +1,11 @@
-"""Which columns hold the texts, the label and the difficulty: asked for, or of a usual name."""
+"""Which columns hold the texts, the label and what else is read: asked for, or of a usual name."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from plugin_trainer.errors import DataError
 
@@ -26,17 +26,22 @@ class Columns:
     """Which columns to read, each a name or a position; "auto" looks for the usual names.
 
     text_pair  the second text of a sentence pair; empty: there is none
+    label      empty: there is none, `more` has what is learnt
+    more       other columns, by the setting that asks for each; a JSON object may lack them
+    table      the settings table that asks, for the messages
     """
 
     text: str | int = "auto"
     label: str | int = "auto"
     difficulty: str | int = ""
     text_pair: str | int = "auto"
+    more: Mapping[str, str | int] = field(default_factory=dict)
+    table: str = "data_settings"
 
     @property
     def named(self) -> bool:
         """Whether one is asked for by name."""
-        asked = (self.text, self.label, self.difficulty, self.text_pair)
+        asked = (self.text, self.label, self.difficulty, self.text_pair, *self.more.values())
         return any(isinstance(column, str) and column not in ("", "auto") for column in asked)
 
 
@@ -45,9 +50,16 @@ class Found:
     """The positions of the columns in a record; None: there is no such column."""
 
     text: int
-    label: int
+    label: int | None
     difficulty: int | None
     text_pair: int | None
+    more: Mapping[str, int | None] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> list[int]:
+        """Every position that is read."""
+        roles = (self.text, self.text_pair, self.label, self.difficulty, *self.more.values())
+        return [position for position in roles if position is not None]
 
 
 def suggestion(wrong: str, *, known: Iterable[str]) -> str:
@@ -87,30 +99,31 @@ def table_columns(
     Raises DataError where the order alone would have to choose among more columns than are read.
     """
     text, pair = find_texts(columns, names=names or (), at=at)
-    first = Finder(names, len(cells), at)
+    first = Finder(names, len(cells), at, columns.table)
     found_text = first.find(text, role="text", position=0)
     found_pair = None if pair == "" else first.find(pair, role="text_pair", position=1)
     label = usual_label(columns, names=names or ())
     after_texts = 1 if found_pair is None else max(found_text, found_pair) + 1
-    found_label = first.find(label, role="label", position=after_texts)
+    found_label = None if label == "" else first.find(label, role="label", position=after_texts)
     difficulty = columns.difficulty
     found_difficulty = (
         None if difficulty == "" else first.find(difficulty, role="difficulty", position=2)
     )
-    found = Found(found_text, found_label, found_difficulty, found_pair)
+    more = {role: first.find(column, role=role) for role, column in columns.more.items()}
+    found = Found(found_text, found_label, found_difficulty, found_pair, more)
     if "auto" in (text, label) and not reads_all(found, width=len(cells)):
-        raise unclear_columns(cells, header=names is not None, at=at)
+        raise unclear_columns(cells, header=names is not None, at=at, table=columns.table)
     return found
 
 
 def reads_all(found: Found, *, width: int) -> bool:
     """Whether every column of a table is read, each as one thing."""
-    roles = (found.text, found.text_pair, found.label, found.difficulty)
-    positions = [position for position in roles if position is not None]
-    return sorted(positions) == list(range(width))
+    return sorted(found.positions) == list(range(width))
 
 
-def unclear_columns(cells: Sequence[str], *, header: bool, at: str) -> DataError:
+def unclear_columns(
+    cells: Sequence[str], *, header: bool, at: str, table: str = "data_settings"
+) -> DataError:
     """The error for columns that only their order could tell apart.
 
     header  whether the cells are known to be names; else they may be data as well
@@ -119,12 +132,12 @@ def unclear_columns(cells: Sequence[str], *, header: bool, at: str) -> DataError
     names = [json.dumps(cell[:60], ensure_ascii=False) for cell in cells]
 
     def write(columns: Sequence[object]) -> str:
-        pair = f", data_settings.text_pair = {columns[1]} for a pair," if last > 1 else ""
-        return f"data_settings.text = {columns[0]}{pair} and data_settings.label = {columns[last]}"
+        pair = f", {table}.text_pair = {columns[1]} for a pair," if last > 1 else ""
+        return f"{table}.text = {columns[0]}{pair} and {table}.label = {columns[last]}"
 
     by_name = f"say which to read, for example {write(names)}"
     by_position = (
-        "if the line is data, not names: data_settings.header = false, and positions, "
+        f"if the line is data, not names: {table}.header = false, and positions, "
         f"for example {write(range(len(cells)))}"
     )
     return DataError(
@@ -144,19 +157,23 @@ def named_columns(columns: Columns, *, names: Sequence[str], at: str) -> Found:
     label = usual_label(columns, names=names)
     label = LABEL_NAMES[0] if label == "auto" else label
     asked = {"text": text, "text_pair": pair, "label": label, "difficulty": columns.difficulty}
-    for role, wanted in asked.items():
+    for role, wanted in {**asked, **columns.more}.items():
         if isinstance(wanted, int):
             raise DataError(
-                f"{at}: data_settings.{role} is the position {wanted}, and here are names only",
+                f"{at}: {columns.table}.{role} is the position {wanted}, and here are names only",
                 hint=f"columns: {', '.join(names) or 'none'}",
             )
-    by_name = Finder(names, len(names), at)
+    by_name = Finder(names, len(names), at, columns.table)
     found = {
-        role: None if wanted == "" else by_name.find(wanted, role=role, position=None)
+        role: None if wanted == "" else by_name.find(wanted, role=role)
         for role, wanted in asked.items()
     }
-    assert found["text"] is not None and found["label"] is not None
-    return Found(found["text"], found["label"], found["difficulty"], found["text_pair"])
+    more = {
+        role: list(names).index(str(wanted)) if wanted in names else None
+        for role, wanted in columns.more.items()
+    }
+    assert found["text"] is not None
+    return Found(found["text"], found["label"], found["difficulty"], found["text_pair"], more)
 
 
 def find_texts(columns: Columns, *, names: Sequence[str], at: str) -> tuple[str | int, str | int]:
@@ -183,7 +200,7 @@ def find_texts(columns: Columns, *, names: Sequence[str], at: str) -> tuple[str 
             f"{at}: the texts could be {shown}",
             hint=(
                 f"columns: {', '.join(names)}",
-                "set data_settings.text, and data_settings.text_pair for a pair",
+                f"set {columns.table}.text, and {columns.table}.text_pair for a pair",
             ),
         )
     chosen = [names[plain.index(name)] for name in candidates[0]]
@@ -214,16 +231,18 @@ class Finder:
     names  the header, or None
     width  how many columns there are
     at     where the message says they stand
+    table  the settings table that asks for it
     """
 
     names: Sequence[str] | None
     width: int
     at: str
+    table: str = "data_settings"
 
-    def find(self, wanted: str | int, *, role: str, position: int | None) -> int:
+    def find(self, wanted: str | int, *, role: str, position: int | None = None) -> int:
         """The position of one column, or a DataError that lists those seen.
 
-        position  the one that "auto" stands for
+        position  the one that "auto" stands for; None: there is no such
         """
         if wanted == "auto" and position is not None:
             wanted = position
@@ -233,12 +252,12 @@ class Finder:
             raise DataError(
                 f"{self.at}: no column {wanted} for the {role}: the line has {self.width}, "
                 "counted from 0",
-                hint=f"set data_settings.{role} to a position or a name in the file",
+                hint=f"set {self.table}.{role} to a position or a name in the file",
             )
         if self.names is None:
             raise DataError(
                 f"{self.at}: column {wanted!r} is asked for by name, and the file has no header",
-                hint=f"set data_settings.{role} to a position counted from 0",
+                hint=f"set {self.table}.{role} to a position counted from 0",
             )
         if wanted in self.names:
             return list(self.names).index(wanted)
@@ -246,7 +265,7 @@ class Finder:
             f"{self.at}: no column {wanted!r} for the {role}{suggestion(wanted, known=self.names)}",
             hint=(
                 f"columns: {', '.join(self.names) or 'none'}",
-                f"set data_settings.{role} to one of them"
+                f"set {self.table}.{role} to one of them"
                 + ("" if position is None else ", or to a position counted from 0"),
             ),
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ptrain_dactbert.labels import Labels, label_names
-from ptrain_dactbert.reading import Row
 
+from plugin_trainer.data.texts.labels import Labels, label_names
+from plugin_trainer.data.texts.reading import Row
 from plugin_trainer.errors import DataError
 
 PATH = Path("dev.tsv")
@@ -30,18 +30,18 @@ def rows(*labels: str) -> list[Row]:
 def test_names_are_in_order_and_numbers_stay_themselves(
     seen: tuple[str, ...], names: tuple[str, ...]
 ) -> None:
-    assert label_names(rows(*seen), path=PATH) == names
+    assert label_names(seen, path=PATH) == names
 
 
 def test_a_single_label_is_nothing_to_learn() -> None:
     with pytest.raises(DataError, match="every row has the label 'pos'"):
-        label_names(rows("pos", "pos"), path=PATH)
+        label_names(["pos", "pos"], path=PATH)
 
 
 def test_a_label_for_nearly_every_row_is_none() -> None:
     texts = [f"so it is {number} and no other way than that" for number in range(40)]
     with pytest.raises(DataError) as caught:
-        label_names(rows(*texts, *["so"] * 20), path=PATH, column="answered")
+        label_names([*texts, *["so"] * 20], path=PATH, column="answered")
     assert caught.value.message == (
         "dev.tsv: column 'answered' does not look like labels: 41 different values in 60 rows, "
         "such as 'so it is 0 and no other way...' and 'so'"
@@ -52,7 +52,7 @@ def test_a_label_for_nearly_every_row_is_none() -> None:
 @pytest.mark.parametrize(("different", "count"), [(30, 60), (50, 50)])
 def test_many_labels_are_labels(different: int, count: int) -> None:
     seen = [str(number % different) for number in range(count)]
-    assert len(label_names(rows(*seen), path=PATH)) == different
+    assert len(label_names(seen, path=PATH)) == different
 
 
 def test_named_labels_are_also_given_by_number() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ptrain_dactbert.reading import NO_TEXT, Columns, Row, read_rows
 
+from plugin_trainer.data.texts.reading import NO_TEXT, Columns, Row, read_rows
 from plugin_trainer.errors import DataError
 
 Write = Callable[..., Path]

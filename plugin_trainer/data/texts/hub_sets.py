@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +12,11 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from plugin_trainer.data.texts import hub
+from plugin_trainer.data.texts.columns import suggestion
+from plugin_trainer.data.texts.pretrained import locate
 from plugin_trainer.errors import DataError, MissingExtra
-from ptrain_dactbert import encoder as encoders
-from ptrain_dactbert import hub
-from ptrain_dactbert.columns import suggestion
 
-KEY = "data_settings.dataset"
 SAVED_FILES = ("dataset_dict.json", "state.json")
 """One of these says that a folder was written by `save_to_disk`."""
 
@@ -27,7 +27,7 @@ def library(*, needed_by: str) -> Any:
     if spec is None or spec.origin is None:  # without an origin it is just a folder of that name
         raise MissingExtra(
             f"{needed_by} needs the package datasets",
-            hint='install the extra: pip install "ptrain-dactbert[datasets]"',
+            hint="install it: pip install datasets",
         )
     return import_module("datasets")
 
@@ -71,106 +71,127 @@ def open_parquet(path: Path, *, key: str, streaming: bool) -> Any:
         ) from error
 
 
-def open_splits(name: str, *, subset: str, revision: str, streaming: bool) -> Mapping[str, Any]:
-    """The splits of a data set by name, read lazily.
+@dataclass(frozen=True)
+class DataSet:
+    """A data set as a settings table asks for it.
 
     name       a Hub id, or a folder: of data files, or written by `save_to_disk`
     streaming  nothing is downloaded or converted as a whole: the splits are iterated
+    table      the settings table, for the messages
+    """
+
+    name: str
+    subset: str = ""
+    revision: str = ""
+    streaming: bool = False
+    table: str = "data_settings"
+
+    @property
+    def key(self) -> str:
+        """The dotted setting that names it."""
+        return f"{self.table}.dataset"
+
+
+def open_splits(asked: DataSet) -> Mapping[str, Any]:
+    """The splits of a data set by name, read lazily.
 
     Raises DataError if the data set or its subset cannot be had.
     """
-    datasets = library(needed_by=f"{KEY} = {name!r}")
-    source = encoders.locate(name, key=KEY)
+    name = asked.name
+    datasets = library(needed_by=f"{asked.key} = {name!r}")
+    source = locate(name, key=asked.key)
     folder = Path(source)
     if any((folder / file).is_file() for file in SAVED_FILES):
-        return saved_splits(datasets, folder, subset=subset, streaming=streaming)
+        return saved_splits(datasets, folder, asked)
     if folder.is_dir():
-        return loaded_splits(datasets, source, subset=subset, revision="", streaming=streaming)
+        return loaded_splits(datasets, source, replace(asked, revision=""))
     if why := hub.why_unreachable():
-        if revision:
+        if asked.revision:
             raise DataError(
-                f"data_settings.revision: {name} could not be had from the Hugging Face Hub, "
+                f"{asked.table}.revision: {name} could not be had from the Hugging Face Hub, "
                 f"{constants.ENDPOINT}: {why}",
                 hint="its cache does not tell revisions apart: be online, or leave the revision "
                 "out to take what is cached",
             )
         try:
             with offline(datasets):
-                return loaded_splits(
-                    datasets, source, subset=subset, revision=revision, streaming=streaming
-                )
+                return loaded_splits(datasets, source, asked)
         except DataError as error:
             if isinstance(error.__cause__, ConnectionError):
-                instead = "files (data_settings.train = ...), or a folder of them"
-                raise hub.unreachable(name, key=KEY, why=why, instead=instead) from error
+                instead = f"files ({asked.table}.train = ...), or a folder of them"
+                raise hub.unreachable(name, key=asked.key, why=why, instead=instead) from error
             raise
-    return loaded_splits(datasets, source, subset=subset, revision=revision, streaming=streaming)
+    return loaded_splits(datasets, source, asked)
 
 
-def saved_splits(datasets: Any, folder: Path, *, subset: str, streaming: bool) -> Mapping[str, Any]:
+def saved_splits(datasets: Any, folder: Path, asked: DataSet) -> Mapping[str, Any]:
     """The splits that `save_to_disk` wrote; a data set without splits is its `train`."""
-    if subset:
+    if asked.subset:
         raise DataError(
-            f"data_settings.subset: {folder} was written by save_to_disk and has no subsets",
-            hint="leave data_settings.subset out",
+            f"{asked.table}.subset: {folder} was written by save_to_disk and has no subsets",
+            hint=f"leave {asked.table}.subset out",
         )
     try:
         found: Any = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{KEY}: {folder} cannot be read", hint=root_cause(error)) from error
+        raise DataError(f"{asked.key}: {folder} cannot be read", hint=root_cause(error)) from error
     splits = found if isinstance(found, Mapping) else {"train": found}
-    if not streaming:
+    if not asked.streaming:
         return splits
     return {split: rows.to_iterable_dataset() for split, rows in splits.items()}
 
 
-def loaded_splits(
-    datasets: Any, source: str, *, subset: str, revision: str, streaming: bool
-) -> Mapping[str, Any]:
+def loaded_splits(datasets: Any, source: str, asked: DataSet) -> Mapping[str, Any]:
     """The splits that `load_dataset` finds."""
     try:
         with quiet(datasets):
             splits: Mapping[str, Any] = datasets.load_dataset(
-                source, subset or None, revision=revision or None, streaming=streaming
+                source,
+                asked.subset or None,
+                revision=asked.revision or None,
+                streaming=asked.streaming,
             )
     except datasets.exceptions.DatasetNotFoundError as error:
-        raise not_found(source, error) from error
+        raise not_found(source, error, asked) from error
     except ConnectionError as error:
-        raise DataError(f"{KEY}: {source} cannot be fetched", hint=root_cause(error)) from error
+        raise DataError(
+            f"{asked.key}: {source} cannot be fetched", hint=root_cause(error)
+        ) from error
     except Exception as error:  # whatever a builder raises over the files it finds
-        check_subset(datasets, source, subset=subset, revision=revision)
-        raise DataError(f"{KEY}: {source} cannot be read", hint=root_cause(error)) from error
+        check_subset(datasets, source, asked)
+        raise DataError(f"{asked.key}: {source} cannot be read", hint=root_cause(error)) from error
     return splits
 
 
-def not_found(source: str, error: Exception) -> DataError:
+def not_found(source: str, error: Exception, asked: DataSet) -> DataError:
     """The error for a data set or a revision that the Hub does not have, or does not show."""
     said = root_cause(error)
     if "revision" in said.lower():
         return DataError(
-            f"data_settings.revision: {said}", hint="give a branch, a tag or a commit of it"
+            f"{asked.table}.revision: {said}", hint="give a branch, a tag or a commit of it"
         )
     return DataError(
-        f"{KEY}: there is no data set {source} on {constants.ENDPOINT}, or it is not public",
+        f"{asked.key}: there is no data set {source} on {constants.ENDPOINT}, or it is not public",
         hint=(said, "check the spelling; for a private or gated one, log in: hf auth login"),
     )
 
 
-def check_subset(datasets: Any, source: str, *, subset: str, revision: str) -> None:
+def check_subset(datasets: Any, source: str, asked: DataSet) -> None:
     """Raise DataError, which lists the subsets, if it is the subset that is wrong."""
+    subset = asked.subset
     try:
-        known = datasets.get_dataset_config_names(source, revision=revision or None)
+        known = datasets.get_dataset_config_names(source, revision=asked.revision or None)
     except Exception:  # then it was not the subset
         return
     shown = f"subsets: {', '.join(known)}"
     if subset and subset not in known:
         raise DataError(
-            f"data_settings.subset: {source} has no subset {subset!r}"
+            f"{asked.table}.subset: {source} has no subset {subset!r}"
             f"{suggestion(subset, known=known)}",
             hint=shown,
         )
     if not subset and len(known) > 1:
-        raise DataError(f"data_settings.subset is not set, and {source} has several", hint=shown)
+        raise DataError(f"{asked.table}.subset is not set, and {source} has several", hint=shown)
 
 
 def pick_split(splits: Mapping[str, Any], spec: str, *, name: str, key: str) -> Any:

@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plugin_trainer.data.texts.columns import Columns, Found, named_columns
+from plugin_trainer.data.texts.reading import NO_TEXT, Row, made_row
+from plugin_trainer.data.texts.records import json_text
 from plugin_trainer.errors import DataError
-from ptrain_dactbert.columns import Columns, Found, named_columns
-from ptrain_dactbert.reading import NO_TEXT, Row, json_text, made_row
 
 UNLABELLED = -1
 """What the Hub's data sets write for a row without a label."""
@@ -27,6 +28,7 @@ class TableReader:
     found         where in `names` the texts, the label and the difficulty are
     class_names   the label names that the split itself gives to numbers; empty: none
     known_labels  the label names of the run, as far as they are known
+    table         the settings table that asks for the split
     """
 
     where: str
@@ -34,13 +36,12 @@ class TableReader:
     found: Found
     class_names: Sequence[str]
     known_labels: Collection[str]
+    table: str = "data_settings"
 
     @property
     def columns(self) -> list[str]:
         """The columns that are read."""
-        found = self.found
-        positions = (found.text, found.text_pair, found.label, found.difficulty)
-        return [self.names[position] for position in positions if position is not None]
+        return [self.names[position] for position in self.found.positions]
 
     def row(self, record: dict[str, Any], *, number: int) -> Row | DataError:
         """One row, or what is wrong with it; `number` counts from 1."""
@@ -48,7 +49,9 @@ class TableReader:
         cells = [""] * len(self.names)
         try:
             # The label first: a row that is left out for want of one needs no text.
-            cells[self.found.label] = self._label(record[self.names[self.found.label]], at=at)
+            if self.found.label is not None:
+                column = self.names[self.found.label]
+                cells[self.found.label] = self._label(record[column], column=column, at=at)
             for position in (self.found.text, self.found.text_pair):
                 if position is not None:
                     cells[position] = self._text(record[self.names[position]], position, at=at)
@@ -56,7 +59,8 @@ class TableReader:
                 cells[self.found.difficulty] = json_text(record[self.names[self.found.difficulty]])
         except DataError as error:
             return error
-        return made_row(cells, found=self.found, line=number, at=at)
+        values = [record.get(name) for name in self.names]
+        return made_row(cells, found=self.found, line=number, at=at, values=values)
 
     def _text(self, value: Any, position: int, *, at: str) -> str:
         if isinstance(value, str):
@@ -66,12 +70,11 @@ class TableReader:
             hint=(NO_TEXT, f"columns: {', '.join(self.names)}"),
         )
 
-    def _label(self, value: Any, *, at: str) -> str:
-        column = self.names[self.found.label]
+    def _label(self, value: Any, *, column: str, at: str) -> str:
         if value is None or (value == UNLABELLED and str(UNLABELLED) not in self.known_labels):
             raise Unlabelled(
                 f"{at}: no label ({column} is {'missing' if value is None else value})",
-                hint='to leave rows without a label out: data_settings.unlabelled = "drop"',
+                hint=f'to leave rows without a label out: {self.table}.unlabelled = "drop"',
             )
         if isinstance(value, float):
             if not value.is_integer():
@@ -88,7 +91,7 @@ class TableReader:
             return json_text(value)
         raise DataError(
             f"{at}: the label in {column} is {str(value)[:40]}, not a name or a number",
-            hint="one label a row; choose another column with data_settings.label",
+            hint=f"one label a row; choose another column with {self.table}.label",
         )
 
 
@@ -100,9 +103,10 @@ def table_reader(
     if names is None:  # a stream of files that say nothing of their columns
         names = list(next(iter(split), {}))
     found = named_columns(columns, names=names, at=where)
-    feature = (split.features or {}).get(names[found.label])
+    label = "" if found.label is None else names[found.label]
+    feature = (split.features or {}).get(label)
     class_names = getattr(feature, "names", None) or ()
-    return TableReader(where, names, found, class_names, known_labels)
+    return TableReader(where, names, found, class_names, known_labels, columns.table)
 
 
 def read_split(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ptrain_dactbert.columns import Columns, Found, named_columns, table_columns
 
+from plugin_trainer.data.texts.columns import Columns, Found, named_columns, table_columns
 from plugin_trainer.errors import DataError
 
 

@@ -1,4 +1,4 @@
-"""Where the rows of a split come from: a generated task, a file, or a data set of `datasets`."""
+"""Where the rows of a split come from: a file, or a data set of the `datasets` library."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any, Literal, Protocol
 import torch
 
 from plugin_trainer.data.order import derive_seed
+from plugin_trainer.data.texts.broken import BrokenRows
+from plugin_trainer.data.texts.columns import Columns
+from plugin_trainer.data.texts.reading import Header, Row, read_rows, rows_of_file
+from plugin_trainer.data.texts.table_rows import Unlabelled, read_split, table_reader
 from plugin_trainer.errors import DataError
-from ptrain_dactbert import negation
-from ptrain_dactbert.broken import BrokenRows
-from ptrain_dactbert.columns import Columns
-from ptrain_dactbert.reading import Header, Row, read_rows, rows_of_file
-from ptrain_dactbert.table_rows import Unlabelled, read_split, table_reader
 
 Place = dict[str, Any]
 """Where a reader stands in its source: what JSON can hold, and nothing that grows with it."""
@@ -55,31 +54,6 @@ class Source(Protocol):
         Raises DataError for a source that cannot be streamed.
         """
         ...
-
-
-@dataclass(frozen=True)
-class Generated:
-    """The built-in task, whose labels and rows are a matter of the settings."""
-
-    split: str
-    size: int
-    seed: int
-
-    where = "builtin:" + negation.NAME
-    label_names = negation.LABELS
-
-    def rows(self, *, known_labels: Collection[str]) -> list[Row]:
-        """Rows made anew, the same each time."""
-        del known_labels
-        return negation.rows(self.size, split=self.split, seed=self.seed)
-
-    def reader(self, place: Place | None, *, epoch: int, known_labels: Collection[str]) -> Reader:
-        """There is none: the task is made in memory."""
-        del place, epoch, known_labels
-        raise DataError(
-            f"data_settings.streaming: {self.where} is made in memory and cannot be streamed",
-            hint="leave out data_settings.streaming, or set data_settings.train or .dataset",
-        )
 
 
 # --------------------------------------------------------------------------------------- files

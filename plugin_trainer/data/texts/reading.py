@@ -1,21 +1,18 @@
-"""A file becomes rows of text, label and difficulty; what is wrong with it is named by its line."""
+"""A file becomes rows of labelled texts; what is wrong with it is named by its line."""
 
 from __future__ import annotations
 
-import csv
 import json
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
-from plugin_trainer.errors import DataError
-from ptrain_dactbert.broken import BrokenRows
-from ptrain_dactbert.columns import (
+from plugin_trainer.data.texts.broken import BrokenRows
+from plugin_trainer.data.texts.columns import (
     LABEL_NAMES,
     TEXT_NAMES,
     Columns,
@@ -25,6 +22,16 @@ from ptrain_dactbert.columns import (
     plain_names,
     table_columns,
 )
+from plugin_trainer.data.texts.records import (
+    RECORDS,
+    check_file,
+    csv_records,
+    decoded_lines,
+    json_text,
+    parse_object,
+    tsv_records,
+)
+from plugin_trainer.errors import DataError
 
 Header = bool | Literal["auto"]
 
@@ -41,6 +48,7 @@ class Row:
 
     line       where it stands, counted from 1
     text_pair  the second text; None: there is one text only
+    more       what the other columns hold, as the file has it
     """
 
     text: str
@@ -48,6 +56,7 @@ class Row:
     line: int
     difficulty: int = -1
     text_pair: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_rows(
@@ -81,8 +90,8 @@ def read_rows(
             f"{key}: {path} " + ("is empty" if empty else "holds no row of data"),
             hint="give a file with one labelled text a line",
         )
-    if path.suffix in RECORDS and header == "auto" and not columns.named:
-        refuse_hidden_header(rows, path=path, known_labels=known_labels)
+    if path.suffix in RECORDS and header == "auto" and columns.label != "" and not columns.named:
+        refuse_hidden_header(rows, path=path, known_labels=known_labels, table=columns.table)
     return rows
 
 
@@ -93,43 +102,20 @@ def rows_of_file(
 
     Raises DataError where nothing more can be read.
     """
-    if not path.is_file():
-        what = "a folder, not a file" if path.is_dir() else "not there"
-        raise DataError(
-            f"{key}: {path} is {what}",
-            hint=(
-                f"looked at {path.absolute()}; give a {KINDS} file",
-                *(["a folder of data goes into data_settings.dataset"] if path.is_dir() else []),
-                *([data_set_hint(path, key=key)] if may_be_hub_id(path) else []),
-            ),
-        )
-    if path.suffix not in READERS:
-        raise DataError(
-            f"{key}: {path} ends in {path.suffix or 'nothing'}",
-            hint=f"its ending says how a file is read: {KINDS}",
-        )
+    check_file(path, key=key, table=columns.table, endings=READERS)
     try:
         yield from READERS[path.suffix](path, columns, header)
     except OSError as error:
         raise DataError(f"{key}: {path} cannot be read: {error.strerror}") from error
 
 
-def may_be_hub_id(path: Path) -> bool:
-    """Whether what is no file is spelled like a data set of the Hub, as owner/name or a name."""
-    spelled = re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", str(path))
-    ending = path.suffix.removeprefix(".")  # v1.1 has one that is no kind of file
-    return spelled is not None and not path.exists() and not ending.isalpha()
-
-
-def data_set_hint(path: Path, *, key: str) -> str:
-    """What to write for a data set whose name was given for a file."""
-    return (
-        f'for a data set of the Hugging Face Hub: data_settings.dataset = "{path}", '
-        f"and leave {key} out or name a split in it"
-    )
-
-
-def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Collection[str]) -> None:
+def refuse_hidden_header(
+    rows: Sequence[Row],
+    *,
+    path: Path,
+    known_labels: Collection[str],
+    table: str = "data_settings",
+) -> None:
     """Refuse a first line that was taken for data and looks like the names of the columns.
 
     Its label is then in no other row. A CSV file has a header as a rule, so that is enough there;
@@ -143,7 +129,7 @@ def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Colle
         known = is_integer(first.label) or first.label in {*rest, *known_labels}
         # Columns that nobody named are called 0 and 1 by the tools that write such files.
         if not known or is_integer(first.text):
-            raise hidden_header(first, path=path)
+            raise hidden_header(first, path=path, table=table)
         return
     if len(rows) < 3 or is_integer(first.label) or first.label in {*rest, *known_labels}:
         return
@@ -152,20 +138,20 @@ def refuse_hidden_header(rows: Sequence[Row], *, path: Path, known_labels: Colle
         return
     usual = plain[0] in TEXT_NAMES or plain[1] in LABEL_NAMES
     if usual or all(map(is_integer, rest)) or min(rest.values()) > 1:
-        raise hidden_header(first, path=path)
+        raise hidden_header(first, path=path, table=table)
 
 
-def hidden_header(first: Row, *, path: Path) -> DataError:
+def hidden_header(first: Row, *, path: Path, table: str) -> DataError:
     """The error for a first row that may be the names of the columns."""
     cells = [first.text, *([] if first.text_pair is None else [first.text_pair]), first.label]
     shown = ", ".join(repr(shorten(cell, 30, placeholder=" ...")) for cell in cells)
-    pair = "" if first.text_pair is None else ", data_settings.text_pair"
+    pair = "" if first.text_pair is None else f", {table}.text_pair"
     return DataError(
         f"{path}:{first.line}: this looks like a header and not like data: {shown}",
         hint=(
-            "if it names the columns: data_settings.header = true, or choose them by name in "
-            f"data_settings.text{pair} and data_settings.label",
-            "if it is data: data_settings.header = false",
+            f"if it names the columns: {table}.header = true, or choose them by name in "
+            f"{table}.text{pair} and {table}.label",
+            f"if it is data: {table}.header = false",
         ),
     )
 
@@ -173,48 +159,6 @@ def hidden_header(first: Row, *, path: Path) -> DataError:
 def is_integer(label: str) -> bool:
     """Whether a label is a whole number, such as 3 or -1."""
     return label.removeprefix("-").isdecimal()
-
-
-# ---------------------------------------------------------------------------------------- lines
-
-
-def decoded_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file with their ends, a byte-order mark left out."""
-    # Only "\n" ends a line: str.splitlines would break a text at U+2028 and shift every number.
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, start=1):
-            try:
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8",
-                    hint="save the file as UTF-8",
-                ) from error
-
-
-def tsv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, fields), tabs between them, quotes like any other character."""
-    for number, line in enumerate(decoded_lines(path), start=1):
-        if line := line.rstrip("\r\n"):
-            yield number, line.split("\t")
-
-
-def csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its last line, fields); a quoted field may hold commas, quotes and line ends."""
-    reader = csv.reader(decoded_lines(path), strict=True)
-    while True:
-        first_line = reader.line_num + 1
-        try:
-            record = next(reader, None)
-        except csv.Error as error:
-            raise DataError(
-                f"{path}:{first_line}: broken CSV: {error}",
-                hint='a field with a comma or a quote in it stands in "quotes", its quotes doubled',
-            ) from error
-        if record is None:
-            return
-        if record:
-            yield first_line, record
 
 
 # --------------------------------------------------------------------------------------- tables
@@ -249,15 +193,30 @@ def has_header(cells: Sequence[str], *, columns: Columns, header: Header) -> boo
     return columns.named or names_columns(cells)
 
 
-def made_row(cells: Sequence[str], *, found: Found, line: int, at: str) -> Row | DataError:
-    """The row of a record, or what is wrong with it."""
+def made_row(
+    cells: Sequence[str],
+    *,
+    found: Found,
+    line: int,
+    at: str,
+    values: Sequence[Any] | None = None,
+) -> Row | DataError:
+    """The row of a record, or what is wrong with it.
+
+    values  what the cells were before they became text, where they were something else
+    """
+    values = cells if values is None else values
     try:
         return Row(
             text=cells[found.text],
-            label=label_text(cells[found.label], at=at),
+            label="" if found.label is None else label_text(cells[found.label], at=at),
             line=line,
             difficulty=-1 if found.difficulty is None else grade(cells[found.difficulty], at=at),
             text_pair=None if found.text_pair is None else cells[found.text_pair],
+            more={
+                role: None if position is None else values[position]
+                for role, position in found.more.items()
+            },
         )
     except DataError as error:
         return error
@@ -295,29 +254,10 @@ def json_row(
                     f"{at}: the text is {json.dumps(values[position])[:40]}, not a string",
                     hint=NO_TEXT,
                 )
-        return made_row([json_text(value) for value in values], found=found, line=number, at=at)
+        cells = [json_text(value) for value in values]
+        return made_row(cells, found=found, line=number, at=at, values=values)
     except DataError as error:
         return error
-
-
-def parse_object(line: str, *, at: str) -> dict[str, Any]:
-    """The JSON object on a line."""
-    try:
-        value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(
-            f"{at}: not valid JSON: {error}", hint="one JSON object a line; correct or remove it"
-        ) from error
-    if not isinstance(value, dict):
-        raise DataError(f"{at}: a JSON {type(value).__name__}, where an object is wanted")
-    return value
-
-
-def json_text(value: object) -> str:
-    """A JSON value as a cell of a table would have it."""
-    if value is None or isinstance(value, (dict, list)):
-        return ""
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 # ---------------------------------------------------------------------------------------- cells
@@ -350,6 +290,4 @@ def read_csv(path: Path, columns: Columns, header: Header) -> Iterator[Row | Dat
     return read_table(csv_records(path), path, columns, header)
 
 
-RECORDS = {".tsv": tsv_records, ".csv": csv_records}
 READERS = {".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl}
-KINDS = ".tsv, .csv, .jsonl or .parquet"

@@ -6,7 +6,6 @@
 #pragma GCC optimize("O2")
 #endif
 
-#include <algorithm>
 #include <cstring>
 
 // GCC has the two instructions as builtins, and its <immintrin.h> takes a third of this file's time.
@@ -21,6 +20,7 @@
 
 #include "each_isa.h"
 #include "numeric.h"
+#include "small.h"
 
 // Keeps a product from being fused with the sum that follows, under any -ffp-contract. Where there is but
 // one instruction set there is nothing to agree with.
@@ -137,7 +137,7 @@ void update_strided(const EmaTensor& tensor, std::int64_t begin, std::int64_t en
       weight += index * dimension->weight_stride;
       if (dimension == layout.rbegin()) in_row = index;
     }
-    row.size = std::min(row.size - in_row, end - at);
+    row.size = smaller_of(row.size - in_row, end - at);
     row_of_type(static_cast<char*>(tensor.shadow) + shadow * shadow_bytes[type],
                 static_cast<const char*>(tensor.weight) + weight * weight_bytes[type], row,
                 job.factor);
@@ -161,11 +161,11 @@ void update_part(const EmaTensor& tensor, std::int64_t begin, std::int64_t end, 
 // from the tensor's own start, for both threads alike, so that both work on whole cache lines.
 void update_range(std::int64_t begin, std::int64_t end, void* context) {
   const Job& job = *static_cast<const Job*>(context);
-  const std::int64_t first = begin * cut, last = std::min(end * cut, job.starts[job.count]);
-  const auto found = std::upper_bound(job.starts, job.starts + job.count + 1, first);
-  for (std::int64_t t = found - job.starts - 1; t < job.count && job.starts[t] < last; ++t) {
+  const std::int64_t first = begin * cut, last = smaller_of(end * cut, job.starts[job.count]);
+  std::int64_t t = first_above(job.starts, job.count + 1, first) - 1;
+  for (; t < job.count && job.starts[t] < last; ++t) {
     const EmaTensor& tensor = job.tensors[t];
-    const std::int64_t from = std::max<std::int64_t>(first - job.starts[t], 0) / cut * cut;
+    const std::int64_t from = larger_of<std::int64_t>(first - job.starts[t], 0) / cut * cut;
     std::int64_t to = last - job.starts[t];
     to = to >= tensor.size ? tensor.size : to / cut * cut;
     if (from < to) update_part(tensor, from, to, job);

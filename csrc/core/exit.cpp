@@ -1,12 +1,9 @@
 // Shares the units among threads, and works out what the halting logits say of each.
 #include "exit.h"
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-
 #include "each_isa.h"
 #include "halting_numbers.h"
+#include "small.h"
 
 namespace ptrain {
 namespace {
@@ -38,7 +35,7 @@ void exit_course(const ExitTask& task, std::int64_t unit, double* log_p, double*
     log_p[n * step] = sum;
     log_q[n * step] = log_one_minus_exp(sum);
     sum += log_sigmoid(halting_number(task.halting_type, task.halting, n * task.halting_stride + unit));
-    kept[n * step] = std::exp(static_cast<double>(task.blocks - 1 - n) * log_one_minus_exp(sum));
+    kept[n * step] = __builtin_exp(static_cast<double>(task.blocks - 1 - n) * log_one_minus_exp(sum));
   }
 }
 
@@ -66,7 +63,7 @@ void run_range(std::int64_t begin, std::int64_t end, void* context) {
 void halting_exit(const ExitTask& task, ParallelFor parallel_for) {
   Job job{task, PTRAIN_PICK(exit_entry)};
   const std::int64_t work = task.blocks * task.tokens * task.classes;
-  parallel_for(task.units, std::max<std::int64_t>(1, work_per_task / std::max<std::int64_t>(work, 1)),
+  parallel_for(task.units, larger_of<std::int64_t>(1, work_per_task / larger_of<std::int64_t>(work, 1)),
                run_range, &job);
 }
 

@@ -6,14 +6,11 @@
 #pragma GCC optimize("O2")
 #endif
 
-#include <algorithm>
-#include <cmath>
-#include <cstddef>
-#include <cstring>
-#include <vector>
+#include <initializer_list>
 
 #include "each_isa.h"
 #include "halting_numbers.h"
+#include "small.h"
 
 namespace ptrain {
 namespace {
@@ -60,12 +57,12 @@ inline std::int64_t halting_label(const HaltingTask& task, std::int64_t row) {
                                : static_cast<const std::int64_t*>(task.labels)[row];
 }
 
-double halting_log(double x) { return std::log(x); }
-double halting_log1p(double x) { return std::log1p(x); }
+double halting_log(double x) { return __builtin_log(x); }
+double halting_log1p(double x) { return __builtin_log1p(x); }
 
 // Turns u [N][lanes] into log w.
 void halting_log_weights(double* values, std::int64_t blocks, int lanes) {
-  std::vector<double> kept(static_cast<std::size_t>(blocks));
+  Array<double> kept(blocks);
   for (int i = 0; i < lanes; ++i) {
     double log_p = 0.0;
     for (std::int64_t n = 0; n < blocks; ++n) {
@@ -94,7 +91,7 @@ namespace {
 HaltingCut cut_of(const HaltingTask& task) {
   HaltingCut cut{halting_lanes, halting_lanes, 0};
   if (task.tokens > 1) {
-    cut.chunk_units = std::clamp<std::int64_t>(256 / task.tokens, 1, halting_lanes);
+    cut.chunk_units = smaller_of<std::int64_t>(larger_of<std::int64_t>(256 / task.tokens, 1), halting_lanes);
   }
   if (task.classes >= narrow_classes) {
     while (cut.tile_rows > 1 && cut.tile_rows * task.blocks * task.classes * 4 > tile_bytes) {
@@ -102,7 +99,7 @@ HaltingCut cut_of(const HaltingTask& task) {
     }
   }
   const std::int64_t chunks = (task.units + cut.chunk_units - 1) / cut.chunk_units;
-  cut.part_units = cut.chunk_units * std::max<std::int64_t>(1, chunks / 4096);
+  cut.part_units = cut.chunk_units * larger_of<std::int64_t>(1, chunks / 4096);
   return cut;
 }
 
@@ -163,13 +160,14 @@ HaltingSums halting_loss(const HaltingTask& task, ParallelFor parallel_for) {
   if (task.units == 0) return total;
   const HaltingCut cut = cut_of(task);
   const std::int64_t parts = (task.units + cut.part_units - 1) / cut.part_units;
-  std::vector<HaltingSums> sums(static_cast<std::size_t>(parts));
+  Array<HaltingSums> sums(parts);
   Job job{task, cut, PTRAIN_PICK(halting_spans).run_parts, sums.data()};
   const double per_row = 8.0 + 1.5 * static_cast<double>(task.classes);
   const double work = per_row * static_cast<double>(cut.part_units * task.tokens * task.blocks);
-  const auto grain = static_cast<std::int64_t>(std::max(1.0, work_per_task / std::max(work, 1.0)));
+  const auto grain = static_cast<std::int64_t>(larger_of(1.0, work_per_task / larger_of(work, 1.0)));
   parallel_for(parts, grain, run_range, &job);
-  for (const HaltingSums& part : sums) {
+  for (std::int64_t i = 0; i < parts; ++i) {
+    const HaltingSums& part = sums[i];
     total.task += part.task;
     total.supervision += part.supervision;
     total.regulariser += part.regulariser;

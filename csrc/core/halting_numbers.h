@@ -1,7 +1,6 @@
 // What the halting loss and the exit rule share: numbers of any type, logarithms near 0 and 1, memory.
 #pragma once
 
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <new>
@@ -38,11 +37,11 @@ class AlignedMemory {
 
 // log(1 - e^x) for x <= 0, accurate at both ends: -inf at 0, 0 at -inf.
 inline double log_one_minus_exp(double x) {
-  return x > -0.6931471805599453 ? std::log(-std::expm1(x)) : std::log1p(-std::exp(x));
+  return x > -0.6931471805599453 ? __builtin_log(-__builtin_expm1(x)) : __builtin_log1p(-__builtin_exp(x));
 }
 
 inline double log_sigmoid(double u) {
-  const double tail = std::log1p(std::exp(-std::fabs(u)));  // NaN for NaN
+  const double tail = __builtin_log1p(__builtin_exp(-__builtin_fabs(u)));  // NaN for NaN
   return u < 0.0 ? u - tail : -tail;
 }
 

@@ -1,12 +1,11 @@
 // Asks the processor once, and remembers the answer.
 #include "isa.h"
 
-#include <algorithm>
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
 #include "each_isa.h"
+#include "small.h"
 
 namespace ptrain {
 namespace {
@@ -28,23 +27,23 @@ Isa best_isa() {
 Isa allowed_isa() {
   const char* wanted = std::getenv("PTRAIN_ISA");
   if (wanted == nullptr) return best_isa();
-  for (Isa isa : {Isa::baseline, Isa::avx2}) {
-    if (std::strcmp(wanted, name_of(isa)) == 0) return std::min(isa, best_isa());
-  }
+  if (std::strcmp(wanted, name_of(Isa::baseline)) == 0) return Isa::baseline;
+  if (std::strcmp(wanted, name_of(Isa::avx2)) == 0) return smaller_of(Isa::avx2, best_isa());
   return best_isa();
 }
 
-std::atomic<Isa>& current() {
-  static std::atomic<Isa> isa{allowed_isa()};
+// Read by every thread; <atomic> is most of what this file would take to compile.
+Isa& current() {
+  static Isa isa = allowed_isa();
   return isa;
 }
 
 }  // namespace
 
-Isa isa() { return current().load(std::memory_order_relaxed); }
+Isa isa() { return __atomic_load_n(&current(), __ATOMIC_RELAXED); }
 
 Isa use_isa(Isa wanted) {
-  current() = std::min(wanted, best_isa());
+  __atomic_store_n(&current(), smaller_of(wanted, best_isa()), __ATOMIC_RELAXED);
   return isa();
 }
 

@@ -24,7 +24,7 @@ constexpr int sums_per_chunk = 32;
 
 struct Job {
   const NormTensor* tensors;
-  const std::vector<std::int64_t>& starts;
+  const Array<std::int64_t>& starts;
   const AddSquares* add_squares;
   double* of_chunk;
 };
@@ -38,11 +38,11 @@ double added_in_order(const double* values, std::int64_t count) {
 void sum_chunk(std::int64_t chunk, const Job& job) {
   double sums[sums_per_chunk] = {};
   const std::int64_t begin = chunk * chunk_size;
-  const std::int64_t end = std::min(begin + chunk_size, job.starts.back());
+  const std::int64_t end = smaller_of(begin + chunk_size, job.starts.back());
   for_each_span(job.starts, begin, end, [&](std::int64_t i, std::int64_t first, std::int64_t last) {
     const NormTensor& tensor = job.tensors[i];
     const char* data = static_cast<const char*>(tensor.data) + first * bytes_of(tensor.type);
-    const std::int64_t size = std::min(last, tensor.size) - first;
+    const std::int64_t size = smaller_of(last, tensor.size) - first;
     job.add_squares[static_cast<int>(tensor.type)](data, size, sums);
   });
   job.of_chunk[chunk] = added_in_order(sums, sums_per_chunk);
@@ -58,7 +58,7 @@ void sum_chunks(std::int64_t begin, std::int64_t end, void* context) {
 double sum_of_squares(const NormTensor* tensors, std::int64_t count, ParallelFor parallel_for) {
   const auto starts = lay_end_to_end(count, [&](std::int64_t i) { return tensors[i].size; });
   const std::int64_t chunks = (starts.back() + chunk_size - 1) / chunk_size;
-  std::vector<double> of_chunk(static_cast<std::size_t>(chunks));
+  Array<double> of_chunk(chunks);
   Job job{tensors, starts, PTRAIN_PICK(norm_table), of_chunk.data()};
   parallel_for(chunks, chunks_per_task, sum_chunks, &job);
   return added_in_order(of_chunk.data(), chunks);

@@ -1,9 +1,8 @@
 // The probe: one loop over two flat arrays, an equal part for each thread.
 #include "probe.h"
 
-#include <algorithm>
-
 #include "each_isa.h"
+#include "small.h"
 
 namespace ptrain {
 namespace {
@@ -28,7 +27,7 @@ struct Job {
 
 void update_blocks(std::int64_t begin, std::int64_t end, void* context) {
   const Job& job = *static_cast<const Job*>(context);
-  const std::int64_t first = begin * block, last = std::min(end * block, job.size);
+  const std::int64_t first = begin * block, last = smaller_of(end * block, job.size);
   job.span(job.x + first, job.y + first, last - first);
 }
 

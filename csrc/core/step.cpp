@@ -1,7 +1,6 @@
 // The step: tensors laid end to end, each thread takes one stretch of all elements, in ascending order.
 #include "step.h"
 
-#include <cmath>
 #include <cstring>
 
 #include "each_isa.h"
@@ -11,9 +10,10 @@ namespace ptrain {
 
 // old + weight * (new - old), as torch.lerp: from the nearer end, so that a weight of 1 gives exactly new.
 struct Blend {
-  bool from_old;
-  double factor;  // from_old ? weight : weight - 1
+  bool from_old = false;
+  double factor = 0.0;  // from_old ? weight : weight - 1
 
+  Blend() = default;
   explicit Blend(double weight) : from_old(weight < 0.5), factor(from_old ? weight : weight - 1.0) {}
 };
 
@@ -65,10 +65,10 @@ StepScalars scalars_of(const StepGroup& group, double step, double clip) {
   return {
       clip,
       1.0 - group.learning_rate * group.weight_decay,
-      group.learning_rate / (1.0 - std::pow(group.beta1, step)),
+      group.learning_rate / (1.0 - __builtin_pow(group.beta1, step)),
       group.beta2,
       1.0 - group.beta2,
-      1.0 / std::sqrt(1.0 - std::pow(group.beta2, step)),
+      1.0 / __builtin_sqrt(1.0 - __builtin_pow(group.beta2, step)),
       group.eps,
       Blend(1.0 - group.beta1),
       Blend(1.0 - group.average_decay),
@@ -77,9 +77,9 @@ StepScalars scalars_of(const StepGroup& group, double step, double clip) {
 
 struct Job {
   const StepTensor* tensors;
-  const std::vector<std::int64_t>& starts;
-  const std::vector<StepScalars>& scalars;
-  const std::vector<std::int32_t>& scalars_of_tensor;
+  const Array<std::int64_t>& starts;
+  const Array<StepScalars>& scalars;
+  const Array<std::int32_t>& scalars_of_tensor;
   const StepLoops* loops;
   bool zero_gradients;
 };
@@ -100,7 +100,7 @@ void step_stretch(const StepTensor& tensor, const StepScalars& scalars, std::int
   if (tensor.gradient == nullptr && tensor.shadow == nullptr) return;
   const std::int64_t stride = zero ? elements_per_zeroing : end - begin;
   for (; begin < end; begin += stride) {
-    const std::int64_t size = std::min(stride, end - begin);
+    const std::int64_t size = smaller_of(stride, end - begin);
     const StepSpan span{
         moved(tensor.weight, begin, value_bytes),     moved(tensor.gradient, begin, value_bytes),
         moved(tensor.exp_avg, begin, state_bytes),    moved(tensor.exp_avg_sq, begin, state_bytes),
@@ -118,22 +118,21 @@ void step_pieces(std::int64_t begin, std::int64_t end, void* context) {
                 [&](std::int64_t i, std::int64_t first, std::int64_t last) {
                   const StepTensor& tensor = job.tensors[i];
                   const StepScalars& scalars = job.scalars[job.scalars_of_tensor[i]];
-                  step_stretch(tensor, scalars, first, std::min(last, tensor.size), job);
+                  step_stretch(tensor, scalars, first, smaller_of(last, tensor.size), job);
                 });
 }
 
 }  // namespace
 
 double clip_factor(double norm, double max_norm) {
-  return max_norm > 0.0 ? std::fmin(1.0, max_norm / (norm + 1e-6)) : 1.0;
+  return max_norm > 0.0 ? __builtin_fmin(1.0, max_norm / (norm + 1e-6)) : 1.0;
 }
 
 void fused_step(const StepTensor* tensors, std::int64_t count, const StepGroup* groups, double clip,
                 bool zero_gradients, ParallelFor parallel_for) {
   // Neighbours mostly share their group and their count: two powers for all of them, not for each.
-  std::vector<StepScalars> scalars;
-  std::vector<std::int32_t> scalars_of_tensor(static_cast<std::size_t>(count));
-  std::int32_t last_group = -1;
+  Array<std::int32_t> scalars_of_tensor(count);
+  std::int32_t last = -1, last_group = -1;
   float last_step = -1.0f;
   for (std::int64_t i = 0; i < count; ++i) {
     const StepTensor& tensor = tensors[i];
@@ -144,11 +143,17 @@ void fused_step(const StepTensor* tensors, std::int64_t count, const StepGroup* 
     }
     const bool shared = tensor.group == last_group && (tensor.gradient == nullptr || step == last_step);
     if (!shared) {
-      scalars.push_back(scalars_of(groups[tensor.group], step, clip));
+      ++last;
       last_group = tensor.group;
       last_step = step;
     }
-    scalars_of_tensor[i] = static_cast<std::int32_t>(scalars.size()) - 1;
+    scalars_of_tensor[i] = last;
+  }
+  Array<StepScalars> scalars(last + 1);
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i > 0 && scalars_of_tensor[i] == scalars_of_tensor[i - 1]) continue;
+    const float step = tensors[i].gradient != nullptr ? *tensors[i].step : 1.0f;
+    scalars[scalars_of_tensor[i]] = scalars_of(groups[tensors[i].group], step, clip);
   }
   const auto starts = lay_end_to_end(count, [&](std::int64_t i) { return tensors[i].size; });
   Job job{tensors, starts, scalars, scalars_of_tensor, PTRAIN_PICK(step_table), zero_gradients};

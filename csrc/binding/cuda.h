@@ -6,8 +6,6 @@
 
 #if PTRAIN_CUDA
 
-#include <torch/csrc/stable/accelerator.h>
-
 #include <cstring>
 #include <type_traits>
 #include <utility>
@@ -16,13 +14,23 @@
 #include "../cuda/launch.h"
 #include "glue.h"
 
-// Of a torch with CUDA; null in one without.
-extern "C" __attribute__((weak, visibility("default"))) AOTITorchError
-aoti_torch_get_current_cuda_stream(std::int32_t device_index, void** stream);
-
-#pragma GCC visibility push(hidden)  // as torch has its Tensor
+#pragma GCC visibility push(hidden)
 
 namespace ptrain::glue {
+
+// Makes a device the current one, for as long as this lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(std::int32_t index) {
+    if (aoti_torch_create_device_guard(index, &handle_)) fail_in_torch("could not change the current device");
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+  ~DeviceGuard() { aoti_torch_delete_device_guard(handle_); }
+
+ private:
+  DeviceGuardHandle handle_ = nullptr;
+};
 
 // One call of an op on the device of a tensor, which is current while this lives.
 class CudaCall {
@@ -32,7 +40,9 @@ class CudaCall {
     if (aoti_torch_get_current_cuda_stream == nullptr) {
       fail({op, ": this torch has no CUDA"});
     }
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream_));
+    if (aoti_torch_get_current_cuda_stream(beside.get_device_index(), &stream_)) {
+      fail_in_torch("could not say which CUDA stream is current");
+    }
   }
 
   cuda::Stream stream() const { return stream_; }
@@ -45,7 +55,7 @@ class CudaCall {
   template <typename T>
   T* room(std::int64_t count) {
     const std::vector<std::int64_t> bytes{count * static_cast<std::int64_t>(sizeof(T)) + 16};
-    keep(torch::stable::new_empty(beside_, bytes, ScalarType::Byte));
+    keep(new_beside(beside_, bytes, ScalarType::Byte));
     return static_cast<T*>(kept_.back().mutable_data_ptr());
   }
 
@@ -76,7 +86,7 @@ class CudaCall {
  private:
   const char* op_;
   Tensor beside_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  DeviceGuard guard_;
   void* stream_;
   std::vector<Tensor> kept_;
 };

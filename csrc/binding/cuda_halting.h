@@ -73,7 +73,7 @@ class CudaHalting {
       return {values, cuda::NumberType::float64, 1, 0.0};
     }
     require_here(name, tensor);
-    const Tensor& dense = call_.keep(torch::stable::contiguous(tensor));
+    const Tensor& dense = call_.keep(contiguous(tensor));
     return {dense.const_data_ptr(), cuda_number_type(op_, name, tensor), 1, 0.0};
   }
 
@@ -84,7 +84,7 @@ class CudaHalting {
 
   void take_labels(const Tensor& labels, std::int64_t ignore_index) {
     require_here("labels", labels);
-    const Tensor& dense = call_.keep(torch::stable::contiguous(labels));
+    const Tensor& dense = call_.keep(contiguous(labels));
     const cuda::NumberType type = cuda_number_type(op_, "labels", labels);
     std::vector<std::int64_t> wanted = rows_shape;
     if (is_float(type)) {
@@ -110,7 +110,7 @@ class CudaHalting {
       fail({op_, ": reg_mask is ", name_of(mask.scalar_type()), " of shape ", shape_of(mask),
             ", not bool of the units' or the rows' shape"});
     }
-    const Tensor& dense = call_.keep(torch::stable::contiguous(mask));
+    const Tensor& dense = call_.keep(contiguous(mask));
     task.mask = static_cast<const unsigned char*>(dense.const_data_ptr());
     task.mask_is_per_row = !per_unit;
   }
@@ -118,7 +118,7 @@ class CudaHalting {
   // A result, of no elements if it is not wanted.
   Tensor result(bool wanted, const std::vector<std::int64_t>& shape, void*& to, std::optional<ScalarType> type = {}) {
     const std::vector<std::int64_t> nothing{0};
-    Tensor tensor = torch::stable::new_empty(logits_, wanted ? shape : nothing, type.value_or(result_type()));
+    Tensor tensor = new_beside(logits_, wanted ? shape : nothing, type.value_or(result_type()));
     if (wanted) to = tensor.mutable_data_ptr();
     return tensor;
   }
@@ -277,16 +277,16 @@ inline void cuda_halting_exit_op(Stack& stack) {
         valid->scalar_type() != ScalarType::Bool || valid->numel() != task.units * task.tokens) {
       fail({"halting_exit: valid has shape ", shape_of(*valid), ", not bool of the rows' shape on their device"});
     }
-    const Tensor& dense = call.keep(torch::stable::contiguous(*valid));
+    const Tensor& dense = call.keep(contiguous(*valid));
     task.valid = static_cast<const unsigned char*>(dense.const_data_ptr());
   }
   std::vector<std::int64_t> units_shape, answer_shape;
   for (std::int64_t d = 1; d < u.dim(); ++d) units_shape.push_back(u.size(d));
   for (std::int64_t d = 1; d < z.dim(); ++d) answer_shape.push_back(z.size(d));
   const ScalarType type = task.in_double ? ScalarType::Double : ScalarType::Float;
-  Tensor exit_block = torch::stable::new_empty(z, units_shape, ScalarType::Long);
-  Tensor log_answer = torch::stable::new_empty(z, answer_shape, type);
-  Tensor full_log_answer = torch::stable::new_empty(z, answer_shape, type);
+  Tensor exit_block = new_beside(z, units_shape, ScalarType::Long);
+  Tensor log_answer = new_beside(z, answer_shape, type);
+  Tensor full_log_answer = new_beside(z, answer_shape, type);
   task.exit_block = static_cast<std::int64_t*>(exit_block.mutable_data_ptr());
   task.log_answer = log_answer.mutable_data_ptr();
   task.full_log_answer = full_log_answer.mutable_data_ptr();
@@ -295,7 +295,7 @@ inline void cuda_halting_exit_op(Stack& stack) {
   stack.give({&exit_block, &log_answer, &full_log_answer});
 }
 
-inline void implement_cuda_halting(StableLibrary& m) {
+inline void implement_cuda_halting(Library& m) {
   m.impl("halting_loss", boxed<cuda_halting_loss_op>);
   m.impl("halting_loss_unrecorded", boxed<cuda_halting_loss_op>);
   m.impl("halting_loss_", boxed<cuda_halting_loss_in_place_op>);

@@ -32,7 +32,7 @@ inline Tensor norm_on_cuda(const char* op, const std::vector<NormTensor>& tensor
   const std::int64_t chunk = cuda::chunk_size(elements);
   const std::int64_t chunks = cuda::number_chunks(rows.data(), count, chunk);
   const std::vector<std::int64_t> no_dimensions;
-  Tensor norm = torch::stable::new_empty(beside, no_dimensions, ScalarType::Double);
+  Tensor norm = new_beside(beside, no_dimensions, ScalarType::Double);
   call.check(cuda::norm(call.upload(rows), count, chunks, chunk, call.room<double>(chunks),
                         static_cast<double*>(norm.mutable_data_ptr()), call.stream()));
   return norm;

@@ -5,8 +5,6 @@
 #pragma once
 
 #include <algorithm>
-#include <atomic>
-#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -19,9 +17,11 @@
 #include "info.h"
 #include "plans.h"
 
+#pragma GCC visibility push(hidden)
+
 namespace ptrain::glue {
 
-inline void define_ema(StableLibrary& m) {
+inline void define_ema(Library& m) {
   m.def("ema_update_(Tensor(a!)[] shadows, Tensor[] weights, float decay) -> ()");
   m.def("ema_plan(Tensor[] shadows, Tensor[] weights) -> int");
   m.def("ema_update_plan_(int plan, float decay) -> ()");
@@ -59,6 +59,7 @@ class EmaPairs {
       fail({op, ": ", shadows.size(), " shadows for ", weights.size(), " weights"});
     }
     table.reserve(shadows.size());
+    layouts.resize(shadows.size());
     for (std::size_t i = 0; i < shadows.size(); ++i) add(op, i, shadows[i], weights[i]);
     check_memory(op);
   }
@@ -86,7 +87,7 @@ class EmaPairs {
 
   std::int32_t of_first = -1;  // the type of its device
   std::vector<std::int64_t> starts;
-  std::vector<std::unique_ptr<EmaLayout>> layouts;
+  std::vector<std::optional<EmaLayout>> layouts;  // in the order of the lists
   std::vector<Extent> shadow_extents, weight_extents;
 };
 
@@ -125,8 +126,8 @@ inline void EmaPairs::add(const char* op, std::size_t i, const Tensor& shadow, c
       fail({op, ": shadow ", i, " does not lie in memory as its weight does, without gaps"});
     }
     if (!layout.empty()) {
-      layouts.push_back(std::make_unique<EmaLayout>(layout));
-      tensor.layout = layouts.back().get();
+      layouts[i] = layout;
+      tensor.layout = &*layouts[i];
     }
     if (!has_memory(shadow) || !has_memory(weight)) {
       fail({op, has_memory(shadow) ? ": weight " : ": shadow ", i, " has no memory"});
@@ -198,7 +199,7 @@ inline void ema_update_op(Stack& stack) {
   EmaPairs("ema_update_", shadows, weights).update("ema_update_", decay);
 }
 
-class __attribute__((visibility("hidden"))) EmaPlan : public Plan {
+class EmaPlan : public Plan {
  public:
   EmaPlan(std::vector<Tensor> shadow_list, std::vector<Tensor> weight_list)
       : pairs("ema_plan", shadow_list, weight_list),
@@ -206,7 +207,7 @@ class __attribute__((visibility("hidden"))) EmaPlan : public Plan {
         weights(std::move(weight_list)) {}
 
   void update(double decay, const Tensor* decay_on_device = nullptr) {
-    const std::lock_guard<std::mutex> one_at_a_time(busy);
+    const Locked one_at_a_time(busy);
     refresh();
     pairs.update("ema_update_plan_", decay, decay_on_device);
   }
@@ -227,7 +228,7 @@ class __attribute__((visibility("hidden"))) EmaPlan : public Plan {
       refresh(0, count);
     }
     if (first_changed != none) {
-      const auto i = static_cast<std::size_t>(first_changed.load());
+      const auto i = static_cast<std::size_t>(first_changed);
       void* memory = nullptr;  // no tensor's: its device is asked
       const bool is_shadow = !shadows.as_before(i, &memory) || memory == nullptr;
       fail({"ema_update_plan_: ", is_shadow ? "shadow " : "weight ", i,
@@ -242,8 +243,8 @@ class __attribute__((visibility("hidden"))) EmaPlan : public Plan {
 
   EmaPairs pairs;
   Held shadows, weights;
-  std::atomic<std::int64_t> first_changed{none};
-  std::atomic<bool> moved{false};
+  std::int64_t first_changed = none;  // by the threads: atomically, as the next
+  bool moved = false;
 };
 
 inline void EmaPlan::refresh(std::int64_t begin, std::int64_t end) noexcept {
@@ -253,15 +254,13 @@ inline void EmaPlan::refresh(std::int64_t begin, std::int64_t end) noexcept {
     bool right = shadows.as_before(i, &shadow) && weights.as_before(i, &weight);
     if (pairs.sizes[i] > 0 && (shadow == nullptr || weight == nullptr)) right = false;
     if (!right) {
-      std::int64_t known = first_changed;
-      while (i < known && !first_changed.compare_exchange_weak(known, i)) {
-      }
+      note_first(&first_changed, i);
       return;
     }
     if (tensor.shadow == shadow && tensor.weight == weight) continue;
     tensor.shadow = shadow;
     tensor.weight = weight;
-    moved = true;
+    __atomic_store_n(&moved, true, __ATOMIC_RELAXED);
   }
 }
 
@@ -273,11 +272,12 @@ inline Plans& ema_plans() {
 
 inline void ema_plan_op(Stack& stack) {
   std::vector<Tensor> shadows = stack.tensors(), weights = stack.tensors();
-  stack.give(ema_plans().keep(std::make_shared<EmaPlan>(std::move(shadows), std::move(weights))));
+  stack.give(ema_plans().keep(new EmaPlan(std::move(shadows), std::move(weights))));
 }
 
 inline void update_plan(std::int64_t number, double decay, const Tensor* decay_on_device) {
-  static_cast<EmaPlan&>(*ema_plans().find(number)).update(decay, decay_on_device);
+  const PlanHold plan = ema_plans().find(number);
+  static_cast<EmaPlan*>(plan.get())->update(decay, decay_on_device);
 }
 
 inline void ema_update_plan_op(Stack& stack) {
@@ -298,16 +298,18 @@ inline void ema_update_plan_by_op(Stack& stack) {
 
 inline void ema_free_plan_op(Stack& stack) { ema_plans().forget(stack.integer()); }
 
-inline void implement_ema(StableLibrary& m) {
+inline void implement_ema(Library& m) {
   m.impl("ema_update_", boxed<ema_update_op>);
   m.impl("ema_plan", boxed<ema_plan_op>);
   m.impl("ema_update_plan_by_", boxed<ema_update_plan_by_op>);
 }
 
 // Without a tensor among their arguments: of every device.
-inline void implement_ema_plans(StableLibrary& m) {
+inline void implement_ema_plans(Library& m) {
   m.impl("ema_update_plan_", boxed<ema_update_plan_op>);
   m.impl("ema_free_plan", boxed<ema_free_plan_op>);
 }
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

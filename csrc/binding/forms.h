@@ -9,11 +9,9 @@
 
 #include "glue.h"
 
-namespace ptrain::glue {
+#pragma GCC visibility push(hidden)
 
-inline void ask(AOTITorchError error) {
-  if (error != 0) fail("ptrain: torch could not say what a tensor is");
-}
+namespace ptrain::glue {
 
 // What a tensor is, beside where its memory is.
 struct Form {
@@ -122,8 +120,15 @@ inline const Span* overlapped_by(const std::vector<Span>& apart, const char* beg
   return next != apart.end() && next->begin < end ? &*next : nullptr;
 }
 
+// Notes the least of the numbers that several threads come upon.
+inline void note_first(std::int64_t* first, std::int64_t i) noexcept {
+  std::int64_t known = __atomic_load_n(first, __ATOMIC_RELAXED);
+  while (i < known && !__atomic_compare_exchange_n(first, &known, i, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
 // Tensors that a plan holds, and the forms they had when it was made.
-class __attribute__((visibility("hidden"))) Held {
+class Held {
  public:
   explicit Held(std::vector<Tensor> list) : tensors(std::move(list)) {
     for (const Tensor& tensor : tensors) {
@@ -173,3 +178,5 @@ class __attribute__((visibility("hidden"))) Held {
 };
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

@@ -1,10 +1,5 @@
-// What every op's glue needs of torch's stable ABI: devices, types, memory, threads, and words for errors.
+// What every op's glue needs: tensors, the library that it is put into, and words for errors.
 #pragma once
-
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 #include <cstring>
@@ -12,33 +7,23 @@
 #include <stdexcept>
 #include <string>
 
-#include "../core/parallel.h"
+#include "tensor.h"
+
+#pragma GCC visibility push(hidden)
 
 namespace ptrain::glue {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using torch::stable::detail::StableLibrary;
-
-// torch's own threads, as the kernels ask for them: no second pool beside it.
-inline void torch_for(std::int64_t count, std::int64_t grain, RangeTask task, void* context) {
-  if (count <= 0) return;
-  if (torch_parallel_for(0, count, grain, task, context) != 0) {
-    throw std::runtime_error("ptrain: torch's parallel_for failed");
-  }
-}
 
 // A piece of a message: text, or a number.
 class Word {
  public:
-  Word(const char* text) : text_(text), size_(std::strlen(text)) {}
-  Word(const std::string& text) : text_(text.data()), size_(text.size()) {}
+  Word(const char* text) : text_(text) {}
+  Word(const std::string& text) : text_(text.c_str()) {}
   Word(std::int64_t number) : text_(nullptr), number_(number) {}
   Word(std::uint64_t number) : Word(static_cast<std::int64_t>(number)) {}
 
   void add_to(std::string& message) const {
     if (text_ != nullptr) {
-      message.append(text_, size_);
+      message.append(text_);
     } else {
       message.append(std::to_string(number_));
     }
@@ -46,7 +31,6 @@ class Word {
 
  private:
   const char* text_;
-  std::size_t size_ = 0;
   std::int64_t number_ = 0;
 };
 
@@ -63,6 +47,34 @@ __attribute__((noinline)) inline std::string joined(std::initializer_list<Word> 
 }
 
 [[noreturn]] inline void fail(const char* message) { fail({message}); }
+
+[[noreturn]] __attribute__((noinline)) inline void fail_in_torch(const char* what) { fail({"ptrain: torch ", what}); }
+
+// The ops of this namespace, or for `key` their functions, for as long as this lives.
+class Library {
+ public:
+  Library(const char* space, const char* key, void (*fill)(Library&)) {
+    if (key == nullptr) {
+      aoti_torch_library_init_def(space, __FILE__, __LINE__, &handle_);
+    } else {
+      aoti_torch_library_init_impl(space, key, __FILE__, __LINE__, &handle_);
+    }
+    fill(*this);
+  }
+  Library(const Library&) = delete;
+  Library& operator=(const Library&) = delete;
+  ~Library() { aoti_torch_delete_library_object(handle_); }
+
+  void def(const char* schema) {
+    if (aoti_torch_library_def(handle_, schema)) fail({"ptrain: torch does not take the schema ", schema});
+  }
+  void impl(const char* name, void (*op)(StableIValue*, std::uint64_t, std::uint64_t)) {
+    if (torch_library_impl(handle_, name, op, built_for)) fail({"ptrain: torch does not take the op ", name});
+  }
+
+ private:
+  TorchLibraryHandle handle_ = nullptr;
+};
 
 // What a message calls a type: the name that Python prints.
 inline const char* name_of(ScalarType type) {
@@ -91,3 +103,5 @@ inline std::string shape_of(const Tensor& tensor) {
 }
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

@@ -5,9 +5,6 @@
 // upstream gradients of the four parts. A result that is not wanted is a tensor of no elements.
 #pragma once
 
-#include <array>
-#include <cmath>
-#include <optional>
 #include <vector>
 
 #include "../core/exit.h"
@@ -15,7 +12,7 @@
 #include "boxing.h"
 #include "glue.h"
 
-#pragma GCC visibility push(hidden)  // as torch has its Tensor
+#pragma GCC visibility push(hidden)
 
 namespace ptrain::glue {
 
@@ -69,7 +66,7 @@ struct HaltingArguments {
   }
 };
 
-inline void define_halting(StableLibrary& m) {
+inline void define_halting(Library& m) {
   const char* inputs = "(Tensor logits, Tensor halting_logits, Tensor labels, ";
   const char* in_place = "(Tensor(a!) logits, Tensor halting_logits, Tensor labels, ";
   const char* settings = HaltingSettings::schema;
@@ -116,7 +113,7 @@ inline bool blocks_are_dense(const Tensor& tensor) {
 }
 
 inline Tensor with_dense_blocks(const Tensor& tensor) {
-  return blocks_are_dense(tensor) ? tensor : torch::stable::contiguous(tensor);
+  return blocks_are_dense(tensor) ? tensor : contiguous(tensor);
 }
 
 inline void check_cpu(const char* name, const Tensor& tensor) {
@@ -129,7 +126,7 @@ inline std::vector<double> numbers(const char* name, const Tensor& tensor, std::
   if (tensor.numel() != count) {
     fail({"halting_loss: ", name, " has shape ", shape_of(tensor), ", not ", count, " numbers"});
   }
-  const Tensor dense = torch::stable::contiguous(tensor);
+  const Tensor dense = contiguous(tensor);
   const void* from = dense.const_data_ptr();
   std::vector<double> values(static_cast<std::size_t>(count));
   for (std::int64_t i = 0; i < count; ++i) {
@@ -194,7 +191,7 @@ inline bool same_shape(const Tensor& tensor, const std::vector<std::int64_t>& sh
 inline void take_labels(HaltingCall& call, const Tensor& labels, std::int64_t ignore_index) {
   HaltingTask& task = call.task;
   check_cpu("labels", labels);
-  call.labels = torch::stable::contiguous(labels);
+  call.labels = contiguous(labels);
   const void* data = call.labels->const_data_ptr();
   const ScalarType type = labels.scalar_type();
   std::vector<std::int64_t> wanted = call.rows_shape;
@@ -221,7 +218,7 @@ inline void take_mask(HaltingCall& call, const Tensor& mask) {
     fail({"halting_loss: reg_mask is ", name_of(mask.scalar_type()), " of shape ", shape_of(mask),
           ", not bool of the units' or the rows' shape"});
   }
-  call.mask = torch::stable::contiguous(mask);
+  call.mask = contiguous(mask);
   call.task.mask = static_cast<const unsigned char*>(call.mask->const_data_ptr());
   call.task.mask_is_per_row = !per_unit;
 }
@@ -275,33 +272,10 @@ inline HaltingCall halting_call(const HaltingArguments& arguments) {
   return call;
 }
 
-inline Tensor new_tensor(const std::vector<std::int64_t>& shape, ScalarType type) {
-  std::array<std::int64_t, 8> strides;
-  std::vector<std::int64_t> many;
-  std::int64_t* stride = strides.data();
-  if (shape.size() > strides.size()) {
-    many.resize(shape.size());
-    stride = many.data();
-  }
-  std::int64_t step = 1;
-  for (std::size_t d = shape.size(); d-- > 0; step *= std::max<std::int64_t>(shape[d], 1)) stride[d] = step;
-  const std::int32_t dtype = torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(type));
-  AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<std::int64_t>(shape.size()), shape.data(),
-                                                         stride, dtype, aoti_torch_device_type_cpu(), 0,
-                                                         &handle));
-  return Tensor(handle);
-}
-
 inline std::vector<std::int64_t> with_blocks(const HaltingCall& call, const std::vector<std::int64_t>& shape) {
   std::vector<std::int64_t> all{call.task.blocks};
   all.insert(all.end(), shape.begin(), shape.end());
   return all;
-}
-
-inline std::vector<std::int64_t> shape_vector(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return std::vector<std::int64_t>(sizes.begin(), sizes.end());
 }
 
 inline ScalarType result_type(const HaltingTask& task) {
@@ -538,7 +512,7 @@ inline void halting_exit_op(Stack& stack) {
     if (valid->scalar_type() != ScalarType::Bool || valid->numel() != task.units * task.tokens) {
       fail({"halting_exit: valid has shape ", shape_of(*valid), ", not bool of the rows' shape"});
     }
-    mask = torch::stable::contiguous(*valid);
+    mask = contiguous(*valid);
     task.valid = static_cast<const unsigned char*>(mask->const_data_ptr());
   }
   const ScalarType type = task.in_double ? ScalarType::Double : ScalarType::Float;
@@ -551,7 +525,7 @@ inline void halting_exit_op(Stack& stack) {
   stack.give({&exit_block, &log_answer, &full_log_answer});
 }
 
-inline void implement_halting(StableLibrary& m) {
+inline void implement_halting(Library& m) {
   m.impl("halting_loss", boxed<halting_loss_op>);
   m.impl("halting_loss_unrecorded", boxed<halting_loss_op>);
   m.impl("halting_loss_", boxed<halting_loss_in_place_op>);

@@ -5,9 +5,11 @@
 #include "boxing.h"
 #include "glue.h"
 
+#pragma GCC visibility push(hidden)
+
 namespace ptrain::glue {
 
-inline void define_info(StableLibrary& m) {
+inline void define_info(Library& m) {
   m.def("isa() -> str");
   m.def("use_isa(str wanted) -> str");
   m.def("has_cuda() -> bool");
@@ -31,10 +33,12 @@ inline void use_isa_op(Stack& stack) {
 
 inline void has_cuda_op(Stack& stack) { stack.give(has_cuda); }
 
-inline void implement_info(StableLibrary& m) {
+inline void implement_info(Library& m) {
   m.impl("isa", boxed<isa_op>);
   m.impl("use_isa", boxed<use_isa_op>);
   m.impl("has_cuda", boxed<has_cuda_op>);
 }
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

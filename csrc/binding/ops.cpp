@@ -16,33 +16,38 @@
 #include "probe.h"
 #include "step.h"
 
-using torch::stable::detail::StableLibrary;
+namespace ptrain::glue {
+namespace {
 
-STABLE_TORCH_LIBRARY(ptrain, m) {
-  ptrain::glue::define_info(m);
-  ptrain::glue::define_ema(m);
-  ptrain::glue::define_halting(m);
-  ptrain::glue::define_probe(m);
-  ptrain::glue::define_step(m);
-}
+// In this order, when the library is loaded.
+const Library schemas("ptrain", nullptr, [](Library& m) {
+  define_info(m);
+  define_ema(m);
+  define_halting(m);
+  define_probe(m);
+  define_step(m);
+});
 
-STABLE_TORCH_LIBRARY_IMPL(ptrain, CPU, m) {
-  ptrain::glue::implement_ema(m);
-  ptrain::glue::implement_halting(m);
-  ptrain::glue::implement_probe(m);
-  ptrain::glue::implement_step(m);
-}
+const Library on_cpu("ptrain", "CPU", [](Library& m) {
+  implement_ema(m);
+  implement_halting(m);
+  implement_probe(m);
+  implement_step(m);
+});
 
 #if PTRAIN_CUDA
-STABLE_TORCH_LIBRARY_IMPL(ptrain, CUDA, m) {
-  ptrain::glue::implement_cuda_halting(m);
-  ptrain::glue::implement_ema(m);
-  ptrain::glue::implement_step(m);
-}
+const Library on_cuda("ptrain", "CUDA", [](Library& m) {
+  implement_cuda_halting(m);
+  implement_ema(m);
+  implement_step(m);
+});
 #endif
 
-STABLE_TORCH_LIBRARY_IMPL(ptrain, CompositeExplicitAutograd, m) {
-  ptrain::glue::implement_info(m);
-  ptrain::glue::implement_ema_plans(m);
-  ptrain::glue::implement_step_everywhere(m);
-}
+const Library everywhere("ptrain", "CompositeExplicitAutograd", [](Library& m) {
+  implement_info(m);
+  implement_ema_plans(m);
+  implement_step_everywhere(m);
+});
+
+}  // namespace
+}  // namespace ptrain::glue

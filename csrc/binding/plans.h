@@ -1,8 +1,9 @@
 // Plans by their numbers: what a call names that has been checked and prepared before.
 #pragma once
 
-#include <memory>
-#include <mutex>
+#include <pthread.h>
+
+#include <utility>
 #include <vector>
 
 #include "glue.h"
@@ -11,13 +12,62 @@
 
 namespace ptrain::glue {
 
+// As std::mutex and std::lock_guard, whose header takes a tenth of a second to read.
+class Mutex {
+ public:
+  Mutex() = default;
+  Mutex(const Mutex&) = delete;
+  Mutex& operator=(const Mutex&) = delete;
+  void lock() { pthread_mutex_lock(&mutex_); }
+  void unlock() { pthread_mutex_unlock(&mutex_); }
+
+ private:
+  pthread_mutex_t mutex_ = PTHREAD_MUTEX_INITIALIZER;
+};
+
+class Locked {
+ public:
+  explicit Locked(Mutex& mutex) : mutex_(mutex) { mutex_.lock(); }
+  Locked(const Locked&) = delete;
+  Locked& operator=(const Locked&) = delete;
+  ~Locked() { mutex_.unlock(); }
+
+ private:
+  Mutex& mutex_;
+};
+
 // What plans are made of.
 class Plan {
  public:
+  Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
   virtual ~Plan() = default;
 
  protected:
-  std::mutex busy;  // one call at a time
+  Mutex busy;  // one call at a time
+
+ private:
+  friend class PlanHold;
+  std::int64_t holds_ = 0;
+};
+
+// Keeps a plan: another thread may free its number while it is used.
+class PlanHold {
+ public:
+  explicit PlanHold(Plan* plan) : plan_(plan) { __atomic_add_fetch(&plan_->holds_, 1, __ATOMIC_RELAXED); }
+  PlanHold(const PlanHold& other) : PlanHold(other.plan_) {}
+  PlanHold& operator=(PlanHold other) noexcept {
+    std::swap(plan_, other.plan_);
+    return *this;
+  }
+  ~PlanHold() {
+    if (__atomic_sub_fetch(&plan_->holds_, 1, __ATOMIC_ACQ_REL) == 0) delete plan_;
+  }
+  Plan* get() const { return plan_; }
+
+ private:
+  Plan* plan_;
 };
 
 // The plans of one kind. Numbers count up and are never used twice.
@@ -26,32 +76,34 @@ class Plans {
   // missing: what a message says before the number of a plan that is not there
   explicit Plans(const char* missing) : missing_(missing) {}
 
-  std::int64_t keep(std::shared_ptr<Plan> plan) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    plans_.push_back({++last_, std::move(plan)});
+  // Takes what was made with `new`.
+  std::int64_t keep(Plan* made) {
+    const PlanHold plan(made);
+    const Locked lock(mutex_);
+    plans_.push_back({++last_, plan});
     return last_;
   }
 
-  std::shared_ptr<Plan> find(std::int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
+  PlanHold find(std::int64_t number) {
+    const Locked lock(mutex_);
     const std::size_t at = place_of(number);
     if (at == plans_.size()) fail({missing_, number});
     return plans_[at].plan;
   }
 
   void forget(std::int64_t number) {
-    std::shared_ptr<Plan> plan;  // dies after the lock is given back
-    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<Numbered> forgotten;  // dies after the lock is given back
+    const Locked lock(mutex_);
     const std::size_t at = place_of(number);
     if (at == plans_.size()) return;
-    plan = std::move(plans_[at].plan);
+    forgotten.push_back(plans_[at]);
     plans_.erase(plans_.begin() + static_cast<std::ptrdiff_t>(at));
   }
 
  private:
   struct Numbered {
     std::int64_t number;
-    std::shared_ptr<Plan> plan;
+    PlanHold plan;
   };
 
   // By halving, as numbers ascend; past the end if there is none.
@@ -70,7 +122,7 @@ class Plans {
   }
 
   const char* missing_;
-  std::mutex mutex_;
+  Mutex mutex_;
   std::int64_t last_ = 0;
   std::vector<Numbered> plans_;
 };

@@ -5,9 +5,11 @@
 #include "boxing.h"
 #include "glue.h"
 
+#pragma GCC visibility push(hidden)
+
 namespace ptrain::glue {
 
-inline void define_probe(StableLibrary& m) { m.def("probe_update(Tensor(a!) x, Tensor y) -> ()"); }
+inline void define_probe(Library& m) { m.def("probe_update(Tensor(a!) x, Tensor y) -> ()"); }
 
 inline void probe_update_op(Stack& stack) {
   const Tensor x = stack.tensor(), y = stack.tensor();
@@ -21,6 +23,8 @@ inline void probe_update_op(Stack& stack) {
                static_cast<const float*>(y.const_data_ptr()), x.numel(), torch_for);
 }
 
-inline void implement_probe(StableLibrary& m) { m.impl("probe_update", boxed<probe_update_op>); }
+inline void implement_probe(Library& m) { m.impl("probe_update", boxed<probe_update_op>); }
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

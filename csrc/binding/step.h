@@ -1,12 +1,7 @@
 // The gradient norm and the fused step as ops: of lists of tensors, and of plans that keep their handles.
 #pragma once
 
-#include <atomic>
-#include <cmath>
 #include <cstring>
-#include <limits>
-#include <memory>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -18,9 +13,11 @@
 #include "glue.h"
 #include "plans.h"
 
+#pragma GCC visibility push(hidden)
+
 namespace ptrain::glue {
 
-inline void define_step(StableLibrary& m) {
+inline void define_step(Library& m) {
   m.def("grad_norm(Tensor[] gradients) -> Tensor");
   // `groups` says which row of hyper each tensor takes; a row is (lr, beta1, beta2, eps, weight decay,
   // decay of the average), float64. `shadows` is empty, or as long as params, and then a shadow without
@@ -71,24 +68,22 @@ inline FloatType float_type(const Tensor& tensor, const Place& at) {
 }
 
 inline void require_plain(const Tensor& tensor, const Place& at) {
-  if (tensor.layout() != torch::headeronly::Layout::Strided) refuse(at, "is sparse; make it dense");
+  if (!tensor.is_strided()) refuse(at, "is sparse; make it dense");
   if (!has_memory(tensor)) refuse(at, "has no memory: its storage was made smaller than it is");
 }
 
 // All elements in one block of memory without gaps, in any order of dimensions.
 inline bool is_dense(const Tensor& tensor) {
   if (tensor.numel() == 0 || tensor.is_contiguous()) return true;
-  std::vector<std::pair<std::int64_t, std::int64_t>> strides_and_sizes;
-  for (std::int64_t d = 0; d < tensor.dim(); ++d) {
-    if (tensor.size(d) > 1) strides_and_sizes.emplace_back(tensor.stride(d), tensor.size(d));
+  // From the closest elements outwards: the next dimension begins where the last one ended.
+  const std::int64_t dimensions = tensor.dim(), *sizes = tensor.sizes(), *strides = tensor.strides();
+  std::int64_t reached = 1;
+  for (std::int64_t d = 0; d < dimensions;) {
+    const bool next = sizes[d] > 1 && strides[d] == reached;
+    reached *= next ? sizes[d] : 1;
+    d = next ? 0 : d + 1;
   }
-  std::sort(strides_and_sizes.begin(), strides_and_sizes.end());
-  std::int64_t expected = 1;
-  for (const auto& [stride, size] : strides_and_sizes) {
-    if (stride != expected) return false;
-    expected *= size;
-  }
-  return true;
+  return reached == tensor.numel();
 }
 
 inline bool same_shape(const Tensor& one, const Tensor& other) {
@@ -109,7 +104,7 @@ inline bool same_order(const Tensor& one, const Tensor& other) {
 }
 
 inline void require_same_device(const Tensor& tensor, const Tensor& param, const Place& at) {
-  if (tensor.device() != param.device()) refuse(at, "is on another device than its parameter");
+  if (!same_device(tensor, param)) refuse(at, "is on another device than its parameter");
 }
 
 // A part of the parameter's step that lies element for element beside it.
@@ -181,7 +176,7 @@ inline void check_step_tensor(const char* op, const StepLists& lists, std::size_
   float_type(param, {op, "params", i});
   require_same_device(param, lists.params[0], {op, "params", i});
   if (!is_dense(param)) refuse({op, "params", i}, "has gaps or overlaps in its memory");
-  if (lists.groups[i] < 0 || lists.groups[i] > std::numeric_limits<std::int32_t>::max()) {
+  if (lists.groups[i] < 0 || lists.groups[i] > INT32_MAX) {
     refuse({op, "groups", i}, "is negative or too large");
   }
   if (lists.has_state(i)) {
@@ -234,8 +229,8 @@ inline double read_norm(const char* op, const Tensor& norm) {
 // The gradient as it lies beside the parameter: itself, or a copy where its strides differ.
 inline Tensor laid_beside(const Tensor& gradient, const Tensor& param) {
   if (is_dense(gradient) && same_order(gradient, param)) return gradient;
-  Tensor copy = torch::stable::empty_like(param);
-  torch::stable::copy_(copy, gradient);
+  Tensor copy = empty_like(param);
+  copy_into(copy, gradient);
   return copy;
 }
 
@@ -244,10 +239,7 @@ inline void check_gradient(const char* op, const Tensor& gradient, const Tensor&
 }
 
 inline Tensor norm_tensor(double value, const Tensor* beside) {
-  std::vector<std::int64_t> shape;
-  Tensor norm = beside != nullptr
-                    ? torch::stable::new_empty(*beside, shape, ScalarType::Double)
-                    : torch::stable::empty(shape, ScalarType::Double);
+  Tensor norm = beside != nullptr ? new_beside(*beside, {}, ScalarType::Double) : new_tensor({}, ScalarType::Double);
   *static_cast<double*>(norm.mutable_data_ptr()) = value;
   return norm;
 }
@@ -258,7 +250,7 @@ inline Tensor norm_of(const std::vector<NormTensor>& tensors, const Tensor* besi
   if (beside != nullptr && beside->is_cuda()) return norm_on_cuda("grad_norm", tensors, *beside);
 #endif
   const double sum = sum_of_squares(tensors.data(), static_cast<std::int64_t>(tensors.size()), torch_for);
-  return norm_tensor(std::sqrt(sum), beside);
+  return norm_tensor(__builtin_sqrt(sum), beside);
 }
 
 inline void grad_norm_op(Stack& stack) {
@@ -270,8 +262,8 @@ inline void grad_norm_op(Stack& stack) {
     const Place at{"grad_norm", "gradients", i};
     require_plain(gradients[i], at);
     const FloatType type = float_type(gradients[i], at);
-    if (gradients[i].device() != gradients[0].device()) refuse(at, "is on another device than the first");
-    if (!is_dense(gradients[i])) copies.push_back(torch::stable::contiguous(gradients[i]));
+    if (!same_device(gradients[i], gradients[0])) refuse(at, "is on another device than the first");
+    if (!is_dense(gradients[i])) copies.push_back(contiguous(gradients[i]));
     const Tensor& dense = is_dense(gradients[i]) ? gradients[i] : copies.back();
     tensors.push_back({dense.const_data_ptr(), dense.numel(), type});
   }
@@ -308,7 +300,7 @@ inline StepTensor step_tensor(const StepLists& lists, std::size_t i, const Tenso
 }
 
 // What a step writes besides the gradients, by address.
-class __attribute__((visibility("hidden"))) StepMemory {
+class StepMemory {
  public:
   // Fails if two of the parts share memory: they would be stepped twice, and by two threads at once.
   StepMemory(const char* op, const std::vector<StepTensor>& tensors) {
@@ -386,7 +378,7 @@ inline void run_step(const char* op, const std::vector<StepTensor>& tensors,
   double clip = 1.0;
   if (norm.has_value()) {
     const double value = read_norm(op, *norm);
-    if (!std::isfinite(value)) {
+    if (!__builtin_isfinite(value)) {
       for (const StepTensor& tensor : tensors) {
         if (!zero_grads || tensor.gradient == nullptr || tensor.size == 0) continue;
         std::memset(tensor.gradient, 0, static_cast<std::size_t>(tensor.size * bytes_of(tensor.type)));
@@ -448,13 +440,13 @@ inline void fused_step_op(Stack& stack) {
   }
   run_step(op, lists, tensors, hyper, norm, max_norm, zero_grads);
   for (std::size_t i = 0; zero_grads && i < grads.size(); ++i) {
-    if (beside[i].get() != grads[i].get()) torch::stable::zero_(grads[i]);
+    if (beside[i].get() != grads[i].get()) zero(grads[i]);
   }
 }
 
 // The tensors of one optimizer on one device: checked once. At each call the handles are asked where their
 // memory is now, so that `param.data = other` is followed, and whether they are what they were.
-class __attribute__((visibility("hidden"))) StepPlan : public Plan {
+class StepPlan : public Plan {
  public:
   explicit StepPlan(StepLists checked) : lists(std::move(checked)), params(lists.params) {
     for (std::size_t i = 0; i < lists.params.size(); ++i) {
@@ -500,8 +492,9 @@ class __attribute__((visibility("hidden"))) StepPlan : public Plan {
   std::vector<MaybeTensor> gradients;  // as they lie beside their parameters
   std::vector<MaybeTensor> originals;  // those of which a copy was made
   // What has moved is looked at until it has passed once: a step that is refused is refused again.
-  std::atomic<bool> moved{false};
-  std::atomic<bool> gradients_moved{false};
+  // Set by several threads, atomically.
+  bool moved = false;
+  bool gradients_moved = false;
   bool gradients_apart = false;  // from each other
 };
 
@@ -532,7 +525,7 @@ inline bool StepPlan::is_readable(AtenTensorHandle gradient, std::size_t i) cons
 }
 
 inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<std::int64_t>& places) {
-  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const Locked one_at_a_time(busy);
   const char* op = "step_set_gradients";
   const bool all = places.empty() && !some.empty();
   require_length(op, "gradients", some.size(), all ? lists.params.size() : places.size());
@@ -547,11 +540,11 @@ inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<
       beside[i] = std::move(some[k]);
     } else {
       check_gradient(op, some[k], lists.params[i], i);
-      beside[i] = torch::stable::empty_like(lists.params[i]);
+      beside[i] = empty_like(lists.params[i]);
       if (!has_form(beside[i]->get(), form)) {
         refuse({op, "params", i}, "has got another shape, strides or dtype since the plan was made");
       }
-      torch::stable::copy_(*beside[i], some[k]);
+      copy_into(*beside[i], some[k]);
       copied[i] = std::move(some[k]);
     }
     pointers[i] = gradient_memory(memory_of(beside[i]->get()), table[i].step);
@@ -567,7 +560,7 @@ inline void StepPlan::set_gradients(std::vector<Tensor> some, const std::vector<
 }
 
 inline Tensor StepPlan::norm() {
-  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const Locked one_at_a_time(busy);
   const char* op = "step_norm";
   std::vector<NormTensor> tensors;
   tensors.reserve(handles.size());
@@ -575,7 +568,7 @@ inline Tensor StepPlan::norm() {
     if (!gradients[i].has_value()) continue;
     if (originals[i].has_value()) {
       require_beside(*originals[i], gradients[i]->scalar_type(), *gradients[i], {op, "grads", i});
-      torch::stable::copy_(*gradients[i], *originals[i]);
+      copy_into(*gradients[i], *originals[i]);
     } else {
       void* const now = gradient_memory(memory_of(handles[i].gradient), table[i].step);
       const bool same = has_form(handles[i].gradient, params.form(i));
@@ -592,19 +585,16 @@ inline Tensor StepPlan::norm() {
 
 // Asks all tensors again: 0.12 us a parameter with all its parts, so many are shared out.
 inline void StepPlan::refresh(const char* op, bool zero_grads) {
-  std::atomic<std::int64_t> first_changed{INT64_MAX};
+  std::int64_t first_changed = INT64_MAX;
   struct Context {
     StepPlan& plan;
-    std::atomic<std::int64_t>& first_changed;
+    std::int64_t& first_changed;
   } context{*this, first_changed};
   const auto some = [](std::int64_t begin, std::int64_t end, void* given) {
     Context& it = *static_cast<Context*>(given);
     for (std::int64_t i = begin; i < end; ++i) {
       if (it.plan.refresh(static_cast<std::size_t>(i))) continue;
-      std::int64_t known = it.first_changed;
-      while (i < known && !it.first_changed.compare_exchange_weak(known, i)) {
-      }
-      return;
+      return note_first(&it.first_changed, i);
     }
   };
   const auto count = static_cast<std::int64_t>(table.size());
@@ -614,7 +604,7 @@ inline void StepPlan::refresh(const char* op, bool zero_grads) {
     some(0, count, &context);
   }
   if (first_changed != INT64_MAX) {
-    const auto i = static_cast<std::size_t>(first_changed.load());
+    const auto i = static_cast<std::size_t>(first_changed);
     refuse({op, changed_part(i), i}, "has got another shape, strides or dtype since the plan was made");
   }
   if (moved) {
@@ -659,10 +649,10 @@ inline bool StepPlan::refresh(std::size_t i) noexcept {
       (handle.gradient == nullptr || has_form(handle.gradient, form));
   if (!same) return false;
   StepTensor& before = table[i];
-  if (now.gradient != before.gradient) gradients_moved = true;
+  if (now.gradient != before.gradient) __atomic_store_n(&gradients_moved, true, __ATOMIC_RELAXED);
   if (now.weight != before.weight || now.exp_avg != before.exp_avg || now.exp_avg_sq != before.exp_avg_sq ||
       now.step != before.step || now.shadow != before.shadow) {
-    moved = true;
+    __atomic_store_n(&moved, true, __ATOMIC_RELAXED);
   }
   before = now;
   return true;
@@ -683,13 +673,13 @@ inline const char* StepPlan::changed_part(std::size_t i) const {
 }
 
 inline void StepPlan::check(bool zero_grads) {
-  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const Locked one_at_a_time(busy);
   refresh("step_check", zero_grads);
 }
 
 inline void StepPlan::apply(const Tensor& hyper, const MaybeTensor& norm, double max_norm,
                             bool average, bool zero_grads) {
-  const std::lock_guard<std::mutex> one_at_a_time(busy);
+  const Locked one_at_a_time(busy);
   refresh("step_apply_", zero_grads);
   if (average) {
     run_step("step_apply_", lists, table, hyper, norm, max_norm, zero_grads);
@@ -699,7 +689,7 @@ inline void StepPlan::apply(const Tensor& hyper, const MaybeTensor& norm, double
     run_step("step_apply_", lists, resting, hyper, norm, max_norm, zero_grads);
   }
   for (MaybeTensor& original : originals) {
-    if (zero_grads && original.has_value()) torch::stable::zero_(*original);
+    if (zero_grads && original.has_value()) zero(*original);
   }
 }
 
@@ -709,14 +699,13 @@ inline Plans& step_plans() {
   return *plans;
 }
 
-// Keeps a plan while it is used: another thread may free its number.
-class __attribute__((visibility("hidden"))) UsedStepPlan {
+class UsedStepPlan {
  public:
   explicit UsedStepPlan(std::int64_t number) : plan(step_plans().find(number)) {}
   StepPlan* operator->() const { return static_cast<StepPlan*>(plan.get()); }
 
  private:
-  std::shared_ptr<Plan> plan;
+  PlanHold plan;
 };
 
 inline void step_plan_op(Stack& stack) {
@@ -724,7 +713,7 @@ inline void step_plan_op(Stack& stack) {
   lists.params = stack.tensors();
   lists.take_states(stack);
   check_step_lists("step_plan", lists);
-  stack.give(step_plans().keep(std::make_shared<StepPlan>(std::move(lists))));
+  stack.give(step_plans().keep(new StepPlan(std::move(lists))));
 }
 
 inline void step_set_gradients_op(Stack& stack) {
@@ -753,7 +742,7 @@ inline void step_check_op(Stack& stack) {
 
 inline void step_free_plan_op(Stack& stack) { step_plans().forget(stack.integer()); }
 
-inline void implement_step(StableLibrary& m) {
+inline void implement_step(Library& m) {
   m.impl("grad_norm", boxed<grad_norm_op>);
   m.impl("fused_step_", boxed<fused_step_op>);
   m.impl("step_plan", boxed<step_plan_op>);
@@ -761,7 +750,7 @@ inline void implement_step(StableLibrary& m) {
 }
 
 // The ops that a call without any tensor must reach too.
-inline void implement_step_everywhere(StableLibrary& m) {
+inline void implement_step_everywhere(Library& m) {
   m.impl("step_set_gradients", boxed<step_set_gradients_op>);
   m.impl("step_norm", boxed<step_norm_op>);
   m.impl("step_check", boxed<step_check_op>);
@@ -769,3 +758,5 @@ inline void implement_step_everywhere(StableLibrary& m) {
 }
 
 }  // namespace ptrain::glue
+
+#pragma GCC visibility pop

@@ -16,6 +16,7 @@ import torch
 from plugin_trainer.ops import library
 from plugin_trainer.ops.building import toolchain
 
+SHIM = Path(__file__).parents[2] / "csrc" / "binding" / "shim.h"
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 pytestmark = [
@@ -63,7 +64,53 @@ def test_every_symbol_is_of_torch_2_10s_stable_abi_or_of_the_system():
 def test_no_symbol_is_of_torchs_cpp_interface():
     names = undefined(library.find().path)
     assert [name for name in names if re.search(r"3c10|2at\d|5torch", name)] == []
-    assert any(name == "aoti_torch_abi_version" for name in names)
+    assert "aoti_torch_library_init_def" in names
+
+
+# Declarations that differ from torch's are an error; the numbers are compared one by one.
+COMPARED = """
+#include "shim.h"
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/headeronly/core/ScalarType.h>
+#define SAME(name) static_assert(static_cast<int>(ptrain::glue::ScalarType::name) == \\
+                                 static_cast<int>(torch::headeronly::ScalarType::name))
+SAME(Byte); SAME(Char); SAME(Short); SAME(Int); SAME(Long); SAME(Half); SAME(Float); SAME(Double);
+SAME(Bool); SAME(BFloat16); SAME(UInt16); SAME(UInt32); SAME(UInt64);
+static_assert(ptrain::glue::built_for == TORCH_VERSION_2_10_0);
+"""
+
+
+def compare(header: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Compile a header of declarations beside torch's own."""
+    (folder / "shim.h").write_text(header)
+    include = Path(torch.__file__).parent / "include"
+    return subprocess.run(
+        [str(COMPILER), "-std=c++20", "-fsyntax-only", "-x", "c++", "-DUSE_CUDA",
+         f"-DTORCH_TARGET_VERSION={toolchain.TARGET_ABI}", "-I", str(folder),
+         "-isystem", str(include), "-"],
+        input=COMPARED, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_our_declarations_are_torchs(tmp_path):
+    done = compare(SHIM.read_text(), tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ours", "wrong"),
+    [
+        ("get_numel(AtenTensorHandle tensor, std::int64_t*", "std::int32_t*"),
+        ("aoti_torch_copy_(AtenTensorHandle self, AtenTensorHandle from, std::int32_t", "bool"),
+        ("BFloat16 = 15", "14"),
+    ],
+)
+def test_a_declaration_that_is_not_torchs_is_noticed(ours, wrong, tmp_path):
+    begin = ours.rpartition(" ")[0]
+    header = SHIM.read_text()
+    assert header.count(ours) == 1
+    done = compare(header.replace(ours, f"{begin} {wrong}"), tmp_path)
+    assert done.returncode != 0
 
 
 def test_the_headers_tell_versions_apart():

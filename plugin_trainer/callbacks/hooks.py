@@ -7,6 +7,7 @@ from plugin_trainer.specs import CallbackSpec, SchedulerSpec
 PTRAIN_API = 1
 
 _HERE = "plugin_trainer.callbacks"
+_MODEL_STORE = "plugin_trainer.model_store"
 _SCHEDULES = "plugin_trainer.training.schedules"
 
 
@@ -48,6 +49,12 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             target=f"{_HERE}.profiler:Profiler",
             settings=f"{_HERE}.settings:ProfilerSettings",
             summary="records a few steps with torch.profiler: a trace and a table",
+        ),
+        CallbackSpec(
+            name="register_best",
+            target=f"{_MODEL_STORE}.register_best:RegisterBest",
+            settings=f"{_MODEL_STORE}.settings:RegisterBestSettings",
+            summary="makes the best checkpoint a version in the model store",
         ),
     ]
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "plugins": ("plugin_trainer.cli.plugins:plugins", "List, check and start plugins."),
     "config": ("plugin_trainer.cli.config:config", "Show, check and explain settings."),
     "runs": ("plugin_trainer.cli.runs:runs", "List, show and compare runs."),
+    "models": ("plugin_trainer.cli.models:models", "Keep trained models: names and versions."),
     "kernels": ("plugin_trainer.cli.kernels:kernels", "Show, build and time the native kernels."),
 }
 

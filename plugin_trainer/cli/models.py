@@ -1,0 +1,394 @@
+"""`ptrain models`: trained models by name and version, from register to export."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from plugin_trainer.cli.options import json_option, which_weights
+from plugin_trainer.cli.printing import emit_json, facts, table
+
+if TYPE_CHECKING:
+    from plugin_trainer.model_store.artifacts import Cleaned
+    from plugin_trainer.model_store.store import Store
+    from plugin_trainer.model_store.versions import Version
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def store_option(command: Command) -> Command:
+    """--store: which model store."""
+    return click.option(
+        "--store",
+        metavar="DIR",
+        help="The model store; PTRAIN_MODELS or else models/, by default.",
+    )(command)
+
+
+def tag_option(command: Command) -> Command:
+    """--tag, several times."""
+    return click.option(
+        "--tag", "tags", multiple=True, metavar="KEY=VALUE", help="What else to say of it."
+    )(command)
+
+
+@click.group(invoke_without_command=True)
+@store_option
+@json_option
+@click.pass_context
+def models(ctx: click.Context, store: str | None, json_: bool) -> None:
+    """Keep trained models under names and versions. Without a command: list.
+
+    A MODEL is written NAME (its newest version), NAME:VERSION or NAME@ALIAS.
+    """
+    if ctx.invoked_subcommand is None:
+        _print_list(_open(store), json_=json_)
+    else:
+        ctx.default_map = {ctx.invoked_subcommand: {"store": store}}
+
+
+@models.command("list")
+@store_option
+@json_option
+def list_(store: str | None, json_: bool) -> None:
+    """List the models, each with its newest version."""
+    _print_list(_open(store), json_=json_)
+
+
+@models.command()
+@click.argument("name")
+@store_option
+@json_option
+def versions(name: str, store: str | None, json_: bool) -> None:
+    """List the versions of the model NAME, the newest last."""
+    found = _open(store).versions(name)
+    if json_:
+        emit_json([version.as_json() for version in found])
+        return
+    rows = [
+        (
+            version.number,
+            " ".join(f"@{alias}" for alias in version.aliases),
+            _value(version),
+            f"{_run(version)}, step {version.step}"
+            + (f", {version.weights}" if version.weights != "raw" else ""),
+            version.created,
+        )
+        for version in found
+    ]
+    click.echo(table(rows, ("version", "aliases", "metric", "from", "registered")))
+
+
+@models.command()
+@click.argument("model")
+@store_option
+@json_option
+def show(model: str, store: str | None, json_: bool) -> None:
+    """Show what is known of one version: MODEL is NAME, NAME:VERSION or NAME@ALIAS."""
+    from plugin_trainer.cli.run import metrics_table
+
+    version = _open(store).get(model)
+    if json_:
+        emit_json(version.as_json())
+        return
+    click.echo(f"{version}{''.join(f' @{alias}' for alias in version.aliases)}\n")
+    click.echo(facts(_facts(version)))
+    click.echo(f"  {'run':<10}  {_run(version)}")  # not wrapped: it is to be copied
+    if version.metrics:
+        click.echo("\n" + metrics_table(version.metrics))
+
+
+@models.command()
+@click.argument("run")
+@click.option("--name", required=True, help="The model that it becomes a version of.")
+@which_weights
+@tag_option
+@click.option(
+    "--alias",
+    "aliases",
+    multiple=True,
+    help="A name for the version; best is given only to one that is better than the best so far.",
+)
+@click.option("--once", is_flag=True, help="Do nothing if the checkpoint is a version already.")
+@store_option
+@json_option
+def register(
+    run: str,
+    name: str,
+    checkpoint: str,
+    weights: Any,
+    tags: tuple[str, ...],
+    aliases: tuple[str, ...],
+    once: bool,
+    store: str | None,
+    json_: bool,
+) -> None:
+    """Make a checkpoint of the run RUN the next version of a model."""
+    registered = _open(store).register(
+        run,
+        name=name,
+        checkpoint=checkpoint,
+        weights=weights,
+        aliases=aliases,
+        tags=_tags(tags),
+        once=once,
+    )
+    if json_:
+        emit_json({**registered.version.as_json(), "new": registered.is_new})
+        return
+    click.echo(str(registered))
+
+
+@models.command()
+@click.argument("model")
+@click.argument("name", metavar="ALIAS")
+@click.option("--remove", is_flag=True, help="Take the alias away instead.")
+@store_option
+def alias(model: str, name: str, remove: bool, store: str | None) -> None:
+    """Let ALIAS mean the version MODEL, such as: ptrain models alias sst2:3 production."""
+    from plugin_trainer.model_store.names import parse_reference
+
+    opened = _open(store)
+    if remove:
+        holder, of = opened.remove_alias(model, name), parse_reference(model).name
+        click.echo(f"{of}@{name} is no more (was {of}:{holder})")
+        return
+    version, before = opened.set_alias(model, name)
+    was = f" (was {version.name}:{before})" if before is not None else ""
+    click.echo(f"{version.name}@{name} is {version}{was}")
+
+
+@models.command()
+@click.argument("model")
+@click.argument("tags", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--remove", multiple=True, metavar="KEY", help="Take a tag away.")
+@store_option
+def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str | None) -> None:
+    """Say something of the version MODEL, such as: ptrain models tag sst2:3 owner=ann."""
+    version = _open(store).set_tags(model, _tags(tags), remove=remove)
+    click.echo(f"{version}: {_listed(version.tags) or 'no tags'}")
+
+
+@models.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@store_option
+def export(model: str, folder: Path, store: str | None) -> None:
+    """Copy the version MODEL into FOLDER, which `ptrain predict` and `evaluate` take as a run."""
+    version = _open(store).export(model, folder)
+    click.echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
+    click.echo(f"  use it: ptrain predict {folder} INPUT.txt")
+
+
+@models.command()
+@click.argument("model", default="")
+@store_option
+@json_option
+def verify(model: str, store: str | None, json_: bool) -> None:
+    """Hash every file of the version MODEL, or of all, and compare."""
+    from plugin_trainer.model_store.errors import StoreError
+
+    looked_at, damages = _open(store).verify(model)
+    if json_:
+        emit_json(
+            [
+                {
+                    "name": version.name,
+                    "version": version.number,
+                    "files": len(version.files),
+                    "damaged": {
+                        damage.path: damage.what
+                        for damage in damages
+                        if str(damage.version) == str(version)
+                    },
+                }
+                for version in looked_at
+            ]
+        )
+    elif not damages:
+        files = {file for version in looked_at for file in version.files.values()}
+        size = sum(file.size for file in files)
+        count = _plural(len(looked_at), "version")
+        click.echo(f"{count} whole: {_counted(len(files), size)}")
+    if damages:
+        broken = dict.fromkeys(str(damage.version) for damage in damages)
+        raise StoreError(
+            f"{len(broken)} of {_plural(len(looked_at), 'version')} damaged",
+            hint=[str(damage) for damage in damages]
+            + ["registering the same checkpoint again puts its files right"],
+        )
+
+
+@models.command()
+@click.argument("model")
+@click.option("--all", "all_", is_flag=True, help="The whole model: all versions, aliases too.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@store_option
+def remove(model: str, all_: bool, yes: bool, store: str | None) -> None:
+    """Remove the version MODEL, and the files that no other version has."""
+    from plugin_trainer.model_store.errors import StoreError
+    from plugin_trainer.model_store.names import parse_reference
+    from plugin_trainer.model_store.store import refuse_if_named
+
+    opened, wanted = _open(store), parse_reference(model)
+    if all_:
+        if not wanted.is_newest:
+            raise StoreError(f"--all is for a whole model, and {wanted} is one version")
+        there = opened.versions(wanted.name)
+        if not _is_sure(f"remove {_shown(there)}?", yes=yes):
+            return
+        removed, cleaned = opened.remove_all(wanted.name)
+    else:
+        if wanted.is_newest:
+            raise StoreError(
+                f"which version of {wanted}?",
+                hint=f"name one, {wanted}:N, or all of them: {wanted} --all",
+            )
+        version = opened.get(model)
+        refuse_if_named(version)
+        if not _is_sure(f"remove {_shown([version])}?", yes=yes):
+            return
+        gone, cleaned = opened.remove(str(version))
+        removed = [gone]
+    click.echo(f"removed {_shown(removed)}: {_freed(cleaned)}")
+
+
+# ------------------------------------------------------------------------------------------ words
+
+
+def _open(store: str | None) -> Store:
+    from plugin_trainer.model_store.store import Store
+
+    return Store(store)
+
+
+def _print_list(store: Store, *, json_: bool) -> None:
+    found = store.versions()
+    groups = [list(group) for _, group in groupby(found, key=lambda version: version.name)]
+    if json_:
+        emit_json([_summary(group) for group in groups])
+        return
+    if not groups:
+        click.echo(
+            f"there is no model in {store.folder}/; "
+            "register one: ptrain models register RUN --name NAME"
+        )
+        return
+    rows = [
+        (
+            str(group[-1]),
+            _value(group[-1]),
+            ", ".join(f"@{alias} {number}" for alias, number in _aliases(group).items()),
+            group[-1].created,
+        )
+        for group in groups
+    ]
+    click.echo(table(rows, ("newest", "metric", "aliases", "registered")))
+
+
+def _summary(group: list[Version]) -> dict[str, Any]:
+    """A model for programs: its versions with what was measured of them."""
+    return {
+        "name": group[0].name,
+        "newest": group[-1].number,
+        "aliases": _aliases(group),
+        "versions": [
+            {key: value for key, value in version.as_json().items() if key in _IN_LISTS}
+            for version in group
+        ],
+    }
+
+
+_IN_LISTS = (
+    *("version", "aliases", "tags", "created", "run", "step", "weights", "best", "metrics"),
+)
+
+
+def _aliases(group: list[Version]) -> dict[str, int]:
+    return {alias: version.number for version in group for alias in version.aliases}
+
+
+def _facts(version: Version) -> list[tuple[str, str]]:
+    about, settings = version.about, version.settings
+    git = about.get("git") or {}
+    plugins = [f"{plugin['name']} {plugin['version']}" for plugin in about.get("plugins", [])]
+    return [
+        ("step", f"{version.step} of {about.get('steps', '?')}"),
+        ("weights", version.weights),
+        ("registered", version.created),
+        ("tags", _listed(version.tags)),
+        ("model", str(settings.get("model", ""))),
+        ("data", str(settings.get("data", ""))),
+        ("plugins", ", ".join(plugins)),
+        ("packages", ", ".join(f"{name} {of}" for name, of in about.get("packages", {}).items())),
+        ("git", f"{git['commit']}{', with changes' if git.get('changed') else ''}" if git else ""),
+        ("files", f"{len(version.files)}, {_in_units(version.size)}"),
+    ]
+
+
+def _run(version: Version) -> str:
+    """The run's folder, as it is typed from here."""
+    folder = Path(version.run)
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _value(version: Version) -> str:
+    return f"{version.watch} {version.value:.4g}" if version.value is not None else ""
+
+
+def _tags(tags: tuple[str, ...]) -> dict[str, str]:
+    from plugin_trainer.model_store.errors import StoreError
+
+    for text in tags:
+        if "=" not in text:
+            raise StoreError(f"'{text}' is not a tag", hint="write it as KEY=VALUE")
+    return {key: value for key, _, value in (text.partition("=") for text in tags)}
+
+
+def _listed(tags: Any) -> str:
+    return ", ".join(f"{key}={value}" for key, value in tags.items())
+
+
+def _shown(found: list[Version]) -> str:
+    if len(found) == 1:
+        return str(found[0])
+    return f"{found[0].name}, {_plural(len(found), 'version')}"
+
+
+def _is_sure(question: str, *, yes: bool) -> bool:
+    from plugin_trainer.model_store.errors import StoreError
+
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise StoreError(f"{question} there is nobody to ask", hint="say so with --yes")
+    if click.confirm(question):
+        return True
+    click.echo("nothing was removed")
+    return False
+
+
+def _freed(cleaned: Cleaned) -> str:
+    if not cleaned.files:
+        return "its files are those of other versions, too, and stay"
+    return f"{_counted(cleaned.files, cleaned.size)} deleted"
+
+
+def _counted(files: int, size: int) -> str:
+    return f"{_plural(files, 'file')}, {_in_units(size)}"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _in_units(size: int) -> str:
+    for unit, bytes_ in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size >= bytes_:
+            return f"{size / bytes_:.3g} {unit}"
+    return f"{size} bytes"

@@ -1,0 +1,181 @@
+"""Of a run and one of its checkpoints, a run folder that can only answer: one set of weights,
+without optimizer, random streams and the rest that training needs.
+
+It is a third of the size, and is loaded, evaluated and predicted with like any run. Its weights are
+its raw ones, also where they are the average of the run it is from, and so its metrics are val/...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugin_trainer.model_store.errors import StoreError
+from plugin_trainer.settings.layers import read_toml
+from plugin_trainer.training.files import fsync_file, read_json, sha256_of, write_json
+from plugin_trainer.training.run_folder import is_held
+
+# Of several entries the library writes the order as it happens to be, and hashes would differ.
+_ABOUT_TENSORS = {"format": "pt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """What was packed.
+
+    content   a hash of the weights, and of the step and the kind they are of: the same for every
+              packing of the same
+    metrics   the evaluation of these weights
+    settings  what run.toml says
+    about     what run.json says, and the news
+    """
+
+    step: int
+    content: str
+    metrics: dict[str, float]
+    watch: str
+    mode: str
+    settings: dict[str, Any]
+    about: dict[str, Any]
+
+
+def pack(
+    run: Path, folder: Path, *, checkpoint: str, weights: str, news: Mapping[str, Any]
+) -> Packed:
+    """Pack a checkpoint of a run into an empty folder.
+
+    checkpoint  "best", "last" or "step-N"; empty for the best, or the last if there is none
+    weights     "raw" or "ema"
+    news        what run.json does not say yet
+
+    Raises CheckpointError if there is no such checkpoint or it is not sound.
+    """
+    from plugin_trainer.training.checkpoints import CheckpointStore
+
+    found = CheckpointStore(run).choose(checkpoint, weights=weights)
+    settings = dict(read_toml(run / "run.toml").values)
+    about = {**(read_json(run / "run.json") or {}), **news}
+    small = folder / "checkpoints" / found.path.name
+    small.mkdir(parents=True)
+    try:
+        state = json.loads((found.path / "state.json").read_text(encoding="utf-8"))
+        metrics = _metrics(state, about, weights=weights, tested=_is_best(run, found.path, weights))
+        content = _write_weights(found.path, small, state, step=found.step, weights=weights)
+        _write_state(small, state, step=found.step, metrics=metrics)
+        _write_manifest(small, found.path, step=found.step)
+    except FileNotFoundError as error:
+        raise _went_away(run, found.path) from error
+    best = settings.get("best", {})
+    watch, mode = best.get("watch", "val/loss"), best.get("mode", "min")
+    was = {"step": found.step, "watch": watch, "value": metrics.get(watch)}
+    for pointer in ("best", "latest"):
+        CheckpointStore(folder).point(pointer, small, **was)
+    shutil.copyfile(run / "run.toml", folder / "run.toml")
+    if (run / "assets").is_dir():
+        shutil.copytree(run / "assets", folder / "assets", copy_function=shutil.copyfile)
+    write_json(
+        folder / "run.json",
+        {
+            **about,
+            "weights_only": weights,
+            "metrics": metrics,
+            "best": {"raw": {**was, "checkpoint": small.name}} if watch in metrics else {},
+        },
+    )
+    return Packed(
+        step=found.step,
+        content=content,
+        metrics=metrics,
+        watch=watch,
+        mode=mode,
+        settings=settings,
+        about=about,
+    )
+
+
+def _write_weights(
+    checkpoint: Path, small: Path, state: Mapping[str, Any], *, step: int, weights: str
+) -> str:
+    """The model's weights, and the tensors that its modules keep beside them; a hash of it all."""
+    import safetensors.torch
+    from safetensors import safe_open
+
+    from plugin_trainer.training.checkpoints import read_weights
+
+    tensors = read_weights(checkpoint, weights=weights)
+    own = {name: tensor for name, tensor in tensors.items() if name not in state["aliases"]}
+    safetensors.torch.save_file(own, small / "model.safetensors", metadata=_ABOUT_TENSORS)
+    safetensors.torch.save_file({}, small / "optimizer.safetensors", metadata=_ABOUT_TENSORS)
+    rest = {}
+    if (checkpoint / "extra.safetensors").is_file():
+        with safe_open(checkpoint / "extra.safetensors", "pt") as file:
+            names = [name for name in file.keys() if name.startswith("/model_extra/")]  # noqa: SIM118
+            rest = {name: file.get_tensor(name) for name in names}
+    if rest:
+        safetensors.torch.save_file(rest, small / "extra.safetensors", metadata=_ABOUT_TENSORS)
+    hashes = {path.name: sha256_of(path) for path in small.iterdir()}
+    same = [step, weights, hashes, state["aliases"], state["state"]["model_extra"]]
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
+
+
+def _write_state(
+    small: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]
+) -> None:
+    from plugin_trainer.training.checkpoints import FORMAT
+    from plugin_trainer.training.state_codec import encode
+
+    kept = {"model_extra": state["state"]["model_extra"], "metrics": encode(metrics, {})}
+    write_json(
+        small / "state.json",
+        {"format": FORMAT, "step": step, "aliases": state["aliases"], "state": kept},
+    )
+
+
+def _write_manifest(small: Path, checkpoint: Path, *, step: int) -> None:
+    from plugin_trainer.training.checkpoints import FORMAT
+
+    files = {}
+    for path in sorted(small.iterdir()):
+        fsync_file(path)
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
+    torch = (read_json(checkpoint / "manifest.json") or {}).get("torch", "")
+    write_json(
+        small / "manifest.json", {"format": FORMAT, "step": step, "torch": torch, "files": files}
+    )
+
+
+def _metrics(
+    state: Mapping[str, Any], about: Mapping[str, Any], *, weights: str, tested: bool
+) -> dict[str, float]:
+    """What was measured of these weights, as of raw ones: val_ema/loss is val/loss here.
+
+    tested  whether the test split was scored with them
+    """
+    from plugin_trainer.training.state_codec import decode
+
+    measured = dict(decode(state["state"]["metrics"], {}))
+    if tested:
+        known = about.get("metrics", {})
+        measured.update({name: known[name] for name in known if name.startswith("test")})
+    found = {}
+    for name, value in measured.items():
+        split, slash, rest = name.partition("/")
+        if split.endswith("_ema") == (weights == "ema"):
+            found[f"{split.removesuffix('_ema')}{slash}{rest}"] = float(value)
+    return found
+
+
+def _is_best(run: Path, checkpoint: Path, weights: str) -> bool:
+    name = "best_ema.json" if weights == "ema" else "best.json"
+    pointer = read_json(run / "checkpoints" / name)
+    return isinstance(pointer, dict) and pointer.get("checkpoint") == checkpoint.name
+
+
+def _went_away(run: Path, checkpoint: Path) -> StoreError:
+    hint = "the run goes on and has newer ones: try again" if is_held(run) else ()
+    return StoreError(f"{checkpoint} was deleted while it was read", hint=hint)

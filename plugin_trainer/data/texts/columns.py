@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plugin_trainer.errors import DataError
 
@@ -28,6 +28,7 @@ class Columns:
     text_pair  the second text of a sentence pair; empty: there is none
     label      empty: there is none, `more` has what is learnt
     more       other columns, by the setting that asks for each; a JSON object may lack them
+    labels     the usual names of a label's column
     table      the settings table that asks, for the messages
     """
 
@@ -36,6 +37,7 @@ class Columns:
     difficulty: str | int = ""
     text_pair: str | int = "auto"
     more: Mapping[str, str | int] = field(default_factory=dict)
+    labels: Sequence[str] = LABEL_NAMES
     table: str = "data_settings"
 
     @property
@@ -68,11 +70,11 @@ def suggestion(wrong: str, *, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def names_columns(cells: Sequence[str]) -> bool:
+def names_columns(cells: Sequence[str], *, labels: Sequence[str] = LABEL_NAMES) -> bool:
     """Whether the cells hold a usual name for a label and one for a text or a pair of texts."""
     plain = plain_names(cells)
     texts = any(name in plain for name in TEXT_NAMES) or bool(usual_pairs(plain))
-    return texts and any(name in plain for name in LABEL_NAMES)
+    return texts and any(name in plain for name in labels)
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
@@ -103,15 +105,17 @@ def table_columns(
     found_text = first.find(text, role="text", position=0)
     found_pair = None if pair == "" else first.find(pair, role="text_pair", position=1)
     label = usual_label(columns, names=names or ())
+    usual = usual_label(replace(columns, label="auto"), names=names or ())
     after_texts = 1 if found_pair is None else max(found_text, found_pair) + 1
     found_label = None if label == "" else first.find(label, role="label", position=after_texts)
     difficulty = columns.difficulty
     found_difficulty = (
         None if difficulty == "" else first.find(difficulty, role="difficulty", position=2)
     )
-    more = {role: first.find(column, role=role) for role, column in columns.more.items()}
+    asked = {role: usual if one == "auto" else one for role, one in columns.more.items()}
+    more = {role: first.find(one, role=role, position=after_texts) for role, one in asked.items()}
     found = Found(found_text, found_label, found_difficulty, found_pair, more)
-    if "auto" in (text, label) and not reads_all(found, width=len(cells)):
+    if "auto" in (text, label, *asked.values()) and not reads_all(found, width=len(cells)):
         raise unclear_columns(cells, header=names is not None, at=at, table=columns.table)
     return found
 
@@ -155,7 +159,7 @@ def named_columns(columns: Columns, *, names: Sequence[str], at: str) -> Found:
     text, pair = find_texts(columns, names=names, at=at)
     text = TEXT_NAMES[0] if text == "auto" else text
     label = usual_label(columns, names=names)
-    label = LABEL_NAMES[0] if label == "auto" else label
+    label = columns.labels[0] if label == "auto" else label
     asked = {"text": text, "text_pair": pair, "label": label, "difficulty": columns.difficulty}
     for role, wanted in {**asked, **columns.more}.items():
         if isinstance(wanted, int):
@@ -168,10 +172,11 @@ def named_columns(columns: Columns, *, names: Sequence[str], at: str) -> Found:
         role: None if wanted == "" else by_name.find(wanted, role=role)
         for role, wanted in asked.items()
     }
-    more = {
-        role: list(names).index(str(wanted)) if wanted in names else None
-        for role, wanted in columns.more.items()
-    }
+    usual = usual_label(replace(columns, label="auto"), names=names)
+    more = {}
+    for role, column in columns.more.items():
+        wanted = usual if column == "auto" else column
+        more[role] = list(names).index(str(wanted)) if wanted in names else None
     assert found["text"] is not None
     return Found(found["text"], found["label"], found["difficulty"], found["text_pair"], more)
 
@@ -221,7 +226,7 @@ def usual_label(columns: Columns, *, names: Sequence[str]) -> str | int:
     if columns.label != "auto":
         return columns.label
     plain = plain_names(names)
-    return next((names[plain.index(name)] for name in LABEL_NAMES if name in plain), "auto")
+    return next((names[plain.index(name)] for name in columns.labels if name in plain), "auto")
 
 
 @dataclass(frozen=True, slots=True)

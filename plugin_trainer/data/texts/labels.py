@@ -24,13 +24,15 @@ def label_names(
     *,
     path: Path | str,
     column: str | int = "auto",
-    table: str = "data_settings",
+    asked_by: str = "data_settings.label",
+    listed_in: str = "data_settings.labels",
 ) -> tuple[str, ...]:
     """The names in the labels of the training rows: numbers in their order, names sorted.
 
-    path    what a message calls the file or split
-    column  the label's column as it is asked for, for the message
-    table   the settings table that asks for it
+    path       what a message calls the file or split
+    column     the label's column as it is asked for, for the message
+    asked_by   the dotted setting that asks for it
+    listed_in  the one that may list the labels
 
     Numbers 0 to C - 1 so keep their meaning. Raises DataError if there is nothing to tell apart,
     or nearly every row has a label of its own.
@@ -42,14 +44,14 @@ def label_names(
             f"does not look like labels: {len(seen)} different values in {len(labels)} rows, "
             f"such as {shortened(labels[0])} and {shortened(labels[-1])}",
             hint=(
-                f"name the label's column with {table}.label",
-                f"if they are labels, list them all in {table}.labels",
+                f"name the label's column with {asked_by}",
+                f"if they are labels, list them all in {listed_in}",
             ),
         )
     if len(seen) < 2:
         raise DataError(
             f"{path}: every row has the label {labels[0]!r}",
-            hint=f"training needs at least two labels; is {table}.label the right column?",
+            hint=f"training needs at least two labels; is {asked_by} the right column?",
         )
     return sorted_names(seen)
 
@@ -68,11 +70,11 @@ def shortened(label: str) -> str:
 class Labels:
     """The label names in order; the position of a name is its number.
 
-    table  the settings table that lists them, for the messages
+    listed_in  the dotted setting that may list them, for the messages
     """
 
     names: tuple[str, ...]
-    table: str = "data_settings"
+    listed_in: str = "data_settings.labels"
 
     def numbers(self, rows: Iterable[Row], *, path: Path | str) -> list[int]:
         """The number of each row's label, which the file gives as a name or as that number.
@@ -97,7 +99,7 @@ class Labels:
             return self._positions[label]
         last = len(self.names) - 1
         shown = ", ".join(self.names[:SHOWN]) + (" ..." if last >= SHOWN else "")
-        hint = (f"labels: {shown}", f"correct the row, or list the label in {self.table}.labels")
+        hint = (f"labels: {shown}", f"correct the row, or list the label in {self.listed_in}")
         numbered = not any(map(is_integer, self.names))
         # Where names are numbers themselves, another number must not pass for a position.
         if is_integer(label) and (numbered or self.names == numerals(last + 1)):

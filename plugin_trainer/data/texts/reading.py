@@ -91,7 +91,7 @@ def read_rows(
             hint="give a file with one labelled text a line",
         )
     if path.suffix in RECORDS and header == "auto" and columns.label != "" and not columns.named:
-        refuse_hidden_header(rows, path=path, known_labels=known_labels, table=columns.table)
+        refuse_hidden_header(rows, path=path, known_labels=known_labels, columns=columns)
     return rows
 
 
@@ -114,7 +114,7 @@ def refuse_hidden_header(
     *,
     path: Path,
     known_labels: Collection[str],
-    table: str = "data_settings",
+    columns: Columns,
 ) -> None:
     """Refuse a first line that was taken for data and looks like the names of the columns.
 
@@ -122,14 +122,14 @@ def refuse_hidden_header(
     in a TSV file the other labels are also numbers or come again and again.
     """
     _, cells = next(RECORDS[path.suffix](path))
-    if names_columns(cells):
+    if names_columns(cells, labels=columns.labels):
         return
     first, rest = rows[0], Counter(row.label for row in rows[1:])
     if path.suffix == ".csv":
         known = is_integer(first.label) or first.label in {*rest, *known_labels}
         # Columns that nobody named are called 0 and 1 by the tools that write such files.
         if not known or is_integer(first.text):
-            raise hidden_header(first, path=path, table=table)
+            raise hidden_header(first, path=path, table=columns.table)
         return
     if len(rows) < 3 or is_integer(first.label) or first.label in {*rest, *known_labels}:
         return
@@ -138,7 +138,7 @@ def refuse_hidden_header(
         return
     usual = plain[0] in TEXT_NAMES or plain[1] in LABEL_NAMES
     if usual or all(map(is_integer, rest)) or min(rest.values()) > 1:
-        raise hidden_header(first, path=path, table=table)
+        raise hidden_header(first, path=path, table=columns.table)
 
 
 def hidden_header(first: Row, *, path: Path, table: str) -> DataError:
@@ -190,7 +190,7 @@ def has_header(cells: Sequence[str], *, columns: Columns, header: Header) -> boo
     if header != "auto":
         return header
     # A column asked for by name: if it is not there, that is the message to give.
-    return columns.named or names_columns(cells)
+    return columns.named or names_columns(cells, labels=columns.labels)
 
 
 def made_row(

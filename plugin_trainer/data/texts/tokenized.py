@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-# B rows, T tokens, K tokens of all rows together
+from plugin_trainer.data.batches import IGNORED_LABEL
 
-IGNORED = -100
-"""The label of a token that has none; it is also what fills up the labels of a batch."""
+# B rows, T tokens, K tokens of all rows together
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def joined(
         segments=torch.tensor(types) if segments else None,
         per_row=per_row or {},
         per_token={
-            name: torch.tensor(array("q", (one for row in values for one in (row or [IGNORED]))))
+            name: torch.tensor([one for row in values for one in (row or [IGNORED_LABEL])])
             for name, values in (per_token or {}).items()
         },
     )
@@ -115,7 +114,7 @@ class Padding:
     """Puts rows of different lengths into one batch. A class, not a closure: workers pickle it.
 
     pad_id     fills up the token ids
-    per_token  what else has a value per token, filled up with -100
+    per_token  what else has a value per token, filled up with the label that losses ignore
     """
 
     pad_id: int
@@ -127,7 +126,7 @@ class Padding:
         positions_T = torch.arange(int(lengths_B.max()))
         batch = {"attention_mask": (positions_T < lengths_B.unsqueeze(-1)).long()}
         fillers = {"input_ids": self.pad_id, "token_type_ids": 0}
-        fillers.update(dict.fromkeys(self.per_token, IGNORED))
+        fillers.update(dict.fromkeys(self.per_token, IGNORED_LABEL))
         for key in items[0]:
             values = [item[key] for item in items]
             if key in fillers:

@@ -103,7 +103,9 @@ class PreparedEma:
         if torch.compiler.is_compiling():
             _update_in_graph_(self._shadows, self._weights, decay)
             return
-        if any(_has_changed(*pair) for group in self._groups for pair in zip(*group, strict=True)):
+        if self._groups and any(
+            _has_changed(*pair) for group in self._groups for pair in zip(*group, strict=True)
+        ):
             self._prepare()  # raises, in words, with the index, before anything is written
         if self._plan is not None:
             # A tensor on the pairs' own device stays there: the host does not wait for it.

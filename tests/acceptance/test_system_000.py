@@ -14,13 +14,13 @@ import pytest
 import torch
 from ptrain_dactbert.classifier import HaltingClassifier
 from ptrain_dactbert.data import TextClassification
-from ptrain_dactbert.encoder import block_states
 from ptrain_dactbert.settings import ClassifierSettings, TextClassificationSettings
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 import plugin_trainer
 from plugin_trainer.configuration import configure
+from plugin_trainer.data.texts.encoders import block_states
 from plugin_trainer.errors import SettingsError, TrainingFailed
 from plugin_trainer.ops import halting_exit, halting_loss
 from plugin_trainer.settings.layers import from_assignments

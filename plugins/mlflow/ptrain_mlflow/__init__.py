@@ -1,0 +1,1 @@
+"""MLflow for plugin_trainer: a run's settings, metrics and files in an MLflow store."""

@@ -58,6 +58,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "schedule": lambda: settings_table(schema.ScheduleSettings),
     "ema": lambda: settings_table(schema.EmaSettings),
     "best": lambda: settings_table(schema.BestSettings),
+    "mixture": lambda: settings_table(schema.MixtureSettings),
     "compile": lambda: settings_table(schema.CompileSettings),
     "limit_batches": lambda: settings_table(schema.LimitSettings),
     "init_from": lambda: settings_table(schema.InitSettings),

@@ -140,6 +140,9 @@ def _introduce(run: Run) -> None:
     _say(f"model    {_counted(trainable)} trainable parameters")
     if hasattr(run.data, "describe"):
         _say(f"data     {run.data.describe()}")
+    if run.stream.quotas:
+        shares = ", ".join(f"{task} {quota}" for task, quota in run.stream.quotas.items())
+        _say(f"mixture  {settings.mixture.strategy}, batches an epoch: {shares}")
     if "val" not in run.loaders:
         _say("         no validation data: nothing is evaluated, and no checkpoint is the best")
     in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"

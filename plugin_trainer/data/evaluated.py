@@ -12,6 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from plugin_trainer.data.iterated import length_of
+from plugin_trainer.data.mixture import with_task
 from plugin_trainer.data.unbatched import (
     has_samples,
     is_map_style,
@@ -31,18 +32,21 @@ def evaluation_loaders(data: Any) -> dict[str, Any]:
         loader = getattr(data, method)() if hasattr(data, method) else None
         if loader is None:
             continue
-        _check(loader, method)
+        if isinstance(loader, Mapping):
+            if not loader:
+                raise DataError(
+                    f"{method}() gave no task", hint="give it a loader by name, or return None"
+                )
+            for task, its in loader.items():
+                _check(its, f"{method} ('{task}')")
+        else:
+            _check(loader, method)
         loaders[split] = loader
     return loaders
 
 
 def _check(loader: Any, method: str) -> None:
-    returns = f"{method}() returns a DataLoader, a Dataset or an iterable of batches"
-    if isinstance(loader, Mapping):
-        raise DataError(
-            f"the {method} data is {len(loader)} loaders by name: {', '.join(map(str, loader))}",
-            hint="this version evaluates on one; return one of them",
-        )
+    returns = "validation() and test() return a DataLoader, a Dataset or an iterable of batches"
     if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
         raise DataError(
             f"the {method} data is a {type(loader).__name__}, which cannot be iterated",
@@ -60,12 +64,20 @@ def _check(loader: Any, method: str) -> None:
 
 
 def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None) -> Any:
-    """What an evaluation iterates: a data set in order, in batches; anything else as it is.
+    """What an evaluation iterates: a data set in order, in batches; anything else as it is; several
+    by name one after the other, each batch labelled with its task.
 
-    limit  only so many batches; workers may load some more ahead
+    limit  only so many batches, of each task; workers may load some more ahead
 
     Iterating it raises DataError if it gives samples in place of batches.
     """
+    if isinstance(loader, Mapping):
+        return ByTask(
+            {
+                task: evaluation_batches(its, batch_size=batch_size, limit=limit)
+                for task, its in loader.items()
+            }
+        )
     if is_map_style(loader):
         loader = DataLoader(loader, batch_size=batch_size)
     elif may_give_samples(loader):
@@ -84,6 +96,25 @@ class Batches:
             if position == 0:
                 refuse_sample(batch, role="evaluation")
             yield batch
+
+
+@dataclass(frozen=True)
+class ByTask:
+    """The batches of several tasks, one task after the other, each time it is iterated."""
+
+    loaders: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        for task, loader in self.loaders.items():
+            empty = True
+            for batch in loader:
+                empty = False
+                yield with_task(batch, task)
+            if empty:
+                raise DataError(
+                    f"the evaluation data of task '{task}' is empty",
+                    hint="check its file or loader",
+                )
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,6 @@
 """The training data as one endless stream of windows, each the micro-batches of one optimizer step.
 
-Any loader becomes one of three sources:
-
-TakenOver  a map-style DataLoader with samplers of torch: its order becomes a pure function, and
-           resuming in it is exact and loads nothing
-Stateful   a loader that can save where it stands: resuming in it is exact too
-AsItIs     anything else: resuming in it skips batches, and is not exact
+It comes from one source of batches (see sources.py), or from a mixture of several tasks.
 """
 
 from __future__ import annotations
@@ -13,21 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from torch.utils.data import DataLoader
-
 from plugin_trainer.data.epoch import Epoch
-from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
-from plugin_trainer.data.samplers import why_order_unknown
-from plugin_trainer.data.taken_over import TakenOver
-from plugin_trainer.data.unbatched import (
-    has_samples,
-    is_map_style,
-    may_give_samples,
-    refuse_sample,
-)
+from plugin_trainer.data.iterated import Stateful
+from plugin_trainer.data.mixing import Mixing, warnings_of
+from plugin_trainer.data.mixture import Mixture
+from plugin_trainer.data.sources import Source, source_of
+from plugin_trainer.data.unbatched import may_give_samples, refuse_sample
 from plugin_trainer.errors import DataError
-
-Source = TakenOver | Stateful | AsItIs
 
 
 class Window:
@@ -70,11 +57,14 @@ class TrainStream:
     batches_per_epoch  batches in an epoch, None if that is not known before its end
     steps_per_epoch    optimizer steps in an epoch, or None
     inexact_because    why resuming in this data is not exact; empty if it is
+    quotas             of a mixture: the batches that each task gives to an epoch, None where that
+                       is not known before its end
+    warnings           what in a mixture is likely not meant
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Mixture,
         *,
         accumulate: int,
         limit: int | None = None,
@@ -89,6 +79,13 @@ class TrainStream:
             None if source.batches_per_epoch is None else -(-source.batches_per_epoch // accumulate)
         )
         self.inexact_because = source.inexact_because
+        self.is_mixture = isinstance(source, Mixture)
+        self.quotas = source.quotas if isinstance(source, Mixture) else None
+        self.warnings = (
+            warnings_of(source.quotas, source.mixing)
+            if isinstance(source, Mixture) and source.quotas is not None
+            else []
+        )
         # A cursor is all there is to know of any other source; no epoch outlives its windows then.
         self._has_state = isinstance(source, Stateful) or source.batches_per_epoch is None
         self._epoch: Epoch | None = None
@@ -142,6 +139,12 @@ class TrainStream:
         # Without a length, an epoch's end could only be found again by loading all of it.
         return place if over else {}
 
+    def cursors(self, *, epoch: int, batch: int) -> dict[str, int]:
+        """Of a mixture, the batches that each task has given in all at a place in an epoch."""
+        if isinstance(self._source, Mixture):
+            return self._source.cursors(epoch=epoch, batch=batch)
+        return {}
+
     def close(self) -> None:
         """End the workers that load the data, however the windows ended."""
         self._source.close()
@@ -183,50 +186,28 @@ class TrainStream:
 
 
 def training_stream(
-    loader: Any,
+    data: Any,
     *,
     seed: int,
     accumulate: int = 1,
     batch_size: int = 32,
-    task: str = "",
     limit: int | None = None,
+    mixing: Mixing | None = None,
 ) -> TrainStream:
-    """The stream over whatever a data module's `train()` gave.
+    """The stream over whatever a data module's `train()` gave; several, by name, are a mixture.
 
     batch_size  of the shuffled batches in which a map-style Dataset is loaded
     limit       an epoch is its first so many batches
 
     Raises DataError for data that is empty or no data at all.
     """
-    if is_map_style(loader):
-        shuffle = has_samples(loader, role="training")
-        loader = DataLoader(loader, batch_size=batch_size, shuffle=shuffle)
-    if isinstance(loader, Mapping):
-        raise DataError(
-            f"train() gave {len(loader)} loaders by name: {', '.join(map(str, loader))}",
-            hint="this version trains on one; return one of them",
+    source: Source | Mixture
+    if isinstance(data, Mapping):
+        source = Mixture(
+            data, mixing=mixing or Mixing(), seed=seed, batch_size=batch_size, limit=limit
         )
-    source = _source(loader, seed=seed, task=task, limit=limit)
-    if source.batches_per_epoch == 0:
-        raise DataError(
-            "the training data holds no batch",
-            hint="it is empty, or smaller than one batch and drop_last is on",
-        )
+        return TrainStream(source, accumulate=accumulate, limit=limit)
+    source = source_of(data, seed=seed, batch_size=batch_size, limit=limit)
     return TrainStream(
-        source, accumulate=accumulate, limit=limit, may_give_samples=may_give_samples(loader)
+        source, accumulate=accumulate, limit=limit, may_give_samples=may_give_samples(data)
     )
-
-
-def _source(loader: Any, *, seed: int, task: str, limit: int | None) -> Source:
-    because = why_order_unknown(loader)
-    if not because:
-        has_samples(loader, role="training")
-        return TakenOver(loader, seed=seed, task=task, limit=limit)
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise DataError(
-            f"the training data is a {type(loader).__name__}, which cannot be iterated",
-            hint="train() returns a DataLoader, a Dataset or an iterable of batches",
-        )
-    if is_stateful(loader):
-        return Stateful(loader, seed=seed, task=task, limit=limit)
-    return AsItIs(loader, because=because, limit=limit)

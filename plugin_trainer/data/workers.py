@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -51,7 +51,13 @@ class Running:
 
 
 def end_kept_workers(loader: Any) -> None:
-    """End the workers that a loader keeps between its iterations; the next one starts others."""
+    """End the workers that a loader, or each of several by name, keeps between its iterations; the
+    next one starts others.
+    """
+    if isinstance(loader, Mapping):
+        for its in loader.values():
+            end_kept_workers(its)
+        return
     shut_down = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()

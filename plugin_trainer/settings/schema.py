@@ -185,6 +185,22 @@ class BestSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixtureSettings:
+    """How tasks are mixed, for a data module that gives several.
+
+    strategy     "round_robin": one batch of each task in turn, a task that has none left drops out;
+                 "proportional": every batch of every task once an epoch, in a random order;
+                 "temperature": as many batches, shared out by size ** (1 / temperature)
+    temperature  1 is proportional; the higher, the more evenly tasks of unlike sizes are drawn
+    until        of a round robin, what ends an epoch: "all" tasks are used up, or the "first" is
+    """
+
+    strategy: Literal["round_robin", "proportional", "temperature"] = "round_robin"
+    temperature: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 2.0
+    until: Literal["all", "first"] = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileSettings:
     """torch.compile of the model's forward pass.
 
@@ -270,6 +286,9 @@ class RunSettings:
     schedule           see [schedule]
     ema                see [ema]; without the table there is no average; `ema = false` takes it away
     best               see [best]
+    overall            metrics whose mean is logged as val/overall, named without the split:
+                       ["sentiment/label/accuracy", "entities/tags/f1"]
+    mixture            see [mixture]
     model_settings     what the model takes; its plugin says which keys
     data_settings      what the data module takes
     schedule_settings  what the schedule takes
@@ -328,6 +347,8 @@ class RunSettings:
         Spelt("a table [ema], or false", also=({"const": False},)),
     ] = None
     best: BestSettings = field(default_factory=BestSettings)
+    overall: tuple[str, ...] = ()
+    mixture: MixtureSettings = field(default_factory=MixtureSettings)
     model_settings: Mapping[str, Any] = field(default_factory=dict)
     data_settings: Mapping[str, Any] = field(default_factory=dict)
     schedule_settings: Mapping[str, Any] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from torch import nn
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.evaluated import evaluation_loaders
+from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.data.stream import TrainStream, training_stream
 from plugin_trainer.errors import (
@@ -47,6 +48,7 @@ from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.snapshots import restore
+from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
 
 Resume = Literal["never", "auto"]
@@ -190,6 +192,7 @@ def _run(
         accumulate=settings.accumulate,
         batch_size=settings.batch_size,
         limit=settings.limit_batches.train,
+        mixing=Mixing(**vars(settings.mixture)),
     )
     plan = make_plan(settings, stream)
     checkpoint_activations(model, settings.activation_checkpointing)
@@ -231,6 +234,7 @@ def _run(
         best=_bests(settings) if "val" in loaders else {},
         disk=disk,
         store=CheckpointStore(disk.path, keep=settings.keep),
+        tasks=TaskShares() if stream.is_mixture else None,
     )
 
 
@@ -421,6 +425,8 @@ def _begin(run: Run, *, resuming: bool, notify: Callable[[str], None]) -> None:
             run.ema.begin()
     if run.stream.inexact_because:
         notify(f"resuming will not be exact: {run.stream.inexact_because}")
+    for line in run.stream.warnings:
+        notify(line)
 
 
 def _write_down(
@@ -443,6 +449,7 @@ def _write_down(
         steps=run.plan.total_steps,
         steps_per_epoch=run.stream.steps_per_epoch,
         inexact_because=run.stream.inexact_because,
+        **({"tasks": run.stream.quotas} if run.stream.is_mixture else {}),
         resumed=resumes,
     )
     # Last, because a folder counts as a run once it is there.

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from plugin_trainer.data.batches import find_labels
 from plugin_trainer.data.evaluated import evaluation_batches
-from plugin_trainer.data.module import Fed
-from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.meter import Meter
+from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
 
 
@@ -66,10 +63,9 @@ def evaluate(run: Scored) -> dict[str, float]:
 def score(run: Scored, *, split: str, weights: str, limit: int | None = None) -> dict[str, float]:
     """Losses and metrics of the model with the weights it has now, over one pass of the split.
 
-    limit  only so many batches of it
+    limit  only so many batches of it, of each task where there are several
     """
-    meter = Meter()
-    metrics = build_metrics(run.data, run.device, label=run.settings.label)
+    scores = _scores(run, split)
     batches = evaluation_batches(
         run.loaders[split], batch_size=run.settings.batch_size, limit=limit
     )
@@ -79,9 +75,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
             empty = False
             moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
             outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
-            meter.add(outcome)
-            for name, fed in metrics.items():
-                fed.metric.update(*_arguments(name, fed, outcome, moved))
+            scores.add(moved, outcome)
             run.hooks.evaluation_batch_end(
                 run=run, split=split, weights=weights, batch=moved, outcome=outcome
             )
@@ -89,9 +83,8 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
         raise DataError(
             f"the data of the split '{split}' is empty", hint="check its file or loader"
         )
-    scores = {**meter.means(), **{name: _number(fed) for name, fed in metrics.items()}}
     prefix = split if weights == "raw" else f"{split}_{weights}"
-    return {f"{prefix}/{name}": value for name, value in scores.items()}
+    return {f"{prefix}/{name}": value for name, value in scores.values().items()}
 
 
 def rehearse(run: Scored) -> None:
@@ -100,14 +93,25 @@ def rehearse(run: Scored) -> None:
     Before the first step, so that an evaluation that cannot work fails now and not in hours.
     """
     for split, loader in run.loaders.items():
-        metrics = build_metrics(run.data, run.device, label=run.settings.label)
+        scores = _scores(run, split)
         batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
         with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
             for batch in batches:
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-                outcome = run.hooks.forward(run=run, batch=moved)
-                for name, fed in metrics.items():
-                    fed.metric.update(*_arguments(name, fed, outcome, moved))
+                scores.add(moved, run.hooks.forward(run=run, batch=moved))
+        if split == "val":
+            scores.check_overall()
+
+
+def _scores(run: Scored, split: str) -> Scores:
+    loader = run.loaders[split]
+    return Scores(
+        run.data,
+        run.device,
+        tasks=list(loader) if isinstance(loader, Mapping) else (),
+        label=run.settings.label,
+        overall=run.settings.overall,
+    )
 
 
 @contextmanager
@@ -121,63 +125,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in modes:
             module.training = was_training
-
-
-def build_metrics(data: Any, device: torch.device, *, label: str = "") -> dict[str, Fed]:
-    """The data module's metrics, fresh, on the device, by flat name: "accuracy" or
-    "<head>/accuracy".
-    """
-    offered: Mapping[str, Any] = data.metrics() if hasattr(data, "metrics") else {}
-    flat: dict[str, Fed] = {}
-    for name, value in offered.items():
-        if isinstance(value, Mapping):
-            for inner, metric in value.items():
-                flat[f"{name}/{inner}"] = _fed(metric, head=name, label=label)
-        else:
-            flat[name] = _fed(value, head="", label=label)
-    for fed in flat.values():
-        fed.metric.to(device)
-        fed.metric.reset()
-    return flat
-
-
-def _fed(metric: Any, *, head: str, label: str) -> Fed:
-    if isinstance(metric, Fed):
-        return metric
-    return Fed(metric, feed=partial(_logits_and_labels, head=head, label=label))
-
-
-def _logits_and_labels(
-    outputs: Mapping[str, Any], batch: Any, *, head: str, label: str
-) -> tuple[Any, Any]:
-    """The usual feed of a metric: the logits and the labels, of one head if there are several."""
-    found = find_labels(batch, key=label)
-    if found is None or "logits" not in outputs:
-        missing = "labels in the batch" if found is None else "logits among the outputs"
-        raise PtrainError(
-            f"it cannot be fed: there are no {missing}",
-            hint="give it as Fed(metric, feed=lambda outputs, batch: (predictions, targets))",
-        )
-    logits, labels = outputs["logits"], found[1]
-    if head and isinstance(logits, Mapping):
-        logits = logits[head]
-    if head and isinstance(labels, Mapping):
-        labels = labels[head]
-    return logits, labels
-
-
-def _arguments(name: str, fed: Fed, outcome: StepOutcome, batch: Any) -> tuple[Any, ...]:
-    try:
-        return tuple(fed.feed(outcome.outputs, batch))
-    except PtrainError as error:
-        raise PtrainError(f"metric '{name}': {error.message}", hint=error.hint) from None
-
-
-def _number(fed: Fed) -> float:
-    value = fed.metric.compute()
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return float(value)
-    raise PtrainError(
-        f"the metric {type(fed.metric).__name__} computes {type(value).__name__}, not one number",
-        hint="use average='macro' or 'micro', or give one metric a number",
-    )

@@ -28,13 +28,14 @@ class Meter:
     def add(self, outcome: StepOutcome) -> None:
         """Take in one outcome: its loss, its parts and its metrics."""
         count = outcome.count
-        self._keep("loss", outcome.loss, count)
+        self.keep("loss", outcome.loss, count)
         for name, value in outcome.parts.items():
-            self._keep(name, value, count)
+            self.keep(name, value, count)
         for name, value in outcome.metrics.items():
-            self._keep(name, value, count)
+            self.keep(name, value, count)
 
-    def _keep(self, name: str, value: Tensor, count: int | Tensor) -> None:
+    def keep(self, name: str, value: Tensor, count: int | Tensor) -> None:
+        """Take in one mean over so many items."""
         kept = self._kept.get(name)
         if kept is None:
             kept = self._kept[name] = ([], [])
@@ -57,9 +58,14 @@ class Meter:
         """Whether nothing was taken in since the last reset."""
         return not self._sums and not self._kept
 
+    @property
+    def names(self) -> list[str]:
+        """What means there are."""
+        return [*self._sums, *(name for name in self._kept if name not in self._sums)]
+
     def means(self) -> dict[str, float]:
         """The mean of each name so far. One transfer from the device for all of them."""
-        names = [*self._sums, *(name for name in self._kept if name not in self._sums)]
+        names = self.names
         for name in list(self._kept):
             self._sum_up(name)
         if not names:

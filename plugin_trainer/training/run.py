@@ -29,6 +29,7 @@ from plugin_trainer.training.run_folder import RunFolder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
+from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import Update
 
 Cadence = Recurrence | EpochEnds | None
@@ -56,6 +57,7 @@ class Run:
              moves them
     signal   the signal that interrupts it
     leaving  the second signal, after which nothing is saved
+    tasks    what each task of a mixture gives; None for data that is no mixture
     """
 
     settings: RunSettings
@@ -77,6 +79,7 @@ class Run:
     best: Mapping[str, Best]
     disk: RunFolder
     store: CheckpointStore
+    tasks: TaskShares | None = None
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -198,7 +201,9 @@ class Run:
         }
 
     def _training_metrics(self) -> dict[str, Any]:
-        entries: dict[str, Any] = {f"train/{name}": v for name, v in self.meter.means().items()}
+        # A plugin that makes the whole step itself may tell nothing of its tasks.
+        told = self.tasks if self.tasks is not None and not self.tasks.is_empty else self.meter
+        entries: dict[str, Any] = {f"train/{name}": value for name, value in told.means().items()}
         if self.grad_norm is not None:
             entries["train/grad_norm"] = float(self.grad_norm)
         if self.guard.skipped:
@@ -207,6 +212,8 @@ class Run:
         for phase, seconds in self.stopwatch.seconds().items():
             entries[f"seconds/{phase}"] = round(seconds, 4)
         self.meter.reset()
+        if self.tasks is not None:
+            self.tasks.reset()
         self.start_clock()
         return entries
 

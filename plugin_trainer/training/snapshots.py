@@ -70,6 +70,8 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "ema": run.ema.counters() if run.ema is not None else None,
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
             "meter": run.meter.state_dict(),
+            "tasks": run.tasks.state_dict() if run.tasks is not None else None,
+            "cursors": run.stream.cursors(epoch=run.progress.epoch, batch=run.progress.batch),
             "logged": run.logged,
             "metric_lines": run.disk.count_metrics(),
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
@@ -121,6 +123,8 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     if state["stopped"] and not changed:
         run.request_stop(state["stopped"])
     _move_cursor(run, batches_per_epoch=state["batches_per_epoch"])
+    if run.stream.is_mixture:
+        _check_cursors(run, state["cursors"])
     for pointer, best in run.best.items():
         if pointer in state["best"]:
             best.load_state_dict(state["best"][pointer])
@@ -130,6 +134,8 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
                     pointer, path, step=best.step, watch=best.watch, value=best.value
                 )
     run.meter.load_state_dict(state["meter"], device=run.device)
+    if run.tasks is not None and state.get("tasks") is not None:
+        run.tasks.load_state_dict(state["tasks"], device=run.device)
     run.logged = dict(state["logged"])
     run.metrics = dict(state["metrics"])
     run.evaluated_at = run.progress.step if run.metrics else -1
@@ -171,6 +177,18 @@ def _move_cursor(run: Run, *, batches_per_epoch: int | None) -> None:
             hint="go on with the data and the batch size of the run, or start another",
         )
     progress.batch = now
+
+
+def _check_cursors(run: Run, before: Mapping[str, int]) -> None:
+    """Refuse a place in a mixture that its tasks are not at: they have other data now."""
+    now = run.stream.cursors(epoch=run.progress.epoch, batch=run.progress.batch)
+    for task in {**before, **now}:
+        if before.get(task) != now.get(task):
+            raise ResumeError(
+                f"task '{task}' stood at its batch {before.get(task, 'none')}, and with the data "
+                f"of now it would stand at {now.get(task, 'none')}",
+                hint="go on with the tasks, the data and the mixture of the run, or start another",
+            )
 
 
 def _load_model(run: Run, snapshot: Snapshot) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from plugin_trainer.data.batches import move_batch
+from plugin_trainer.data.batches import count_rows, move_batch
+from plugin_trainer.data.mixture import TASK
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.training.meter import sum_of_means
 
@@ -44,6 +46,8 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     run.grad_norm = run.update.measure()
     run.stopwatch.lap("forward_backward")
     if run.guard.passes(outcome, run.grad_norm, step=run.progress.step + 1):
+        if run.tasks is not None:
+            run.tasks.add_step(micro_batches, run.grad_norm)
         run.sound = False
         run.update.apply(run.grad_norm)
         run.schedule.step()
@@ -58,9 +62,15 @@ def _backward(
     """The outcome of all micro-batches, and what their gradients are still to be divided by."""
     outcomes: list[StepOutcome] = []
     unit: int | Tensor = 1
+    several = run.tasks is not None and len({batch[TASK] for batch in micro_batches}) > 1
     for batch in micro_batches:
         moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
         outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
+        if run.tasks is not None:
+            run.tasks.add(moved, outcome)
+        if several:
+            # One task's loss is a mean over tokens, another's over rows: rows are what all have.
+            outcome = replace(outcome, count=count_rows(moved))
         outcomes.append(outcome)
         if run.scaler is not None and len(outcomes) == 1:
             count = outcome.count

@@ -361,11 +361,6 @@ def test_an_evaluations_limit_loads_no_batch_more_and_holds_each_time():
     assert len([*evaluation_batches(loader(), batch_size=9, limit=9)]) == 4
 
 
-def test_loaders_by_name_are_refused_in_words():
-    with pytest.raises(DataError, match="train\\(\\) gave 2 loaders by name: one, two"):
-        training_stream({"one": [1], "two": [2]}, seed=0)
-
-
 # ------------------------------------------------------------------------- data sets of other homes
 
 

@@ -27,6 +27,8 @@ from plugin_trainer import DataSpec, ModelSpec
 PTRAIN_API = 1
 SAMPLES = 23
 BATCH = 4
+TASKS = {"first": 15, "second": 5, "third": 9}
+"""Samples by task: 4, 2 and 3 batches."""
 
 
 class Noisy(Dataset):
@@ -122,22 +124,31 @@ def train(
     named=("early_stopping",),
     callbacks=(),
     dataset=None,
+    tasks=None,
     **settings,
 ):
-    """Train the diary for four epochs, saving at every step; goes on with what the folder holds."""
+    """Train the diary for four epochs, saving at every step; goes on with what the folder holds.
+
+    tasks  samples by task, for a mixture in place of one data set
+    """
     torch.set_num_threads(1)
-    loader = DataLoader(
-        dataset or Noisy(),
-        batch_size=BATCH,
-        shuffle=True,
-        collate_fn=collate,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-    )
+
+    def loader(data: Dataset) -> DataLoader:
+        return DataLoader(
+            data,
+            batch_size=BATCH,
+            shuffle=True,
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
     torch.manual_seed(0)
     return plugin_trainer.fit(
         Diary(),
-        loader,
+        {task: loader(Noisy(size)) for task, size in tasks.items()}
+        if tasks
+        else loader(dataset or Noisy()),
         DataLoader(Noisy(9), batch_size=4, shuffle=True, collate_fn=collate),
         out=out,
         resume="auto",
@@ -196,12 +207,15 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--kill", default="")
+    parser.add_argument("--mixture", default="")
     given = parser.parse_args()
+    mixed = {"tasks": TASKS, "mixture": {"strategy": given.mixture}} if given.mixture else {}
     train(
         given.out,
         workers=given.workers,
         accumulate=given.accumulate,
         callbacks=[Killer(given.kill)],
+        **mixed,
     )
 
 

@@ -1,0 +1,68 @@
+"""From whatever a data module calls its training data to a source of batches, epoch by epoch.
+
+Any loader becomes one of three:
+
+TakenOver  a map-style DataLoader with samplers of torch: its order becomes a pure function, and
+           resuming in it is exact and loads nothing
+Stateful   a loader that can save where it stands: resuming in it is exact too
+AsItIs     anything else: resuming in it skips batches, and is not exact
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
+from plugin_trainer.data.samplers import why_order_unknown
+from plugin_trainer.data.taken_over import TakenOver
+from plugin_trainer.data.unbatched import has_samples, is_map_style
+from plugin_trainer.errors import DataError
+
+Source = TakenOver | Stateful | AsItIs
+
+
+def source_of(
+    data: Any, *, seed: int, batch_size: int, task: str = "", limit: int | None = None
+) -> Source:
+    """The source over a loader, a data set or an iterable of batches.
+
+    batch_size  of the shuffled batches in which a map-style Dataset is loaded
+    task        which task of a mixture it is, so that tasks draw unlike orders
+    limit       an epoch is its first so many batches
+
+    Raises DataError for data that is empty or no data at all.
+    """
+    source = _source(data, seed=seed, batch_size=batch_size, task=task, limit=limit)
+    if source.batches_per_epoch == 0:
+        raise DataError(
+            f"the training data{of_task(task)} holds no batch",
+            hint="it is empty, or smaller than one batch and drop_last is on",
+        )
+    return source
+
+
+def of_task(task: str) -> str:
+    """Which data is meant, where there are several."""
+    return f" of task '{task}'" if task else ""
+
+
+def _source(data: Any, *, seed: int, batch_size: int, task: str, limit: int | None) -> Source:
+    role = f"training ('{task}')" if task else "training"
+    if is_map_style(data):
+        shuffle = has_samples(data, role=role)
+        data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
+    because = why_order_unknown(data)
+    if not because:
+        has_samples(data, role=role)
+        return TakenOver(data, seed=seed, task=task, limit=limit)
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise DataError(
+            f"the training data{of_task(task)} is a {type(data).__name__}, which cannot be "
+            "iterated",
+            hint="train() returns a DataLoader, a Dataset or an iterable of batches",
+        )
+    if is_stateful(data):
+        return Stateful(data, seed=seed, task=task, limit=limit)
+    return AsItIs(data, because=because, limit=limit)

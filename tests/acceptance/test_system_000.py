@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import plugin_trainer
 from plugin_trainer.configuration import configure
-from plugin_trainer.data.texts.encoders import block_states
 from plugin_trainer.errors import SettingsError, TrainingFailed
 from plugin_trainer.ops import halting_exit, halting_loss
 from plugin_trainer.settings.layers import from_assignments
@@ -66,9 +65,8 @@ def trained(dactbert, tmp_path_factory) -> Path:
 def units(model, batch):
     """The class logits [N, B, C] and the halting logits [N, B] of a batch."""
     mask_BT = batch["attention_mask"]
-    states = block_states(
-        model.encoder, input_ids=batch["input_ids"], attention_mask=mask_BT, token_type_ids=None
-    )
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask_BT}
+    states = model.encoder(**inputs, output_hidden_states=True).hidden_states[1:]
     return model.unit_logits(states, mask_BT=mask_BT)
 
 
@@ -133,10 +131,11 @@ def test_the_loss_is_the_task_loss_plus_lambda_times_the_mean_sum_of_h(build, ba
 
 def test_paying_for_h_makes_exits_earlier(dactbert, tmp_path, lines):
     """Feature: what is charged for going on moves the exits."""
-    many = {"length": "40 epochs", "evaluate": "never", "optimizer__learning_rate": 3e-3}
+    many = {"length": "40 epochs", "evaluate": "never", "save": "never"}
     depth = {}
     for tau in (0.0, 3.0):
-        dactbert(tmp_path / f"{tau}", model_settings__tau=tau, ema=False, **many)
+        sets = {"model_settings__tau": tau, "optimizer__learning_rate": 3e-3, "ema": False}
+        dactbert(tmp_path / f"{tau}", **sets, **many)
         [depth[tau]] = lines(tmp_path / f"{tau}", "val/mean_exit_block")
     assert depth[3.0] == 1.0 < depth[0.0]
 

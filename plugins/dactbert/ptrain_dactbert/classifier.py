@@ -9,11 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from plugin_trainer.data.texts import encoders
+from plugin_trainer.data.texts.encoders import pool_tokens
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
-from ptrain_dactbert import encoder as encoders
 from ptrain_dactbert.settings import ClassifierSettings
-from ptrain_dactbert.units import HaltingUnit, halting_bias, pool_tokens
+from ptrain_dactbert.units import HaltingUnit, halting_bias
 
 # N blocks, B rows, T tokens, H width of a block, C classes
 
@@ -47,7 +48,11 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self.settings = settings
-        self.encoder = encoder if encoder is not None else build_encoder(settings, data)
+        if encoder is None:
+            encoder = encoders.build(
+                settings, vocabulary_size=data.vocabulary_size, pad_id=data.pad_id
+            )
+        self.encoder = encoder
         config: Any = self.encoder.config
         self.num_blocks: int = config.num_hidden_layers
         check_fit(settings, data=data, config=config)
@@ -159,19 +164,6 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             "exit_block": exits.exit_block,
             "full_logits": exits.full_log_answer,
         }
-
-
-def build_encoder(settings: ClassifierSettings, data: LabelledTexts) -> nn.Module:
-    """The encoder that the settings name, or a small one from scratch."""
-    if settings.encoder:
-        return encoders.pretrained(settings.encoder)
-    if settings.hidden_size % settings.num_heads:
-        raise PtrainError(
-            f"model_settings.hidden_size is {settings.hidden_size}, which {settings.num_heads} "
-            "attention heads do not divide",
-            hint="change model_settings.hidden_size or model_settings.num_heads",
-        )
-    return encoders.from_scratch(settings, vocabulary_size=data.vocabulary_size, pad_id=data.pad_id)
 
 
 def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[str, Tensor | None]:

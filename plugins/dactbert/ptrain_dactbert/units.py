@@ -45,14 +45,6 @@ class HaltingUnit(nn.Module):  # type: ignore[misc]
         return self.answer(trunk_BU), self.halting_gain * self.halting(trunk_BU).squeeze(-1)
 
 
-def pool_tokens(states_BTH: Tensor, *, mask_BT: Tensor, pooling: str) -> Tensor:
-    """What a unit reads of its block, [B, H]: the first token, or the mean of the valid ones."""
-    if pooling == "cls":
-        return states_BTH[:, 0]
-    weights_BT1 = mask_BT.unsqueeze(-1).to(states_BTH.dtype)
-    return (states_BTH * weights_BT1).sum(1) / weights_BT1.sum(1).clamp_min(1.0)
-
-
 def mean_depth(halting: float, *, num_blocks: int) -> float:
     """The mean block that answers, sum n w_n, if every unit's h is `halting`."""
     depth, continues = 0.0, 1.0

@@ -24,7 +24,7 @@ KINDS = ("bert", "distilbert", "roberta")
 
 def unit_outputs(model: HaltingClassifier, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The class probabilities y [N, B, C] and the halting values h [N, B]."""
-    from ptrain_dactbert.encoder import block_states
+    from plugin_trainer.data.texts.encoders import block_states
 
     mask = batch["attention_mask"]
     states = block_states(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from ptrain_dactbert import encoder as encoders
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, T5Config
 from transformers import AutoModel as TransformersModel
 
+from plugin_trainer.data.texts import encoders
 from plugin_trainer.errors import PtrainError
 
 
@@ -113,3 +113,17 @@ def test_roberta_spends_its_first_positions_on_padding(
         ids = torch.full((1, longest + 1), 7)
         mask = torch.ones_like(ids)
         encoders.block_states(encoder, input_ids=ids, attention_mask=mask, token_type_ids=None)
+
+
+def test_mean_pooling_leaves_padding_out() -> None:
+    states_BTH = torch.randn(2, 4, 3)
+    mask_BT = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    pooled_BH = encoders.pool_tokens(states_BTH, mask_BT=mask_BT, pooling="mean")
+    torch.testing.assert_close(pooled_BH[0], states_BTH[0, :2].mean(0))
+    torch.testing.assert_close(pooled_BH[1], states_BTH[1].mean(0))
+
+
+def test_cls_pooling_reads_the_first_token() -> None:
+    states_BTH = torch.randn(2, 4, 3)
+    pooled_BH = encoders.pool_tokens(states_BTH, mask_BT=torch.ones(2, 4), pooling="cls")
+    assert torch.equal(pooled_BH, states_BTH[:, 0])

@@ -24,9 +24,9 @@ CLOSED = "http://127.0.0.1:9"
 
 PROGRAM = """
 import json, sys
+from plugin_trainer.data.texts.encoders import pretrained
 from plugin_trainer.errors import PtrainError
 from ptrain_dactbert.data import TextClassification
-from ptrain_dactbert.encoder import pretrained
 from ptrain_dactbert.settings import TextClassificationSettings as Settings
 for kind, name, options in json.loads(sys.argv[1]):
     try:

@@ -1,26 +1,12 @@
-"""The units: pooling, and the depth with which training begins."""
+"""The units: the depth with which training begins."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from ptrain_dactbert.units import halting_bias, mean_depth, pool_tokens
+from ptrain_dactbert.units import halting_bias, mean_depth
 
 from plugin_trainer.ops import halting_loss
-
-
-def test_mean_pooling_leaves_padding_out() -> None:
-    states_BTH = torch.randn(2, 4, 3)
-    mask_BT = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    pooled_BH = pool_tokens(states_BTH, mask_BT=mask_BT, pooling="mean")
-    torch.testing.assert_close(pooled_BH[0], states_BTH[0, :2].mean(0))
-    torch.testing.assert_close(pooled_BH[1], states_BTH[1].mean(0))
-
-
-def test_cls_pooling_reads_the_first_token() -> None:
-    states_BTH = torch.randn(2, 4, 3)
-    pooled_BH = pool_tokens(states_BTH, mask_BT=torch.ones(2, 4), pooling="cls")
-    assert torch.equal(pooled_BH, states_BTH[:, 0])
 
 
 def test_mean_depth_is_the_one_of_the_exit_weights() -> None:

@@ -223,3 +223,14 @@ def test_a_named_library_of_somebody_else_is_refused_in_words(monkeypatch):
     monkeypatch.setattr(library, "_is_loaded", lambda: False)
     with pytest.raises(PtrainError, match="names a library that holds none of these kernels"):
         library.find()
+
+
+@compiled_only
+def test_loading_does_not_go_through_all_modules_of_the_process():
+    """`inspect` notes every module it passes: those that torch has imported, or none of them."""
+    done = run(
+        "import inspect, torch; from plugin_trainer.ops import library;"
+        " inspect.modulesbyfile.clear(); inspect._filesbymodname.clear(); library.find();"
+        " assert len(inspect.modulesbyfile) < 10, len(inspect.modulesbyfile)"
+    )
+    assert done.returncode == 0, done.stderr

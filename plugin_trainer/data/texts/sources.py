@@ -14,7 +14,12 @@ from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.texts.broken import BrokenRows
 from plugin_trainer.data.texts.columns import Columns
 from plugin_trainer.data.texts.reading import Header, Row, read_rows, rows_of_file
-from plugin_trainer.data.texts.table_rows import Unlabelled, read_split, table_reader
+from plugin_trainer.data.texts.table_rows import (
+    Unlabelled,
+    class_names_of,
+    read_split,
+    table_reader,
+)
 from plugin_trainer.errors import DataError
 
 Place = dict[str, Any]
@@ -134,6 +139,13 @@ class Table:
         """The names of the label's ClassLabel feature, if it is one."""
         reader = table_reader(self.split, columns=self.columns, where=self.where, known_labels=())
         return tuple(name.strip() for name in reader.class_names)
+
+    def declared(self, role: str) -> tuple[str, ...]:
+        """The label names that one of the other columns declares, if it does."""
+        reader = table_reader(self.split, columns=self.columns, where=self.where, known_labels=())
+        position = reader.found.more.get(role)
+        feature = None if position is None else reader.features.get(reader.names[position])
+        return tuple(name.strip() for name in class_names_of(feature))
 
     def rows(self, *, known_labels: Collection[str]) -> list[Row]:
         """The rows of the split."""

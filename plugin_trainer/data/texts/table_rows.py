@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from plugin_trainer.data.texts.columns import Columns, Found, named_columns
@@ -29,6 +29,7 @@ class TableReader:
     class_names   the label names that the split itself gives to numbers; empty: none
     known_labels  the label names of the run, as far as they are known
     table         the settings table that asks for the split
+    features      what the split says of its columns, by name
     """
 
     where: str
@@ -37,6 +38,7 @@ class TableReader:
     class_names: Sequence[str]
     known_labels: Collection[str]
     table: str = "data_settings"
+    features: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -59,7 +61,11 @@ class TableReader:
                 cells[self.found.difficulty] = json_text(record[self.names[self.found.difficulty]])
         except DataError as error:
             return error
-        values = [record.get(name) for name in self.names]
+        values: list[Any] = [None] * len(self.names)
+        for position in self.found.more.values():
+            if position is not None:
+                name = self.names[position]
+                values[position] = named(record[name], self.features.get(name))
         return made_row(cells, found=self.found, line=number, at=at, values=values)
 
     def _text(self, value: Any, position: int, *, at: str) -> str:
@@ -104,9 +110,26 @@ def table_reader(
         names = list(next(iter(split), {}))
     found = named_columns(columns, names=names, at=where)
     label = "" if found.label is None else names[found.label]
-    feature = (split.features or {}).get(label)
-    class_names = getattr(feature, "names", None) or ()
-    return TableReader(where, names, found, class_names, known_labels, columns.table)
+    features = split.features or {}
+    class_names = class_names_of(features.get(label))
+    return TableReader(where, names, found, class_names, known_labels, columns.table, features)
+
+
+def class_names_of(feature: Any) -> tuple[str, ...]:
+    """The label names that a column of labels, or of lists of them, declares; empty: none."""
+    of_items = getattr(feature, "feature", feature)
+    return tuple(getattr(of_items, "names", None) or ())
+
+
+def named(value: Any, feature: Any) -> Any:
+    """A value of a column, with names for the numbers of declared labels; None for a -1."""
+    if not (names := class_names_of(feature)):
+        return value
+    if isinstance(value, list):
+        return [named(item, feature) for item in value]
+    if value is None or value == UNLABELLED:
+        return None
+    return names[value] if isinstance(value, int) and 0 <= value < len(names) else value
 
 
 def read_split(

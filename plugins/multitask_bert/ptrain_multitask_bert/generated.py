@@ -113,7 +113,10 @@ NO_RELATION = "none"
 def named_text(
     generator: random.Random,
 ) -> tuple[list[str], list[tuple[str, str, int, int]], Mapping[str, str]]:
-    """The words of a text, its names (letter, type, first word, one past the last) and relations."""
+    """The words of a text, its names and which of them have a relation.
+
+    A name is its letter, its type, its first word and the one after its last.
+    """
     pattern, relations = generator.choice(PATTERNS)
     words: list[str] = generator.choice(BEFORE).split()
     names: list[tuple[str, str, int, int]] = []

@@ -1,4 +1,4 @@
-"""Stop a run whose evaluations no longer improve."""
+"""Stop a run whose evaluations no longer improve, or leave the bounds that were set."""
 
 from __future__ import annotations
 
@@ -26,12 +26,21 @@ class EarlyStopping:
         self.best: float | None = None
         self.without_improvement = 0
 
+    def ptrain_run_start(self, run: Run) -> None:
+        """Begin anew in a run that begins: this object may have served another."""
+        if run.progress.step == 0:
+            self.best, self.without_improvement = None, 0
+
     def ptrain_evaluation_end(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Count this evaluation, and stop the run if it was one too many."""
         settings = self.settings
         if all(name.startswith("test") for name in metrics):
             return  # the test split is scored when the run has ended
-        value = watched(metrics, settings.watch, setting="early_stopping.watch")
+        value = float(watched(metrics, settings.watch, setting="early_stopping.watch"))
+        for name, beyond in (("lower_bound", "below"), ("upper_bound", "above")):
+            bound = getattr(settings, name)
+            if bound is not None and (value < bound if beyond == "below" else value > bound):
+                run.request_stop(f"{settings.watch} is {value:.6g}, {beyond} {name} {bound:.6g}")
         if math.isfinite(value) and (
             self.best is None
             or is_better(value, self.best, settings.mode, min_delta=settings.min_delta)

@@ -17,6 +17,8 @@ class EarlyStoppingSettings:
     patience      how many evaluations in a row may pass without improvement; the run stops at the
                   last
     min_delta     how much better an evaluation must be to count as an improvement
+    lower_bound   stop at once when the metric falls below it
+    upper_bound   stop at once when the metric rises above it
     restore_best  leave the model in memory with the weights of the best checkpoint
     """
 
@@ -24,6 +26,8 @@ class EarlyStoppingSettings:
     mode: Literal["min", "max"] = "min"
     patience: Annotated[int, Field(ge=1)] = 3
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+    lower_bound: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    upper_bound: Annotated[float | None, Field(allow_inf_nan=False)] = None
     restore_best: bool = False
 
 

@@ -116,7 +116,7 @@ def _dry_run(configuration: Configuration) -> int:
 
 
 def _run_to_resume(resume: str, out: Path | None) -> Path:
-    from plugin_trainer.training.run_folder import find_run
+    from plugin_trainer.run_folder import find_run
 
     folder = find_run(resume)
     if out is not None and out.resolve() != folder.resolve():

@@ -34,8 +34,8 @@ def list_(folder: Path, json_: bool) -> None:
 def show(run: str, json_: bool) -> None:
     """Show how the run RUN went: a run folder, or a name under runs/."""
     from plugin_trainer.cli.run import metrics_table
-    from plugin_trainer.training.files import read_json
-    from plugin_trainer.training.run_folder import find_run
+    from plugin_trainer.files import read_json
+    from plugin_trainer.run_folder import find_run
 
     folder = find_run(run)
     about = read_json(folder / "run.json") or {}
@@ -58,8 +58,8 @@ def show(run: str, json_: bool) -> None:
 
 
 def _print_list(folder: Path, *, json_: bool) -> None:
-    from plugin_trainer.training.files import read_json
-    from plugin_trainer.training.run_folder import list_runs
+    from plugin_trainer.files import read_json
+    from plugin_trainer.run_folder import list_runs
 
     found = [_summary(run, read_json(run / "run.json") or {}) for run in list_runs(folder)]
     if json_:
@@ -76,8 +76,8 @@ def _print_list(folder: Path, *, json_: bool) -> None:
 
 def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     from plugin_trainer.errors import PtrainError
+    from plugin_trainer.run_folder import is_held
     from plugin_trainer.settings.layers import read_toml
-    from plugin_trainer.training.run_folder import is_held
 
     try:
         settings = read_toml(folder / "run.toml").values

@@ -26,6 +26,8 @@ class DataModule(Protocol):
                             about one may count from `lines.first_line`, where it has that
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
     describe()              one line about the data, shown when a run starts
+    inexact_because         why a run on this data cannot be resumed exactly; empty, or left out,
+                            if it can
     save_assets(folder)     writes what prediction needs (tokenizer, label names) into the run's
                             assets
     from_assets(settings, folder)

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from plugin_trainer.files import fsync_file, fsync_folder, sha256_of
 from plugin_trainer.model_store.errors import StoreError
-from plugin_trainer.training.files import fsync_file, fsync_folder, sha256_of
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
@@ -161,7 +161,6 @@ class Artifacts:
         """Delete the files that no version has, and what killed processes left. Only with the lock
         held alone since before `wanted` was read: the hashes of the files that some version has.
         """
-        shutil.rmtree(self._staging, ignore_errors=True)
         files = size = 0
         for path in self._folder.glob("??/*"):
             if _SHA256.fullmatch(path.name) and path.name not in wanted:
@@ -170,6 +169,8 @@ class Artifacts:
                 path.unlink()
                 with suppress(OSError):  # another file has the same first letters
                     path.parent.rmdir()
+        # Last: until then it is what tells the next process that something was left.
+        shutil.rmtree(self._staging, ignore_errors=True)
         return Cleaned(files, size)
 
 

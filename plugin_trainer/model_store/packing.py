@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plugin_trainer.files import fsync_file, read_json, sha256_of, write_json
 from plugin_trainer.model_store.errors import StoreError
+from plugin_trainer.run_folder import is_held
 from plugin_trainer.settings.layers import read_toml
-from plugin_trainer.training.files import fsync_file, read_json, sha256_of, write_json
-from plugin_trainer.training.run_folder import is_held
 
 # Of several entries the library writes the order as it happens to be, and hashes would differ.
 _ABOUT_TENSORS = {"format": "pt"}
@@ -55,6 +55,8 @@ def pack(
 
     Raises CheckpointError if there is no such checkpoint or it is not sound.
     """
+    from safetensors import SafetensorError
+
     from plugin_trainer.training.checkpoints import CheckpointStore
 
     found = CheckpointStore(run).choose(checkpoint, weights=weights)
@@ -64,38 +66,42 @@ def pack(
     small.mkdir(parents=True)
     try:
         state = json.loads((found.path / "state.json").read_text(encoding="utf-8"))
-        metrics = _metrics(state, about, weights=weights, tested=_is_best(run, found.path, weights))
+        metrics = _metrics(state, about, step=found.step, weights=weights)
         content = _write_weights(found.path, small, state, step=found.step, weights=weights)
         _write_state(small, state, step=found.step, metrics=metrics)
         _write_manifest(small, found.path, step=found.step)
     except FileNotFoundError as error:
         raise _went_away(run, found.path) from error
+    except SafetensorError as error:  # what the disk answered is in its text
+        raise StoreError(f"the weights of {found.path} cannot be copied: {error}") from error
     best = settings.get("best", {})
-    watch, mode = best.get("watch", "val/loss"), best.get("mode", "min")
-    was = {"step": found.step, "watch": watch, "value": metrics.get(watch)}
-    for pointer in ("best", "latest"):
-        CheckpointStore(folder).point(pointer, small, **was)
-    shutil.copyfile(run / "run.toml", folder / "run.toml")
-    if (run / "assets").is_dir():
-        shutil.copytree(run / "assets", folder / "assets", copy_function=shutil.copyfile)
-    write_json(
-        folder / "run.json",
-        {
-            **about,
-            "weights_only": weights,
-            "metrics": metrics,
-            "best": {"raw": {**was, "checkpoint": small.name}} if watch in metrics else {},
-        },
-    )
-    return Packed(
+    packed = Packed(
         step=found.step,
         content=content,
         metrics=metrics,
-        watch=watch,
-        mode=mode,
+        watch=best.get("watch", "val/loss"),
+        mode=best.get("mode", "min"),
         settings=settings,
         about=about,
     )
+    _write_around(run, small, packed, weights=weights)
+    return packed
+
+
+def _write_around(run: Path, small: Path, packed: Packed, *, weights: str) -> None:
+    """What makes a run folder of the folder that has the checkpoint."""
+    from plugin_trainer.training.checkpoints import CheckpointStore
+
+    folder = small.parents[1]
+    was = {"step": packed.step, "watch": packed.watch, "value": packed.metrics.get(packed.watch)}
+    for pointer in ("best", "latest"):
+        CheckpointStore(folder).point(pointer, small, **was)
+    if (run / "assets").is_dir():
+        shutil.copytree(run / "assets", folder / "assets", copy_function=shutil.copyfile)
+    shutil.copyfile(run / "run.toml", folder / "run.toml")
+    best = {"raw": {**was, "checkpoint": small.name}} if was["value"] is not None else {}
+    changed = {"weights_only": weights, "metrics": packed.metrics, "best": best}
+    write_json(folder / "run.json", {**packed.about, **changed})
 
 
 def _write_weights(
@@ -150,16 +156,15 @@ def _write_manifest(small: Path, checkpoint: Path, *, step: int) -> None:
 
 
 def _metrics(
-    state: Mapping[str, Any], about: Mapping[str, Any], *, weights: str, tested: bool
+    state: Mapping[str, Any], about: Mapping[str, Any], *, step: int, weights: str
 ) -> dict[str, float]:
-    """What was measured of these weights, as of raw ones: val_ema/loss is val/loss here.
-
-    tested  whether the test split was scored with them
-    """
+    """What was measured of these weights, as of raw ones: val_ema/loss is val/loss here."""
     from plugin_trainer.training.state_codec import decode
 
     measured = dict(decode(state["state"]["metrics"], {}))
-    if tested:
+    # The test split is scored when a run ends, with its best weights, or the last if none is best.
+    best = about.get("best", {}).get(weights)
+    if step == (best["step"] if best else about.get("step")):
         known = about.get("metrics", {})
         measured.update({name: known[name] for name in known if name.startswith("test")})
     found = {}
@@ -168,12 +173,6 @@ def _metrics(
         if split.endswith("_ema") == (weights == "ema"):
             found[f"{split.removesuffix('_ema')}{slash}{rest}"] = float(value)
     return found
-
-
-def _is_best(run: Path, checkpoint: Path, weights: str) -> bool:
-    name = "best_ema.json" if weights == "ema" else "best.json"
-    pointer = read_json(run / "checkpoints" / name)
-    return isinstance(pointer, dict) and pointer.get("checkpoint") == checkpoint.name
 
 
 def _went_away(run: Path, checkpoint: Path) -> StoreError:

@@ -10,7 +10,7 @@ from plugin_trainer.errors import PtrainError
 from plugin_trainer.model_store.errors import StoreError
 from plugin_trainer.model_store.settings import RegisterBestSettings
 from plugin_trainer.model_store.store import Registered, Store
-from plugin_trainer.training.run_folder import now
+from plugin_trainer.run_folder import now
 
 if TYPE_CHECKING:
     from plugin_trainer.training.result import Result

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from plugin_trainer.files import fsync_folder, write_json
 from plugin_trainer.model_store import rows
 from plugin_trainer.model_store.artifacts import Artifact, Artifacts, Cleaned, disk_said
 from plugin_trainer.model_store.database import reading, writing
@@ -29,8 +30,7 @@ from plugin_trainer.model_store.names import (
 )
 from plugin_trainer.model_store.packing import Packed, pack
 from plugin_trainer.model_store.versions import Version
-from plugin_trainer.training.files import fsync_folder, write_json
-from plugin_trainer.training.run_folder import find_run, now
+from plugin_trainer.run_folder import find_run, now
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from plugin_trainer.files import in_json
 from plugin_trainer.model_store.artifacts import Artifact
-from plugin_trainer.training.files import in_json
 from plugin_trainer.watching import is_better
 
 

@@ -18,7 +18,15 @@ from plugin_trainer.ops import library
 from plugin_trainer.training.code_state import code_of_object, code_of_plugin
 from plugin_trainer.training.run import Run
 
-_PACKAGES = ("torch", "numpy", "safetensors", "torchmetrics", "transformers", "tokenizers")
+_PACKAGES = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "torchmetrics",
+    "transformers",
+    "tokenizers",
+    "gymnasium",
+)
 
 
 def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:

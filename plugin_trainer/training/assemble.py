@@ -28,6 +28,7 @@ from plugin_trainer.errors import (
     SettingsError,
 )
 from plugin_trainer.registry.building import build, import_target
+from plugin_trainer.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.render import to_toml
 from plugin_trainer.training import step as engine
@@ -45,7 +46,6 @@ from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
 from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
-from plugin_trainer.training.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.snapshots import restore
 from plugin_trainer.training.task_shares import TaskShares
@@ -194,6 +194,7 @@ def _run(
         limit=settings.limit_batches.train,
         mixing=Mixing(**vars(settings.mixture)),
     )
+    stream.inexact_because = stream.inexact_because or getattr(data, "inexact_because", "")
     plan = make_plan(settings, stream)
     checkpoint_activations(model, settings.activation_checkpointing)
     optimizer = build_optimizer(model, settings.optimizer)
@@ -389,6 +390,11 @@ def _resumption(
 
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
     snapshot = read_snapshot(resumption.checkpoint.path)
+    if "progress" not in snapshot.state:
+        raise ResumeError(
+            f"{resumption.checkpoint.path} holds weights only: there is no training to go on with",
+            hint=f"start a new run from them: --set init_from={run.folder}",
+        )
     made = snapshot.state["progress"]["step"]
     if made > run.plan.total_steps:
         raise ResumeError(

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from plugin_trainer.errors import CheckpointError
-from plugin_trainer.training.files import (
+from plugin_trainer.files import (
     fsync_file,
     fsync_folder,
     read_json,

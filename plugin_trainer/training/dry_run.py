@@ -27,4 +27,5 @@ def dry_run(configuration: Configuration) -> Result:
     """Everything that a run does, once. Raises what the run would raise."""
     with tempfile.TemporaryDirectory(prefix="ptrain-dry-run-") as folder:
         run = assemble(configuration, out=Path(folder) / "run", callbacks=[_StopEarly()])
+        run.is_dry = True
         return execute(run)

@@ -15,6 +15,7 @@ from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
 
@@ -57,6 +58,7 @@ def evaluate(run: Scored) -> dict[str, float]:
         with applied:
             metrics.update(score(run, split="val", weights=weights, limit=limit))
     run.hooks.evaluation_end(run=run, metrics=metrics)
+    make_numbers(metrics, given_to="ptrain_evaluation_end")
     return metrics
 
 

@@ -10,11 +10,11 @@ import torch
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
 from plugin_trainer.registry.blame import hint_for, in_words
+from plugin_trainer.run_folder import now
 from plugin_trainer.training import signals
 from plugin_trainer.training.loop import train
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
-from plugin_trainer.training.run_folder import now
 from plugin_trainer.training.seeding import determinism
 from plugin_trainer.training.snapshots import save
 
@@ -71,6 +71,8 @@ def _failed(run: Run, error: BaseException) -> BaseException:
             run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
         reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
+        if not isinstance(error, PtrainError) and isinstance(error, Exception):
+            reason = f"{reason}: {in_words(error)}"
         if run.leaving:
             reason = "a second signal was received"
         run.disk.write_about(status="failed", reason=reason, step=step, ended=now())

@@ -14,6 +14,7 @@ from torch import nn
 from plugin_trainer.configuration import configure
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
+from plugin_trainer.run_folder import find_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
@@ -21,9 +22,9 @@ from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_mod
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward, build_criterion
 from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.precision import Precision, pick_precision
 from plugin_trainer.training.progress import Progress
-from plugin_trainer.training.run_folder import find_run
 
 Weights = Literal["raw", "ema"]
 
@@ -62,6 +63,7 @@ class LoadedRun:
         self.loaders[split] = self._loader(split)
         metrics = score(self, split=split, weights=self.weights)
         self.hooks.evaluation_end(run=self, metrics=metrics)
+        make_numbers(metrics, given_to="ptrain_evaluation_end")
         return metrics
 
     def _loader(self, split: str) -> Any:

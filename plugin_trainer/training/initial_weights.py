@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from plugin_trainer.errors import CheckpointError
+from plugin_trainer.run_folder import find_run
 from plugin_trainer.settings import InitSettings
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
-from plugin_trainer.training.run_folder import find_run
 
 _SHOWN = 6
 

@@ -29,6 +29,8 @@ class Result:
 
     reason   why, in words
     step     optimizer steps completed, over all resumes
+    epoch    the epoch of the last step, counted from 0
+    samples  samples trained on, over all resumes
     metrics  the last evaluation: val/... and val_ema/...
     best     the best evaluation of the raw and of the EMA weights, by weight set
     folder   the run folder

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer.errors import CheckpointError, ResumeError, RunFolderError
+from plugin_trainer.run_folder import RunFolder, is_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import read_toml
 from plugin_trainer.settings.render import flatten
 from plugin_trainer.settings.validation import unknown
 from plugin_trainer.training.checkpoints import CheckpointStore, Found
-from plugin_trainer.training.run_folder import RunFolder, is_run
 
 # What a run is called changes nothing about it.
 _FREE = ("name",)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plugin_trainer.cadence import EpochEnds, Recurrence
 from plugin_trainer.data.stream import TrainStream, Window
-from plugin_trainer.errors import PtrainError
+from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
@@ -22,10 +22,10 @@ from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.guard import Guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.meter import Meter
+from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.precision import Precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
-from plugin_trainer.training.run_folder import RunFolder
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
@@ -58,6 +58,7 @@ class Run:
     signal   the signal that interrupts it
     leaving  the second signal, after which nothing is saved
     tasks    what each task of a mixture gives; None for data that is no mixture
+    is_dry   whether it is only a try, of which nothing is kept
     """
 
     settings: RunSettings
@@ -93,6 +94,7 @@ class Run:
     leaving: int = 0
     sound: bool = True
     restored_best: bool = False
+    is_dry: bool = False
     evaluated_at: int = -1
     saved_at: int = -1
     rng: Mapping[str, Any] | None = None
@@ -183,10 +185,12 @@ class Run:
         """
         self.guard.settle()
         entries: dict[str, Any] = self._training_metrics() if training else {}
-        entries.update({name: _number(name, value) for name, value in self.logged.items()})
+        make_numbers(self.logged, given_to="run.log")
+        entries.update(self.logged)
         self.logged.clear()
         entries.update(metrics)
         self.hooks.log(run=self, metrics=entries)
+        make_numbers(entries, given_to="ptrain_log")
         self.disk.write_metrics({**self._position(), **entries})
         self.stopwatch.lap("callbacks")
 
@@ -221,10 +225,3 @@ class Run:
         """Throughput and times count from here."""
         self.speed.reset()
         self.stopwatch.reset()
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise PtrainError(f"run.log: '{name}' is not a number but {type(value).__name__}") from None

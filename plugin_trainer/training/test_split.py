@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plugin_trainer.training.checkpoints import read_model_state
 from plugin_trainer.training.evaluation import score
+from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.run import Run
 
 
@@ -31,6 +32,7 @@ def score_test_split(run: Run) -> dict[str, float]:
             limit = run.settings.limit_batches.test
             metrics.update(score(run, split="test", weights=weights, limit=limit))
     run.hooks.evaluation_end(run=run, metrics=metrics)
+    make_numbers(metrics, given_to="ptrain_evaluation_end")
     return metrics
 
 

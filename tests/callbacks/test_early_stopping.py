@@ -32,7 +32,7 @@ class Script:
 
 def stopped(fit, scores, *, callbacks=(), **settings):
     """A run of at most 20 evaluations, one a step."""
-    known = ("watch", "mode", "patience", "min_delta", "restore_best")
+    known = ("watch", "mode", "patience", "min_delta", "restore_best", "lower_bound", "upper_bound")
     stopping = {key: settings.pop(key) for key in known if key in settings}
     return fit(
         # Objects are called after what is configured by name, but the script must come first.
@@ -186,3 +186,32 @@ def test_settings_out_of_range_are_refused(fit, settings):
         fit(
             callbacks=[*QUIET, "early_stopping"], callback_settings={"early_stopping": settings}
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reason"),
+    [
+        ({"lower_bound": 0.5}, "val/score is 0.4, below lower_bound 0.5"),
+        ({"upper_bound": 2.5}, "val/score is 3, above upper_bound 2.5"),
+    ],
+)
+def test_a_value_beyond_a_bound_stops_the_run_at_once(fit, bounds, reason):
+    scores = (1.0, 0.5, 2.5, 0.4, 9.0) if "lower_bound" in bounds else (1.0, 2.5, 0.1, 3.0, 0.0)
+    result = stopped(fit, scores, patience=100, **bounds)
+    assert (result.step, result.reason) == (4, reason)
+
+
+def test_one_object_that_stopped_a_run_begins_anew_in_the_next(fit):
+    from plugin_trainer.callbacks.early_stopping import EarlyStopping
+    from plugin_trainer.callbacks.settings import EarlyStoppingSettings
+
+    stopping = EarlyStopping(EarlyStoppingSettings(watch="val/score", patience=1))
+
+    def last_step(out: str, *scores: float) -> int:
+        return fit(
+            callbacks=[*QUIET, Script(*scores), stopping], out=out,
+            length="20 steps", evaluate="1 steps",
+        ).step  # fmt: skip
+
+    assert last_step("first", 0.1, 0.2) == 2
+    assert last_step("second", 9.0, 8.0, 7.0, 7.5) == 4

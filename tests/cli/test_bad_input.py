@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer.training.run_folder import RunFolder
+from plugin_trainer.run_folder import RunFolder
 
 PLUGIN = ("run", "--plugin", "./toy.py")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer.training.run_folder import RunFolder
+from plugin_trainer.run_folder import RunFolder
 
 
 def set_status(**entries) -> None:

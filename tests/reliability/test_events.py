@@ -240,11 +240,19 @@ def test_L02_two_callbacks_with_one_key_are_an_error_that_names_it(toy, folder):
 # ------------------------------------------------------- L03: callbacks that are called once more
 
 
+def made_of(spec, folder):
+    """A callback of the core with the settings it cannot do without."""
+    settings = {
+        # The toy has one that watches val/loss already.
+        "early_stopping": {"watch": "val_ema/loss"},
+        "register_best": {"name": "toy", "store": str(folder / "models")},
+    }.get(spec.name, {})
+    return import_target(spec.target)(import_target(spec.settings)(**settings))
+
+
 @pytest.mark.parametrize("spec", offered.ptrain_callbacks(), ids=lambda spec: spec.name)
 def test_L03_each_callback_may_serve_two_runs_and_be_ended_again(toy, folder, spec):
-    # The toy has one that watches val/loss already.
-    watch = {"watch": "val_ema/loss"} if spec.name == "early_stopping" else {}
-    made = import_target(spec.target)(import_target(spec.settings)(**watch))
+    made = made_of(spec, folder)
     seen = {}
 
     class Keeps:
@@ -265,7 +273,7 @@ def test_L03_each_callback_may_serve_two_runs_and_be_ended_again(toy, folder, sp
 
 @pytest.mark.parametrize("spec", offered.ptrain_callbacks(), ids=lambda spec: spec.name)
 def test_L03_each_callback_bears_a_run_that_fails_before_it_starts(toy, folder, spec):
-    made = import_target(spec.target)(import_target(spec.settings)())
+    made = made_of(spec, folder)
 
     class Breaks:
         def ptrain_run_start(self):

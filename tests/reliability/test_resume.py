@@ -19,8 +19,8 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 import plugin_trainer
+from plugin_trainer.files import sha256_of
 from plugin_trainer.training.checkpoints import read_snapshot
-from plugin_trainer.training.files import sha256_of
 
 STEPS_PER_EPOCH = 6
 TOTAL = 24

@@ -13,13 +13,13 @@ import pytest
 
 from plugin_trainer import load_run
 from plugin_trainer.errors import RunFolderError
+from plugin_trainer.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
 from plugin_trainer.training.resume import open_folder
-from plugin_trainer.training.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from plugin_trainer.training.run_folder import RunFolder
+from plugin_trainer.run_folder import RunFolder
 RunFolder(Path(sys.argv[1])).hold()
 print("held", flush=True)
 sys.stdin.read()

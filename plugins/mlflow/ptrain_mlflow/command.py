@@ -29,7 +29,7 @@ def mlflow(runs: tuple[str, ...], tracking_uri: str, experiment: str) -> None:
     For runs whose store could not be reached, and for those that were not logged to MLflow at all.
     RUN is a run folder or its name.
     """
-    from plugin_trainer.training.run_folder import find_run
+    from plugin_trainer.run_folder import find_run
     from ptrain_mlflow.naming import without_password
 
     given = {"tracking_uri": tracking_uri, "experiment": experiment}
@@ -45,8 +45,8 @@ def send(folder: Path, *, given: Mapping[str, Any]) -> Mirror:
     answers.
     """
     from plugin_trainer.errors import PtrainError, RunFolderError
-    from plugin_trainer.training.files import read_json
-    from plugin_trainer.training.run_folder import is_held
+    from plugin_trainer.files import read_json
+    from plugin_trainer.run_folder import is_held
     from ptrain_mlflow import store
     from ptrain_mlflow.mirror import Ending, Mirror
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from plugin_trainer.errors import MissingExtra, PtrainError
+from plugin_trainer.files import read_json
 from plugin_trainer.registry.blame import in_words as error_in_words
-from plugin_trainer.training.files import read_json
 from ptrain_mlflow import store
 from ptrain_mlflow.background import Repeated, within
 from ptrain_mlflow.log_file import size_of
@@ -117,6 +117,7 @@ class MlflowLogger:
             self._until = None  # nothing goes back behind an end
         self._finish(run, _STATUS[result.status], ending, wait_s=_END_S)
         if self._mirror is not None:
+            self._say_trouble()
             run.report("mlflow", self._report())
 
     def ptrain_run_failed(self, run: Run, error: BaseException) -> None:
@@ -198,7 +199,7 @@ class MlflowLogger:
         assert mirror is not None
         lines = []
         if mirror.run_id:
-            lines += [f"run {mirror.run_name} of experiment {mirror.experiment}: {mirror.run_id}"]
+            lines += [f"experiment {mirror.experiment}, run {mirror.run_name} ({mirror.run_id})"]
         lines += [f"in {self._where()}"]
         if self._trouble:
             lines += [

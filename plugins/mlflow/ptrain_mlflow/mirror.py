@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from plugin_trainer.files import read_json
 from plugin_trainer.settings.render import flatten
-from plugin_trainer.training.files import read_json
 from ptrain_mlflow import log_file, store
 from ptrain_mlflow.log_file import Line, read_lines
 from ptrain_mlflow.naming import TAG_LENGTH, cut, name_for, parameter, without_password
@@ -356,7 +356,9 @@ def _pieces(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
 def _settings_of(folder: Path) -> dict[str, str]:
     """The run's settings, flat, as MLflow's parameters."""
     values = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
-    return {name_for(key): parameter(value) for key, value in flatten(values).items()}
+    # Without TOML's quotes, which MLflow refuses: callback_settings."mlflow/logger".send
+    flat = {key.replace('"', ""): value for key, value in flatten(values).items()}
+    return {name_for(key): parameter(value) for key, value in flat.items()}
 
 
 def _added(run: MlflowRun, tag: str, text: str) -> str:

@@ -6,7 +6,7 @@ import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from plugin_trainer.training.files import read_json, write_json
+from plugin_trainer.files import read_json, write_json
 
 FILE = "mlflow.json"
 

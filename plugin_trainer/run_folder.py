@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from plugin_trainer.errors import NotSaved, RunFolderError
-from plugin_trainer.training.files import in_json, read_json, write_json, write_text
+from plugin_trainer.files import in_json, read_json, write_json, write_text
 
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"

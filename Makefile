@@ -21,7 +21,7 @@ check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/mypy plugins/dactbert/ptrain_dactbert
+	$(BIN)/mypy $(wildcard plugins/*/ptrain_*)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix

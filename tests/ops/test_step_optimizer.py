@@ -335,6 +335,63 @@ def test_gradients_that_stay_are_held_until_others_come():
         torch.testing.assert_close(p, q, rtol=1e-6, atol=1e-6)
 
 
+def test_an_equal_gradient_in_place_of_a_held_one_is_taken():
+    single, several = (torch.nn.Parameter(torch.ones(size)) for size in (1, 3))
+    optimizer = FusedAdamW([several, single], zero_grads=True)
+    for parameter in (several, single):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in (single, several):
+        held = parameter.grad.fill_(1.0)
+        parameter.grad = held.clone()
+        optimizer.step()
+        assert not parameter.grad.any()
+        assert held.all()
+
+
+def test_an_equal_state_in_place_of_another_is_taken():
+    single, several = (torch.nn.Parameter(torch.ones(size)) for size in (1, 3))
+    optimizer = FusedAdamW([several, single])
+    for parameter in (several, single):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    for parameter in (single, several):
+        before = optimizer.state[parameter]
+        optimizer.state[parameter] = {key: value.clone() for key, value in before.items()}
+        optimizer.step()
+        assert float(optimizer.state[parameter]["step"]) == float(before["step"]) + 1
+
+
+def test_an_equal_parameter_in_place_of_another_is_taken():
+    single, several = (torch.nn.Parameter(torch.ones(size)) for size in (1, 3))
+    optimizer = FusedAdamW([several, single])
+    for parameter in (several, single):
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    other = torch.nn.Parameter(single.detach().clone())
+    other.grad = torch.ones(1)
+    optimizer.param_groups[0]["params"][1] = other
+    optimizer.state[other] = optimizer.state.pop(single)
+    kept = single.detach().clone()
+    optimizer.step()
+    assert torch.equal(single, kept)
+    assert other < kept
+
+
+def test_a_hook_before_the_step_may_change_its_closure():
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = FusedAdamW([parameter])
+    parameter.grad = torch.ones(3)
+    assert optimizer.step(lambda: 1.0) == 1.0
+    optimizer.register_step_pre_hook(lambda *_: ((optimizer, lambda: 2.0), {}))
+    assert optimizer.step(lambda: 1.0) == 2.0
+    optimizer.register_step_pre_hook(lambda *_: ((optimizer,), {"closure": lambda: 3.0}))
+    assert optimizer.step() == 3.0
+    optimizer.register_step_pre_hook(lambda *_: 4)
+    with pytest.raises(RuntimeError, match="hook before the step"):
+        optimizer.step()
+
+
 def test_other_memory_behind_a_parameter_is_followed():
     ours, theirs = make_model(), make_model()
     fused, plain = FusedAdamW(ours.parameters()), AdamW(theirs.parameters())

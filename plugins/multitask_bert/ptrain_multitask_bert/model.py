@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -120,6 +120,8 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
                 for head in heads
                 if rest.get(LABELS + head.name) is not None
             }
+            if self.training and not labels:
+                raise without_labels(heads, batch=rest)
             weights = {head.name: self.heads[head.address].class_weights for head in heads}
             loss = task_loss(heads, logits=logits, labels=labels, class_weights=weights)
         return {**loss, "logits": logits}
@@ -133,6 +135,15 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
                 hint=f"the model has the tasks: {', '.join(self.heads_of)}",
             )
         return self.heads_of[task]
+
+
+def without_labels(heads: Sequence[Head], *, batch: Mapping[str, Any]) -> DataError:
+    """The error for a training batch of these heads that none of them can learn from."""
+    wanted = ", ".join(LABELS + head.name for head in heads)
+    return DataError(
+        f"a training batch of the task '{heads[0].task}' has no labels",
+        hint=f"beside its texts it has: {', '.join(batch) or 'nothing'}; looked for: {wanted}",
+    )
 
 
 def checked_heads(heads: Sequence[Head]) -> tuple[Head, ...]:

@@ -9,6 +9,7 @@ import math
 import tomllib
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -291,6 +292,20 @@ def test_early_stopping_counts_evaluations_without_improvement(
     assert len(evaluated(lines, result.folder)) == count
 
 
+@pytest.mark.parametrize(
+    ("bound", "losses"), [({"lower_bound": 0.5}, (1.0, 0.4)), ({"upper_bound": 9.0}, (1.0, 9.1))]
+)
+def test_early_stopping_ends_a_run_that_leaves_its_bounds(fit, toy, bound, losses):
+    """Feature: lower and upper bounds of what is watched."""
+    result = fit(
+        toy.Scripted(*losses, 1.0), validation=toy.loader(4), loss=None, length="9 steps",
+        evaluate="1 steps", callbacks=["early_stopping"],
+        callback_settings={"early_stopping": {"patience": 9, **bound}},
+    )  # fmt: skip
+    assert (result.status, result.step) == ("stopped early", 2)
+    assert next(iter(bound)) in result.reason
+
+
 def test_the_average_follows_each_step_and_is_evaluated_beside_the_weights(fit, toy, weights):
     """Feature: an exponential moving average, and metrics of its own."""
     history = []
@@ -520,6 +535,19 @@ def test_bug_05_a_run_resumed_at_an_epochs_end_ends_no_epoch_twice_and_loads_not
     ends = [call for call in diary.calls + again.calls if call.startswith("epoch_end")]
     assert ends == ["epoch_end 3", "epoch_end 6"]
     assert sorted(rest.loaded) == list(range(12))
+
+
+def test_bug_06_a_score_of_numpy_is_kept_and_resumed(fit, toy, lines):
+    class Score:
+        def ptrain_evaluation_end(self, metrics):
+            metrics["val/score"] = np.float32(1.5)
+            metrics["val/count"] = np.int64(3)
+
+    watch = {"best": {"watch": "val/score", "mode": "max"}, "validation": toy.loader(4)}
+    fit(callbacks=[Score(), toy.Interrupt(4)], **watch)
+    result = fit(callbacks=[Score()], resume="auto", **watch)
+    assert result.best["raw"].value == 1.5 and result.best["raw"].step == 3
+    assert lines(result.folder, "val/count") == [3, 3]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,14 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from plugin_trainer import PtrainError, StepOutcome
+from plugin_trainer.callbacks.early_stopping import EarlyStopping
+from plugin_trainer.callbacks.settings import EarlyStoppingSettings
 from plugin_trainer.errors import TrainingFailed
 
 # A model and its data as a plugin in one file: what a registry of models and data sources names.
@@ -117,7 +120,7 @@ def test_a_model_that_trains_itself_is_driven_by_a_step_of_its_own(fit, lines):
         def train_once(self) -> float:
             with torch.no_grad():
                 self.value /= 2
-            return float(self.value)
+            return self.value.item()
 
     class Drive:
         def ptrain_train_step(self, run, micro_batches):
@@ -318,6 +321,21 @@ def test_bug_08_a_metric_that_is_missing_is_an_error_and_the_best_alone_is_saved
     assert (result.folder / "checkpoints" / result.best["raw"].checkpoint).is_dir()
 
 
+def test_bug_09_metrics_of_numpy_and_torch_are_written(fit, toy, lines):
+    class Score:
+        def ptrain_evaluation_end(self, metrics):
+            metrics["val/numpy"] = np.float32(0.5)
+            metrics["val/torch"] = torch.tensor(2.5)
+
+        def ptrain_log(self, metrics):
+            metrics["count"] = np.int64(3)
+
+    result = fit(validation=toy.loader(4), callbacks=[Score()], length="1 epoch")
+    [line] = [line for line in lines(result.folder) if "val/loss" in line]
+    assert (line["val/numpy"], line["val/torch"], line["count"]) == (0.5, 2.5, 3)
+    assert json.loads((result.folder / "run.json").read_text())["metrics"]["val/numpy"] == 0.5
+
+
 def test_bug_10_a_missing_loss_is_an_error_and_not_zero(fit):
     class Lossless(nn.Module):
         def __init__(self):
@@ -366,6 +384,19 @@ def test_bug_14_a_second_run_stops_by_its_own_best(fit, toy):
         return fit(
             toy.Scripted(*losses), validation=toy.loader(4), loss=None, length="9 epochs", out=out,
             callbacks=["early_stopping"], callback_settings={"early_stopping": {"patience": 1}},
+        )  # fmt: skip
+
+    assert stopped("first", 0.1, 0.2).step == 6
+    assert stopped("second", 9.0, 8.0, 7.0, 7.5).step == 12
+
+
+def test_bug_14_a_callback_that_stopped_one_run_begins_anew_in_the_next(fit, toy):
+    stopping = EarlyStopping(EarlyStoppingSettings(patience=1))
+
+    def stopped(out, *losses):
+        return fit(
+            toy.Scripted(*losses), validation=toy.loader(4), loss=None, length="9 epochs", out=out,
+            callbacks=[stopping],
         )  # fmt: skip
 
     assert stopped("first", 0.1, 0.2).step == 6

@@ -68,19 +68,19 @@ _TABLES = """
 
 @contextmanager
 def reading(path: Path) -> Iterator[Connection]:
-    """One consistent view of the tables; empty ones if there is no file yet, and none is made.
+    """One consistent view of the tables; empty ones if there are none yet, and none are made.
 
     Raises StoreError if the file cannot be read.
     """
     with _in_words(path):
-        if not path.exists():
-            with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
-                _make_tables(connection)
-                yield connection
-            return
-        with closing(_connect(path, mode="rw")) as connection:
-            connection.execute("BEGIN")
-            _check_format(connection, path)
+        if path.exists():
+            with closing(_connect(path, mode="rw")) as connection:
+                connection.execute("BEGIN")
+                if _has_tables(connection, path):
+                    yield connection
+                    return
+        with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+            _make_tables(connection)
             yield connection
 
 
@@ -93,9 +93,8 @@ def writing(path: Path) -> Iterator[Connection]:
     with _in_words(path), closing(_connect(path, mode="rwc")) as connection:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+            if not _has_tables(connection, path):
                 _make_tables(connection)
-            _check_format(connection, path)
             yield connection
             connection.execute("COMMIT")
         except BaseException:
@@ -120,15 +119,17 @@ def _make_tables(connection: Connection) -> None:
     connection.execute(f"PRAGMA user_version = {_FORMAT}")
 
 
-def _check_format(connection: Connection, path: Path) -> None:
+def _has_tables(connection: Connection, path: Path) -> bool:
+    """Whether the tables are there; not if their maker was killed. Raises StoreError for others."""
     found = connection.execute("PRAGMA user_version").fetchone()[0]
     if found > _FORMAT:
         raise StoreError(
             f"{path} has format {found}; this ptrain reads {_FORMAT}",
             hint="upgrade plugin-trainer",
         )
-    if found == 0:
+    if found == 0 and connection.execute("SELECT 1 FROM sqlite_master").fetchone() is not None:
         raise StoreError(f"{path} is not the registry of a model store")
+    return bool(found)
 
 
 @contextmanager

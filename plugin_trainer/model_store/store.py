@@ -102,7 +102,7 @@ class Store:
         """Make the store if there is none, and see that it can be written."""
         with self._in_words():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with writing(self._registry):
+            with writing(self._registry), self._artifacts.held(), self._artifacts.staging():
                 pass
 
     def register(

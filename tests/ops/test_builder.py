@@ -17,7 +17,7 @@ import torch
 import plugin_trainer
 from plugin_trainer.ops.building import builder, cache, memo, toolchain
 from plugin_trainer.ops.building.locking import LockTimeout, lock
-from plugin_trainer.ops.building.sources import find_sources
+from plugin_trainer.ops.building.sources import _LONGEST, find_sources
 from plugin_trainer.ops.building.toolchain import Unavailable
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the kernels are built on POSIX systems")
@@ -554,3 +554,13 @@ def test_what_is_wanted_is_for_this_torch():
     assert builder.wanted().cuda is (
         torch.version.cuda is not None and toolchain.find_nvcc(torch.version.cuda) is not None
     )
+
+
+def test_the_longest_files_are_compiled_first_and_every_file_once():
+    found = find_sources()
+    assert found is not None
+    paths = [Path(path) for path in found.to_compile(cuda=True)]
+    compiled = [path.relative_to(found.folder).as_posix() for path in paths]
+    units = [file for file in found.files if file.endswith((".cpp", ".cu"))]
+    assert sorted(compiled) == sorted(units)
+    assert tuple(compiled[: len(_LONGEST)]) == _LONGEST

@@ -14,6 +14,15 @@ from plugin_trainer.ops.building.memo import PACKAGE
 FOLDERS = ("core", "binding", "cuda")
 _SUFFIXES = (".cpp", ".cu", ".h", ".cuh", ".inl")
 
+# The longest to compile, in this order: what is begun last should not be what all wait for.
+_LONGEST = (
+    "cuda/halting.cu",
+    "binding/ops.cpp",
+    "core/halting.cpp",
+    "core/step.cpp",
+    "core/ema.cpp",
+)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -30,9 +39,10 @@ class Sources:
 
     def to_compile(self, *, cuda: bool) -> list[str]:
         """Absolute paths of the translation units. No two may have one name: ema.cpp, ema.cu."""
+        first = [file for file in _LONGEST if file in self.files]
         return [
             str(self.folder / file)
-            for file in self.files
+            for file in (*first, *(file for file in self.files if file not in first))
             if file.endswith((".cpp", ".cu")) and (cuda or not file.startswith("cuda/"))
         ]
 

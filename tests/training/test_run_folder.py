@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer import load_run
-from plugin_trainer.errors import RunFolderError
+from plugin_trainer.errors import PtrainError, RunFolderError
 from plugin_trainer.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
 from plugin_trainer.training.resume import open_folder
 
@@ -212,3 +212,15 @@ def test_a_loaded_run_needs_a_model_of_its_own(fit, tmp_path):
     fit(length="1 steps")
     with pytest.raises(Exception, match="model"):
         load_run(tmp_path / "run")
+
+
+def test_run_json_says_who_failed_and_with_what(fit, tmp_path):
+    class Broken:
+        def ptrain_step_end(self):
+            raise ValueError("this and\nthat")
+
+    with pytest.raises(PtrainError):
+        fit(callbacks=[Broken()])
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    who = "callback 'Broken (1)' failed in ptrain_step_end at step 1"
+    assert about["reason"] == f"{who}: ValueError: this and"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,8 +55,7 @@ def send(folder: Path, *, given: Mapping[str, Any]) -> Mirror:
     about = read_json(folder / "run.json") or {}
     # A run that is "running" and that no process holds was killed.
     status = _STATUS.get(about.get("status", ""), "KILLED")
-    # What its log holds is all there is: nothing was logged behind it.
-    mirror = Mirror(folder, settings, resumed_from=sys.maxsize)
+    mirror = Mirror(folder, settings, resumed_from=None)
     try:
         with store.environment(store.FILES):
             mirror.close(Ending(status, about.get("status", ""), about.get("reason", ""), about))

@@ -75,8 +75,8 @@ class Difference:
 class Mirror:
     """One run folder and its MLflow run, which is found or made at the first `send`.
 
-    resumed_from  the step that the run goes on from; what the store has of later steps was logged
-                  by a process that did not live to save it
+    resumed_from  the step that the run goes on from: what the store has of later steps was logged
+                  by a process that did not live to save it. None for a run that has ended
     active_run    the id of the MLflow run that was active in the process; empty for none
     notes         what the user should know of, in words
 
@@ -84,7 +84,12 @@ class Mirror:
     """
 
     def __init__(
-        self, folder: Path, settings: LoggerSettings, *, resumed_from: int, active_run: str = ""
+        self,
+        folder: Path,
+        settings: LoggerSettings,
+        *,
+        resumed_from: int | None,
+        active_run: str = "",
     ) -> None:
         self.folder = folder
         self.settings = settings
@@ -101,7 +106,7 @@ class Mirror:
         self._is_ours = True  # to close; one that was active belongs to who started it
         self._sent = 0  # bytes of the log
         self._last: dict[str, int] = {}  # of each metric, the last step that the store had
-        self._told: dict[tuple[str, int], float] = {}  # of these, those behind `resumed_from`
+        self._told: dict[tuple[str, int], float] = {}  # and each point after `resumed_from`
 
     @property
     def unsent(self) -> int:
@@ -149,7 +154,7 @@ class Mirror:
     def _is_new(self, key: str, step: int, value: float) -> bool:
         if step > self._last.get(key, -1):
             return True
-        if step <= self.resumed_from:
+        if self.resumed_from is None or step <= self.resumed_from:
             return False
         there = self._told.get((key, step))
         if there is None:
@@ -253,6 +258,8 @@ class Mirror:
     def _look_at_metrics(self, run: MlflowRun) -> None:
         """Learn what the store has already."""
         self._last = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        if self.resumed_from is None:
+            return
         self._told = {
             (metric.key, metric.step): metric.value
             for key, step in self._last.items()
@@ -284,8 +291,8 @@ class Mirror:
             for key, value in settings.items()
             if key in known and known[key] != value
         ]:
-            since = f"from step {self.resumed_from}: {'; '.join(changed)}"
-            tags["changed"] = _added(run, "changed", since)
+            since = f"from step {self.resumed_from}: " if self.resumed_from else ""
+            tags["changed"] = _added(run, "changed", since + "; ".join(changed))
         self._tag(tags, run_id=run.info.run_id, others=self.settings.tags)
         if run.info.status != "RUNNING" and self._is_ours:
             self._client.update_run(run.info.run_id, status="RUNNING")
@@ -296,6 +303,8 @@ class Mirror:
         if not steps:
             return since
         text = f"{since}; steps {steps[0]} to {steps[-1]} stand as they were logged before"
+        if len(steps) == 1:
+            text = f"{since}; step {steps[0]} stands as it was logged before"
         self._note(f"going on {text}")
         return text
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ptrain_mlflow.naming import without_password
@@ -87,10 +89,11 @@ def connect(uri: str) -> MlflowClient:
     mlflow = imported()
     path = sqlite_path(uri)
     if path is not None:
-        # MLflow would try this for 100 s.
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            _make_database(path)
         with closing(sqlite3.connect(path, timeout=_LOCKED_S)) as database:
-            database.execute("PRAGMA schema_version")
+            database.execute("PRAGMA schema_version")  # MLflow would try for 100 s
     try:
         client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri)
     except ModuleNotFoundError as error:
@@ -98,6 +101,24 @@ def connect(uri: str) -> MlflowClient:
     except mlflow.MlflowException as error:
         raise _mistake_in(error) or error from None
     return client
+
+
+def _make_database(path: Path) -> None:
+    """Make a database elsewhere and put it into its place whole, if there is none by then.
+
+    MLflow makes it in some seventy steps in its place. A process that is killed meanwhile, or two
+    at once, leave one behind that it can neither use nor mend.
+    """
+    with TemporaryDirectory(prefix="ptrain-mlflow-") as folder:
+        new = Path(folder) / "mlflow.db"
+        imported().MlflowClient(tracking_uri=f"{_SQLITE}{new}")
+        beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            shutil.copyfile(new, beside)
+            with suppress(FileExistsError):  # of another process
+                os.link(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def experiment_id(client: MlflowClient, name: str, *, uri: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -154,6 +154,19 @@ def hidden_header(first: Row, *, path: Path, table: str) -> DataError:
             f"if it is data: {table}.header = false",
         ),
     )
+
+
+def check_pairs(
+    rows: Iterable[Row], *, pairs: bool, where: str, table: str = "data_settings"
+) -> None:
+    """Refuse pairs where the run is one of single texts, and the other way round."""
+    for row in rows:
+        if (row.text_pair is not None) != pairs:
+            raise DataError(
+                f"{where}:{row.line}: {'one text' if pairs else 'a pair of texts'}, where the "
+                f"training data have {'pairs' if pairs else 'single texts'}",
+                hint=f"set {table}.text and {table}.text_pair to the columns to read",
+            )
 
 
 def is_integer(label: str) -> bool:

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from plugin_trainer.data.texts.broken import BrokenRows
 from plugin_trainer.data.texts.labels import Labels, label_names
-from plugin_trainer.data.texts.reading import Row
+from plugin_trainer.data.texts.reading import Row, check_pairs
 from plugin_trainer.data.texts.sources import Place, Reader, all_labels_known
 from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts, tokenize
 from plugin_trainer.data.texts.tokenizers import (
@@ -287,17 +287,6 @@ def check_labels(names: Sequence[str]) -> None:
             f"data_settings.labels is {', '.join(names)}",
             hint="list two labels or more, each once",
         )
-
-
-def check_pairs(rows: Sequence[Row], *, pairs: bool, where: str) -> None:
-    """Refuse pairs where the run is one of single texts, and the other way round."""
-    for row in rows:
-        if (row.text_pair is not None) != pairs:
-            raise DataError(
-                f"{where}:{row.line}: {'one text' if pairs else 'a pair of texts'}, where the "
-                f"training data have {'pairs' if pairs else 'single texts'}",
-                hint="set data_settings.text and data_settings.text_pair to the columns to read",
-            )
 
 
 def split_pairs(lines: Sequence[str], *, first_line: int) -> tuple[list[str], list[str]]:

@@ -1,0 +1,328 @@
+"""Any number of tasks on texts, as batches of token ids by task."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts
+from plugin_trainer.data.texts.tokenizers import (
+    pretrained_tokenizer,
+    saved_tokenizer,
+    trained_tokenizer,
+)
+from plugin_trainer.errors import DataError
+from ptrain_multitask_bert.classification import Classification
+from ptrain_multitask_bert.decoding import RESERVED, answers_to, batches_of
+from ptrain_multitask_bert.entities import Entities
+from ptrain_multitask_bert.heads import MARKS, Head
+from ptrain_multitask_bert.loaders import loader
+from ptrain_multitask_bert.metrics import Metrics, metrics_of
+from ptrain_multitask_bert.parts import Parts
+from ptrain_multitask_bert.relations import Relations
+from ptrain_multitask_bert.requests import parse_lines
+from ptrain_multitask_bert.settings_data import MultitaskSettings
+from ptrain_multitask_bert.tasks import Task
+
+TASKS_FILE = "tasks.json"
+KINDS: Mapping[str, type[Task]] = {
+    kind.kind: kind for kind in (Classification, Entities, Relations)
+}
+SPLITS = ("train", "validation", "test")
+
+Batch = Mapping[str, Any]
+Loaders = dict[str, DataLoader[Any]]
+
+
+class MultitaskData:
+    """The tasks of the settings, with one tokenizer for all of them.
+
+    tokenizer  what cuts texts into tokens; a Hugging Face fast tokenizer. It knows the four marks
+               of a relation as tokens if there is a task of relations
+    tasks      by name, in the order of the settings
+
+    All files are read and tokenised when the module is made, so that a broken line in the last one
+    is found before the first step, and what is wrong with each task is said together.
+    """
+
+    def __init__(self, settings: MultitaskSettings) -> None:
+        self.settings = settings
+        check_names(settings)
+        self._encoded: dict[tuple[str, str], TokenizedTexts] = {}
+        self.tasks: dict[str, Task] = {}
+        self._parts: dict[str, Parts] = {}
+        self._rows: dict[tuple[str, str], tuple[list[Any], str]] = {}
+        problems: list[DataError] = []
+        for name in settings.tasks:
+            try:
+                self._add(name)
+                self._learn(name)
+            except DataError as error:
+                problems.append(error)
+        raise_all(problems)
+        self.tokenizer = self._tokenizer()
+        for name in self.tasks:
+            try:
+                for split in SPLITS:
+                    self._split(name, split)
+            except DataError as error:
+                problems.append(error)
+        raise_all(problems)
+        self._rows.clear()
+
+    @classmethod
+    def from_assets(cls, settings: MultitaskSettings, folder: Path) -> MultitaskData:
+        """The same module from a run's assets: its tokenizer and labels, not those of the files.
+
+        A file is read if it is asked for, to evaluate on.
+        """
+        data = cls.__new__(cls)
+        data.settings = settings
+        data._encoded, data.tasks, data._parts, data._rows = {}, {}, {}, {}
+        data.tokenizer = saved_tokenizer(folder / "tokenizer")
+        saved = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8"))
+        for name, task in saved["tasks"].items():
+            heads = [Head(**{**head, "task": name, **tupled(head)}) for head in task["heads"]]
+            data._add(name, heads=heads, pairs=task["pairs"])
+        return data
+
+    def save_assets(self, folder: Path) -> None:
+        """Write the tokenizer, and the tasks with their heads and label names."""
+        self.tokenizer.save_pretrained(folder / "tokenizer")
+        tasks = {
+            name: {
+                "kind": task.kind,
+                "pairs": task.pairs,
+                "heads": [dataclasses.asdict(head) for head in task.heads],
+            }
+            for name, task in self.tasks.items()
+        }
+        text = json.dumps({"tasks": tasks}, ensure_ascii=False, indent=2)
+        (folder / TASKS_FILE).write_text(text + "\n", encoding="utf-8")
+
+    def heads(self) -> tuple[Head, ...]:
+        """The heads of all tasks, in order."""
+        return tuple(head for task in self.tasks.values() for head in task.heads)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """One more than the largest token id."""
+        return len(self.tokenizer)
+
+    @property
+    def pad_id(self) -> int:
+        """The token id that fills up a batch."""
+        pad_id: int = self.tokenizer.pad_token_id
+        return pad_id
+
+    @property
+    def max_tokens(self) -> int:
+        """How many tokens of a text are read, by the task that reads most."""
+        return max(task.max_tokens for task in self.tasks.values())
+
+    def train(self) -> Loaders:
+        """The training part of each task, shuffled."""
+        return self._loaders("train")
+
+    def validation(self) -> Loaders | None:
+        """The validation part of each task that has one, or None if none has."""
+        return self._loaders("validation") or None
+
+    def test(self) -> Loaders | None:
+        """The test part of each task that has one, or None if none has."""
+        return self._loaders("test") or None
+
+    def metrics(self) -> dict[str, dict[str, Metrics]]:
+        """The metrics by task, head and name."""
+        return {
+            name: {head.name: metrics_of(head) for head in task.heads}
+            for name, task in self.tasks.items()
+        }
+
+    def predict(self, lines: Sequence[str]) -> Iterator[Batch]:
+        """Batches without labels: for some lines at a time, one of each task that answers them.
+
+        A line is a text, a JSON object {"text": ..., "task": ...}, or, where a task reads pairs,
+        two texts with a tab between them. Raises DataError for lines that nothing can answer.
+        """
+        pairs = any(task.pairs for task in self.tasks.values())
+        first_line: int = getattr(lines, "first_line", 1)
+        requests = parse_lines(lines, tasks=self.tasks, pairs=pairs, first_line=first_line)
+        size = self.settings.evaluation_batch_size
+        for start in range(0, len(requests), size):
+            some = requests[start : start + size]
+            yield from batches_of(some, tasks=self.tasks, tokenizer=self.tokenizer)
+
+    def decode(self, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
+        """One object a line, by task and head, with the last batch of some lines; else none."""
+        return answers_to(outputs, batch, tasks=self.tasks)
+
+    def describe(self) -> str:
+        """How many rows each task trains on and validates on, and what is to be said of them."""
+        sizes = ", ".join(
+            f"{name} {'/'.join(str(len(texts)) for texts in self._sizes(name))}"
+            for name in self.tasks
+        )
+        notes = "".join(
+            f"; {name}: {count} {what}"
+            for name, task in self.tasks.items()
+            for what, count in task.notes.items()
+        )
+        return shorten(sizes + notes, width=150, placeholder=" ...")
+
+    # ------------------------------------------------------------------------------- inside
+
+    def _add(self, name: str, *, heads: Sequence[Head] = (), pairs: bool = False) -> None:
+        """Make a task of the settings. Raises DataError if it is not there."""
+        if name not in self.settings.tasks:
+            raise DataError(
+                f"the run has a task '{name}', and data_settings.tasks has none of that name",
+                hint=f"tasks there: {', '.join(self.settings.tasks)}",
+            )
+        settings = self.settings.tasks[name]
+        self.tasks[name] = KINDS[settings.kind](
+            name,
+            settings,
+            max_tokens=settings.max_tokens or self.settings.max_tokens,
+            heads=heads,
+            pairs=pairs,
+        )
+
+    def _sources(self, name: str) -> Parts:
+        if name not in self._parts:
+            settings = self.settings.tasks[name]
+            self._parts[name] = Parts(name, settings, seed=self.settings.seed)
+        return self._parts[name]
+
+    def _learn(self, name: str) -> None:
+        part = self._sources(name).of("train")
+        assert part is not None
+        # A rare label may be in the rows held out alone: they are of the same file, so it is known.
+        rows, _ = self._read(name, "train")
+        if self._sources(name).held_out:
+            rows = [*rows, *self._read(name, "validation")[0]]
+        self.tasks[name].learn(rows, part)
+
+    def _read(self, name: str, split: str) -> tuple[list[Any], str]:
+        """The rows of a split, which may be a part of the training rows, and what they are called.
+
+        Empty if there is no such split.
+        """
+        if (name, split) in self._rows:
+            return self._rows[name, split]
+        parts, task = self._sources(name), self.tasks[name]
+        held_out = split != "test" and parts.held_out
+        part = parts.of("train" if held_out else split)
+        if part is None:
+            return [], ""
+        rows = task.read(part)
+        self._rows[name, split] = rows, part.where
+        if held_out:
+            kept, held = parts.divided(rows, where=part.where)
+            self._rows[name, "train"] = kept, part.where
+            self._rows[name, "validation"] = held, part.where
+        return self._rows[name, split]
+
+    def _tokenizer(self) -> Any:
+        settings = self.settings
+        if settings.tokenizer:
+            tokenizer = pretrained_tokenizer(settings.tokenizer)
+        else:
+            tokenizer = trained_tokenizer(
+                (
+                    text
+                    for name, task in self.tasks.items()
+                    for text in task.texts(self._read(name, "train")[0])
+                ),
+                vocabulary_size=settings.vocabulary_size,
+                pairs=any(task.pairs for task in self.tasks.values()),
+            )
+        if any(isinstance(task, Relations) for task in self.tasks.values()):
+            tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
+        return tokenizer
+
+    def _split(self, name: str, split: str) -> TokenizedTexts | None:
+        """A split of a task, read and tokenised once; None if there is none."""
+        if (name, split) not in self._encoded:
+            rows, where = self._read(name, split)
+            if not rows:
+                return None
+            self._encoded[name, split] = self.tasks[name].encode(
+                rows, tokenizer=self.tokenizer, where=where
+            )
+        return self._encoded[name, split]
+
+    def _loaders(self, split: str) -> Loaders:
+        found = {name: self._split(name, split) for name in self.tasks}
+        return {
+            name: self._loader(name, texts, training=split == "train")
+            for name, texts in found.items()
+            if texts is not None
+        }
+
+    def _loader(self, name: str, texts: TokenizedTexts, *, training: bool) -> DataLoader[Any]:
+        settings, task = self.settings, self.settings.tasks[name]
+        size = (
+            task.batch_size or settings.batch_size
+            if training
+            else task.evaluation_batch_size or settings.evaluation_batch_size
+        )
+        return loader(
+            texts,
+            padding=Padding(self.pad_id, self.tasks[name].per_token),
+            batch_size=size,
+            shuffle=training,
+            bucketed=settings.bucketed,
+            seed=settings.seed,
+            num_workers=settings.num_workers,
+        )
+
+    def _sizes(self, name: str) -> list[TokenizedTexts]:
+        found = (self._encoded.get((name, split)) for split in SPLITS)
+        return [texts for texts in found if texts is not None]
+
+
+def check_names(settings: MultitaskSettings) -> None:
+    """Refuse tasks that cannot be told apart, or that are called what they cannot be."""
+    if not settings.tasks:
+        raise DataError(
+            "data_settings.tasks has no task",
+            hint='give it one: [data_settings.tasks.NAME] with kind and train = "FILE"',
+        )
+    seen: dict[str, str] = {}
+    for name in settings.tasks:
+        plain = name.strip().lower()
+        if plain in seen:
+            raise DataError(
+                f"data_settings.tasks has '{seen[plain]}' and '{name}', which are one name in a "
+                "file system and to a reader",
+                hint="give one of them another name",
+            )
+        if plain in RESERVED:
+            raise DataError(
+                f"a task cannot be called '{name}'",
+                hint=f"an answer to a line has its own {plain} under that name",
+            )
+        seen[plain] = name
+
+
+def raise_all(problems: list[DataError]) -> None:
+    """Raise what is wrong with the tasks: a single problem as it is, several as a list."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise DataError(
+            f"{len(problems)} tasks cannot be used",
+            hint=[line for error in problems for line in (error.message, *error.hint)],
+        )
+
+
+def tupled(head: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    """The lists of a saved head as the tuples they were."""
+    return {name: tuple(value) for name, value in head.items() if isinstance(value, list)}

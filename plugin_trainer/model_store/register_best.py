@@ -33,7 +33,7 @@ class RegisterBest:
 
     def ptrain_run_start(self, run: Run) -> None:
         """Find out now, not hours later, what would keep the best from being registered."""
-        if _is_dry(run):
+        if run.is_dry:
             return
         if self._pointer not in run.best:
             needs = "validation data" if self._settings.weights == "raw" else "[ema]"
@@ -54,7 +54,7 @@ class RegisterBest:
 
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Register the best of the whole run. Raises StoreError if that fails: it was asked for."""
-        if result.status == "interrupted" or _is_dry(run):
+        if result.status == "interrupted" or run.is_dry:
             return
         if run.store.pointer(self._pointer) is None:
             run.report(_TITLE, "nothing was registered: no evaluation was finite")
@@ -74,7 +74,7 @@ class RegisterBest:
 
     def _register_new_best(self, run: Run) -> None:
         """Training goes on if the store refuses: the end of the run tries once more."""
-        if self._settings.when != "best" or _is_dry(run):
+        if self._settings.when != "best" or run.is_dry:
             return
         if run.store.pointer(self._pointer) is None:
             return
@@ -109,8 +109,3 @@ def _how_it_ended(result: Result) -> dict[str, Any]:
         "best": {weights: vars(best) for weights, best in result.best.items()},
         "ended": now(),
     }
-
-
-def _is_dry(run: Run) -> bool:
-    """Whether the run is thrown away when it ends."""
-    return run.folder.parent.name.startswith("ptrain-dry-run-")

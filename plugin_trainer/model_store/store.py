@@ -28,13 +28,13 @@ from plugin_trainer.model_store.names import (
     check_tag,
     parse_reference,
 )
-from plugin_trainer.model_store.packing import Packed, pack
 from plugin_trainer.model_store.versions import Version
 from plugin_trainer.run_folder import find_run, now
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
 
+    from plugin_trainer.model_store.packing import Packed
     from plugin_trainer.settings.layers import Layer
     from plugin_trainer.training.inference import LoadedRun
 
@@ -128,6 +128,8 @@ class Store:
 
         Raises RunFolderError or CheckpointError if the run or the checkpoint cannot be used.
         """
+        from plugin_trainer.model_store.packing import pack
+
         check_name(name)
         for alias in aliases:
             check_alias(alias)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import signal
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,3 +243,100 @@ def dactbert(typed, texts) -> Callable[..., str]:
         return typed(*command)
 
     return run
+
+
+TASKS = {
+    "reviews.jsonl": """
+        {"text": "the soup is good", "mood": "good", "topics": ["food"], "stars": 0.9}
+        {"text": "the staff is rude", "mood": "bad", "topics": ["staff"], "stars": 0.1}
+        {"text": "soup and staff are good", "mood": "good", "topics": ["food", "staff"], "stars": 1}
+        {"text": "a rude place", "mood": "bad", "topics": [], "stars": 0.2}
+        {"text": "good bread", "mood": "good", "topics": ["food"], "stars": 0.8}
+    """,
+    "names.conll": """
+        Anna B-person
+        Berg I-person
+        lives O
+        in O
+        Rome B-place
+
+        Rome B-place
+        saw O
+        Jonas B-person
+
+        Jonas B-person
+        left O
+        Oslo B-place
+    """,
+    "bonds.tsv": """
+        text\tlabel
+        <e1>Anna</e1> lives in <e2>Rome</e2>\thome
+        <e1>Jonas</e1> saw <e2>Rome</e2>\tvisit
+        <e1>Anna</e1> saw <e2>Oslo</e2>\tvisit
+        <e1>Jonas</e1> lives in <e2>Oslo</e2>\thome
+    """,
+    "run.toml": """
+        plugins   = ["multitask_bert"]
+        model     = "multitask_bert/shared_encoder"
+        data      = "multitask_bert/tasks"
+        length    = "2 epochs"
+        log       = "1 epoch"
+        overall   = ["reviews/mood/accuracy", "names/who/f1", "bonds/relation/accuracy"]
+        callbacks = ["-progress_bar", "-tensorboard"]
+
+        [model_settings]
+        hidden_size   = 16
+        num_blocks    = 1
+        num_heads     = 2
+        max_positions = 40
+
+        [data_settings]
+        batch_size      = 4
+        max_tokens      = 32
+        vocabulary_size = 400
+
+        [data_settings.tasks.reviews]
+        train      = "reviews.jsonl"
+        validation = "reviews.jsonl"
+
+        [data_settings.tasks.reviews.heads.mood]
+        weight = 2.0
+
+        [data_settings.tasks.reviews.heads.topics]
+        kind      = "multi_label"
+        threshold = 0.3
+
+        [data_settings.tasks.reviews.heads.stars]
+        kind = "regression"
+
+        [data_settings.tasks.names]
+        kind       = "entities"
+        train      = "names.conll"
+        validation = "names.conll"
+        heads      = { who = {} }
+
+        [data_settings.tasks.bonds]
+        kind       = "relations"
+        train      = "bonds.tsv"
+        validation = "bonds.tsv"
+    """,
+}
+
+
+@pytest.fixture(scope="session")
+def multitask_folder(typed, tmp_path_factory) -> Path:
+    """Files of three tasks, run.toml, and a run of it."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for name, text in TASKS.items():
+        (folder / name).write_text(textwrap.dedent(text).lstrip("\n"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        typed("run", "run.toml", "--out", "run")
+    return folder
+
+
+@pytest.fixture
+def multitask(multitask_folder, monkeypatch) -> Path:
+    """The current folder, with the files of three tasks, run.toml, and the finished run `run`."""
+    monkeypatch.chdir(multitask_folder)
+    return multitask_folder

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
+    AutoConfig,
+    AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -22,6 +24,7 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
+import plugin_trainer
 from plugin_trainer.errors import DataError, PtrainError
 from plugin_trainer.training.assemble import pick_device
 
@@ -211,6 +214,39 @@ def test_data_without_a_batch_are_refused_in_words(fit, toy):
         fit(train=DataLoader(toy.rows(0), batch_size=4))
 
 
+def test_entities_come_from_a_file_with_a_tag_for_each_word(multitask):
+    """Feature: a data module for entities: the first token of a word has its tag, others -100."""
+    data = plugin_trainer.load_run(multitask / "run").data
+    [batch] = data.validation()["names"]
+    tags = next(head.labels for head in data.heads() if head.task == "names")
+    [anna, *_] = batch["labels_who"].tolist()
+    assert [tags[n] for n in anna if n != -100] == ["B-person", "I-person", "O", "O", "B-place"]
+    assert len(anna) == batch["input_ids"].shape[1] > 5
+
+
+def test_relations_are_read_from_the_marks_around_two_entities(multitask):
+    """Feature: a data module for relations: marked pairs, and one class for each."""
+    data = plugin_trainer.load_run(multitask / "run").data
+    [batch] = data.validation()["bonds"]
+    marks = batch["input_ids"].gather(1, batch["mark_positions"])
+    assert data.tokenizer.convert_ids_to_tokens(marks[0]) == ["<e1>", "<e2>"]
+    assert batch["labels_relation"].tolist() == [0, 1, 1, 0]
+
+
+def test_batches_are_as_long_as_their_longest_text(multitask):
+    """Feature: padding, there always to the longest that a model takes."""
+    data = plugin_trainer.load_run(multitask / "run").data
+    [batch] = data.validation()["names"]
+    assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1] < 32
+
+
+def test_the_model_and_its_tokenizer_are_saved_for_other_tools(multitask):
+    """Feature: save_pretrained of both into one folder."""
+    folder = multitask / "run/hugging_face/last/encoder"
+    assert AutoConfig.from_pretrained(folder).hidden_size == 16
+    assert AutoTokenizer.from_pretrained(folder)("Anna")["input_ids"]
+
+
 # ------------------------------------------------------------------------------------ its faults
 
 
@@ -337,6 +373,13 @@ def test_bug_09_label_names_are_saved_with_the_model(dactbert, typed, texts, tmp
     (tmp_path / "line.txt").write_text("a film\n")
     [answer] = typed("predict", tmp_path / "run", tmp_path / "line.txt").splitlines()
     assert json.loads(answer)["label"] in ("bad", "good")
+
+
+def test_bug_09_tags_of_entities_and_relations_are_saved_with_the_model_too(multitask):
+    heads = plugin_trainer.load_run(multitask / "run").data.heads()
+    labels = {head.name: set(head.labels) for head in heads}
+    assert labels["who"] == {"O", "B-person", "I-person", "B-place", "I-place"}
+    assert labels["relation"] == {"home", "visit"}
 
 
 def test_bug_10_a_run_can_be_resumed_with_its_optimizer_and_schedule(fit, toy, weights):

@@ -5,16 +5,27 @@ went wrong there.
 from __future__ import annotations
 
 import json
+import os
+import pickle
+import tomllib
+from typing import get_args
 
 import pytest
+import safetensors.torch
 import torch
+from mlflow.tracking import MlflowClient
+from ptrain_multitask_bert.entity_score import EntityScore
+from ptrain_multitask_bert.heads import Kind
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from transformers import AutoModel, AutoTokenizer
 
 import plugin_trainer
-from plugin_trainer.errors import PtrainError, TrainingFailed
+from plugin_trainer.configuration import configure
+from plugin_trainer.errors import PtrainError, SettingsError, TrainingFailed
+from plugin_trainer.settings.layers import from_assignments, read_toml
 
 
 class TwoTasks(nn.Module):
@@ -196,6 +207,92 @@ def test_tensorboard_has_every_number_at_its_step(fit, tmp_path):
     assert points[-1][1] == pytest.approx(result.metrics["val/many/loss"])
 
 
+def test_tasks_and_their_heads_are_tables_of_the_run_file(multitask):
+    """Feature: a typed configuration of tasks, heads, model, tokenizer and training."""
+    settings = tomllib.loads((multitask / "run/run.toml").read_text())
+    given = settings["data_settings"]["tasks"]["reviews"]["heads"]
+    assert given["mood"]["weight"] == 2.0 and given["topics"]["kind"] == "multi_label"
+    wrong = from_assignments(["data_settings.tasks.reviews.heads.mood.wieght=3"])
+    with pytest.raises(SettingsError, match=r"(?s)wieght.*weight"):
+        configure(read_toml(multitask / "run.toml"), overrides=wrong)
+
+
+def test_one_encoder_serves_the_heads_of_all_tasks(multitask, weights):
+    """Feature: a shared backbone and a module for each task's heads."""
+    names = weights(multitask / "run")
+    heads = {name.removeprefix("heads.").split(".")[0] for name in names if "heads." in name}
+    assert heads == {"reviews/mood", "reviews/topics", "reviews/stars", "names/who",
+                     "bonds/relation"}  # fmt: skip
+    assert {name.split(".")[0] for name in names} == {"encoder", "heads"}
+
+
+def test_a_tasks_loss_is_the_sum_of_its_heads_by_weight(multitask, lines):
+    """Feature: loss = sum of weight * loss over the heads."""
+    [*_, line] = lines(multitask / "run")
+    by_head = sum(line[f"val/reviews/{head}"] for head in ("mood", "topics", "stars"))
+    assert line["val/reviews/loss"] == pytest.approx(by_head, rel=1e-5)
+    trained = plugin_trainer.load_run(multitask / "run", checkpoint="last")
+    head = trained.model.heads["reviews/mood"].head
+    assert head.weight == 2.0
+
+
+def test_each_kind_of_head_has_its_scores(multitask, lines):
+    """Feature: accuracy, precision, recall and F1, for labels, label sets and entities."""
+    [*_, line] = lines(multitask / "run")
+    for head in ("reviews/mood", "reviews/topics", "names/who", "bonds/relation"):
+        for score in ("accuracy", "precision", "recall", "f1"):
+            assert f"val/{head}/{score}" in line
+    assert {"val/reviews/mood/f1_weighted", "val/reviews/topics/f1_micro"} <= line.keys()
+
+
+def test_entities_are_scored_whole(multitask):
+    """Feature: F1 of entities, not of tokens."""
+    score = EntityScore(("O", "B-person", "I-person"), "f1")
+    truth = torch.tensor([[1, 2, 0, 1]])
+    guessed = torch.tensor([[1, 0, 0, 1]])  # three words of four right, one entity of two
+    score.update(nn.functional.one_hot(guessed, 3).float(), truth)
+    assert score.compute() == 0.5
+
+
+def test_the_best_model_and_its_tokenizer_are_in_hugging_face_format(multitask):
+    """Feature: save_pretrained of the best model and of the tokenizer."""
+    folder = multitask / "run/hugging_face/best"
+    encoder = AutoModel.from_pretrained(folder / "encoder", add_pooling_layer=False)
+    tokens = AutoTokenizer.from_pretrained(folder / "encoder")("the soup", return_tensors="pt")
+    tokens.pop("token_type_ids", None)
+    assert encoder(**tokens).last_hidden_state.shape[-1] == 16
+    named = json.loads((folder / "heads.json").read_text())["heads"]
+    assert [head["labels"] for head in named if head["name"] == "mood"] == [["bad", "good"]]
+
+
+def test_a_trained_run_answers_for_every_task(multitask, typed, tmp_path):
+    """Feature: inference with labels, entities and relations."""
+    (tmp_path / "in.txt").write_text("Anna left\n<e1>Anna</e1> saw <e2>Oslo</e2>\n")
+    plain, marked = map(json.loads, typed("predict", "run", tmp_path / "in.txt").splitlines())
+    assert plain["reviews"]["mood"]["label"] in ("good", "bad")
+    assert "bonds" not in plain and marked["bonds"]["relation"]["label"] in ("home", "visit")
+    for entity in plain["names"]["who"]:
+        assert plain["text"][entity["start"] : entity["end"]] == entity["text"]
+
+
+def test_mlflow_has_the_metrics_at_their_steps_and_the_settings(fit, tmp_path, monkeypatch):
+    """Feature: MLflow, with an experiment and a store to choose, closed at the end."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        monkeypatch.delenv(name)
+    store = f"sqlite:///{tmp_path}/logged.db"
+    result = fit(
+        TwoTasks(), tasks(), tasks(), loss=None, plugins=["mlflow"], callbacks=["mlflow/logger"],
+        callback_settings={"mlflow/logger": {"tracking_uri": store, "experiment": "many"}},
+    )  # fmt: skip
+    client = MlflowClient(tracking_uri=store)
+    [run] = client.search_runs([client.get_experiment_by_name("many").experiment_id])
+    assert run.info.status == "FINISHED" and run.data.params["length"] == "2 epochs"
+    points = client.get_metric_history(run.info.run_id, "val/many/loss")
+    assert [point.step for point in points] == [5, 10]
+    assert points[-1].value == pytest.approx(result.metrics["val/many/loss"])
+
+
 # ------------------------------------------------------------------------------------ its faults
 
 
@@ -226,6 +323,51 @@ def test_bug_03_the_best_is_saved_without_any_early_stopping(mixed):
     assert (checkpoint / "model.safetensors").is_file()
 
 
+def test_bug_05_predictions_are_those_of_the_trained_weights(multitask, weights):
+    loaded = plugin_trainer.load_run(multitask / "run", checkpoint="last")
+    for name, tensor in weights(multitask / "run").items():
+        assert loaded.model.state_dict()[name].equal(tensor), name
+    exported = safetensors.torch.load_file(multitask / "run/hugging_face/last/heads.safetensors")
+    trained = weights(multitask / "run")["heads.reviews/mood.linear.weight"]
+    assert exported["reviews/mood.weight"].equal(trained)
+
+
+def test_bug_06_every_kind_that_is_documented_is_trained_and_scored(multitask, lines):
+    kinds = get_args(Kind)
+    loaded = plugin_trainer.load_run(multitask / "run")
+    heads = loaded.data.heads()
+    assert {head.kind for head in heads} == set(kinds)
+    [*_, line] = lines(multitask / "run")
+    for head in heads:
+        assert any(name.startswith(f"val/{head.address}/") for name in line), head.address
+
+
+def test_bug_07_a_head_of_entities_has_any_name_and_tags_that_are_not_known_are_named(
+    multitask, ptrain, lines
+):
+    assert lines(multitask / "run", "val/names/who/f1")
+    (multitask / "other.conll").write_text("Rome B-planet\n")
+    other = "data_settings.tasks.names.validation=other.conll"
+    refused = ptrain("run", "run.toml", "--out", "refused", "--set", other)
+    assert refused.code == 2
+    assert "other.conll" in refused.err and "planet" in refused.err
+
+
+def test_bug_08_the_threshold_of_a_label_is_a_probability(multitask, typed, tmp_path):
+    (tmp_path / "in.txt").write_text("the soup\nrude staff\na place\n")
+    answers = [json.loads(a) for a in typed("predict", "run", tmp_path / "in.txt").splitlines()]
+    for answer in answers:
+        given = answer["reviews"]["topics"]
+        over = [name for name, p in given["probabilities"].items() if p >= 0.3]
+        assert given["labels"] == over
+    loaded = plugin_trainer.load_run(multitask / "run")
+    fed = loaded.data.metrics()["reviews"]["topics"]["f1_micro"]
+    logits = torch.logit(torch.tensor([[0.29, 0.31]]))
+    batch = {"labels_topics": torch.tensor([[0.0, 1.0]])}
+    fed.metric.update(*fed.feed({"logits": {"topics": logits}}, batch))
+    assert fed.metric.compute() == 1.0
+
+
 def test_bug_09_the_overall_score_has_the_members_that_were_chosen_and_no_others(fit):
     """A task whose name holds "f1" brings none of its metrics into it."""
 
@@ -247,6 +389,33 @@ def test_bug_09_the_overall_score_has_the_members_that_were_chosen_and_no_others
     assert metrics["val/overall"] == metrics["val/few/class/f1"]
     with pytest.raises(PtrainError, match="few/class/f2"):
         run("wrong", overall=["few/class/f2"])
+
+
+def test_bug_10_a_head_without_labels_is_not_moved_and_a_task_without_any_is_refused(
+    multitask, fit
+):
+    loaded = plugin_trainer.load_run(multitask / "run")
+    batch = {**next(iter(loaded.data.train()["reviews"])), "task": "reviews"}
+    without = {**batch, "labels_mood": torch.full_like(batch["labels_mood"], -100)}
+    model = loaded.model.train()
+    model(**without)["loss"].backward()
+    moved = model.heads["reviews/mood"].linear.weight.grad
+    assert moved is None or moved.abs().max() == 0
+    assert model.heads["reviews/stars"].linear.weight.grad.abs().max() > 0
+    nothing = {key: value for key, value in batch.items() if not key.startswith("labels_")}
+    with pytest.raises(PtrainError, match="no labels"):
+        fit(loaded.model, [nothing], loss=None, length="1 steps")
+
+
+def test_bug_13_callbacks_are_given_what_the_model_answered(mixed):
+    seen = []
+
+    class Look:
+        def ptrain_evaluation_batch_end(self, batch, outcome):
+            seen.append((batch["task"], outcome.outputs["logits"]["class"].shape))
+
+    mixed(callbacks=[Look()])
+    assert set(seen) == {("many", (4, 2)), ("few", (2, 3))}
 
 
 def test_bug_14_an_error_ends_the_run_in_order_whatever_listens(mixed, toy, lines):
@@ -284,6 +453,13 @@ def test_bug_16_a_mixture_is_seeded_accumulates_and_resumes_exactly(mixed, toy, 
     cut = mixed(out="cut", resume="auto", **settings)
     one, other = weights(whole.folder), weights(cut.folder)
     assert all(tensor.equal(other[name]) for name, tensor in one.items())
+
+
+def test_bug_16_batches_can_be_made_by_workers_that_are_not_forked(multitask):
+    """Data sets and what collates them go through pickle."""
+    for loader in plugin_trainer.load_run(multitask / "run").data.train().values():
+        dataset, collate = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn)))
+        assert collate([dataset[0]])["input_ids"].shape[0] == 1
 
 
 def test_bug_17_a_logger_that_does_not_exist_is_refused(mixed):

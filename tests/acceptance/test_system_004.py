@@ -237,6 +237,44 @@ def test_epochs_batches_order_and_log_are_settings(line, ptrain, lines):
     assert "step 4/4" in done.err
 
 
+def test_a_trained_model_is_registered_under_a_name_with_a_version_tags_and_metrics(line, ptrain):
+    """Feature: register_model into a registry and an artifact store."""
+    assert ptrain("run", "line.toml", "--out", "run").code == 0
+    for _ in range(2):
+        done = ptrain("models", "register", "run", "--name", "lines", "--tag", "team=search")
+        assert done.code == 0, done.err
+    [model] = json.loads(ptrain("models", "list", "--json").out)
+    assert model["name"] == "lines" and [v["version"] for v in model["versions"]] == [1, 2]
+    shown = json.loads(ptrain("models", "show", "lines", "--json").out)
+    assert shown["tags"] == {"team": "search"} and shown["metrics"]["val/loss"] > 0
+    assert ptrain("models", "alias", "lines:1", "production").code == 0
+    assert json.loads(ptrain("models", "show", "lines@production", "--json").out)["version"] == 1
+
+
+def test_a_registered_model_is_whole_and_can_be_used_again(line, ptrain):
+    """Feature: a model is loaded back from the store."""
+    assert ptrain("run", "line.toml", "--out", "run").code == 0
+    assert ptrain("models", "register", "run", "--name", "lines").code == 0
+    verified = ptrain("models", "verify")
+    assert verified.code == 0 and "1 version whole" in verified.out
+    assert ptrain("models", "export", "lines", "copy").code == 0
+    one, other = (ptrain("evaluate", folder, "--json") for folder in ("run", "copy"))
+    assert one.code == other.code == 0, other.err
+    assert json.loads(one.out)["val/loss"] == json.loads(other.out)["val/loss"]
+
+
+def test_the_best_model_of_a_run_is_registered_when_it_ends(line, ptrain):
+    """Feature: the final model goes to the registry with its metrics."""
+    done = ptrain(
+        "run", "line.toml", "--out", "run", "--set", "callbacks=['register_best']",
+        "--set", "callback_settings.register_best.name=lines",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    shown = json.loads(ptrain("models", "show", "lines@best", "--json").out)
+    best = json.loads((line / "run/run.json").read_text())["best"]["raw"]
+    assert shown["step"] == best["step"] and shown["metrics"]["val/loss"] == best["value"]
+
+
 # ------------------------------------------------------------------------------------ its faults
 
 

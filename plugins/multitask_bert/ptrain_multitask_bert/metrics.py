@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,11 +103,15 @@ def of_tokens(head: Head) -> Metrics:
 def of_numbers(head: Head) -> Metrics:
     """Metrics of a number a text."""
     del head
+    with warnings.catch_warnings():
+        # That it keeps a number a row in memory: two, to be exact, beside the texts themselves.
+        warnings.simplefilter("ignore", UserWarning)
+        spearman = SpearmanCorrCoef()
     return {
         "mse": Known(MeanSquaredError()),
         "mae": Known(MeanAbsoluteError()),
         "pearson": Known(PearsonCorrCoef()),
-        "spearman": Known(SpearmanCorrCoef()),
+        "spearman": Known(spearman),
     }
 
 

@@ -43,29 +43,33 @@ class Observations:
 
     def read(self, value: Any) -> Observation:
         """An observation from its JSON. Raises ValueError if it is none of this space."""
-        observation = self._from_json(value)
-        if not self._is_box and not self._space.contains(observation):
-            raise ValueError(f"{value!r} is no observation of {self._space}")
-        array = self.array(observation)
+        array = self.array(_from_json(self._space, value))
         if not np.isfinite(array).all():
             raise ValueError("it has a number that is not finite")
         return array
 
-    def _from_json(self, value: Any) -> Any:
-        if isinstance(self._space, spaces.Box):
-            try:
-                array = np.array(value, dtype=np.float64)
-            except (TypeError, ValueError):
-                raise ValueError("it is no array of numbers") from None
-            if array.shape != self.shape:
-                raise ValueError(f"its shape is {array.shape} in place of {self.shape}")
-            return array
-        if isinstance(self._space, spaces.Discrete):
-            return value
+
+def _from_json(space: spaces.Space[Any], value: Any) -> Any:
+    if isinstance(space, spaces.Dict) and isinstance(value, dict):
+        if value.keys() != space.keys():
+            raise ValueError(f"its keys are {', '.join(value)} in place of {', '.join(space)}")
+        return {name: _from_json(part, value[name]) for name, part in space.items()}
+    if isinstance(space, spaces.Tuple) and isinstance(value, list):
+        return tuple(_from_json(part, one) for part, one in zip(space, value, strict=True))
+    if isinstance(space, spaces.Box):
         try:
-            return self._space.from_jsonable([value])[0]
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError):
-            raise ValueError(f"it is no observation of {self._space}") from None
+            array = np.array(value, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError("it is no array of numbers") from None
+        if array.shape != space.shape:
+            # Out of its bounds it may be: an environment's own observations are, at times.
+            raise ValueError(f"its shape is {array.shape} in place of {space.shape}")
+        return array
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)) and isinstance(value, list):
+        value = np.array(value, dtype=space.dtype)
+    if not space.contains(value):
+        raise ValueError(f"{value} is none of {space}")
+    return value
 
 
 def count_actions(environment: gymnasium.Env[Any, Any], *, name: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,34 @@ def test_a_first_line_with_a_known_label_is_data(write: Write) -> None:
     labels = ("mixed", "neg", "pos")
     rows = read_rows(path, key="data_settings.train", columns=Columns(), known_labels=labels)
     assert len(rows) == 5
+
+
+def test_other_columns_are_read_as_they_are(write: Write, jsonl: Write) -> None:
+    columns = Columns(label="", more={"tone": "tone", "stars": "stars"})
+    (row,) = read_rows(
+        write("a.csv", "stars,text,tone\n5,good film,warm\n"), key="train", columns=columns
+    )
+    assert (row.text, row.label, row.more) == ("good film", "", {"tone": "warm", "stars": "5"})
+    path = jsonl("a.jsonl", {"text": "a", "tone": ["x"], "stars": 5}, {"text": "b"})
+    assert [row.more for row in read_rows(path, key="train", columns=columns)] == [
+        {"tone": ["x"], "stars": 5},
+        {"tone": None, "stars": None},
+    ]
+
+
+def test_another_column_may_be_the_usual_one_for_a_label(write: Write) -> None:
+    columns = Columns(label="", more={"score": "auto"})
+    for name, content in (("a.csv", "target,text\n1.5,x\n"), ("b.tsv", "x\t1.5\n")):
+        (row,) = read_rows(write(name, content), key="train", columns=columns)
+        assert (row.text, row.more) == ("x", {"score": "1.5"})
+
+
+def test_messages_name_the_settings_table_that_asks(write: Write) -> None:
+    columns = Columns(text="txt", more={"heads.tone.column": "tnoe"}, table="data_settings.tasks.a")
+    with pytest.raises(DataError) as caught:
+        read_rows(write("a.csv", "text,tone,label\n"), key="train", columns=columns)
+    assert "set data_settings.tasks.a.text to one of them" in caught.value.hint[1]
+    with pytest.raises(DataError, match=r"no column 'tnoe' for the heads\.tone\.column"):
+        read_rows(
+            write("a.csv", "text,tone,label\n"), key="train", columns=replace(columns, text="text")
+        )

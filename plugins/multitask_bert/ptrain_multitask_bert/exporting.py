@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from plugin_trainer import PtrainError, load_run
+from plugin_trainer.data.texts.pretrained import quiet_transformers
 from ptrain_multitask_bert.model import SharedEncoder
 from ptrain_multitask_bert.settings import ExportSettings, Which
 
@@ -26,7 +27,8 @@ def export(model: SharedEncoder, tokenizer: Any, *, to: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     encoder: Any = model.encoder
-    encoder.save_pretrained(beside / "encoder")
+    with quiet_transformers():
+        encoder.save_pretrained(beside / "encoder")
     tokenizer.save_pretrained(beside / "encoder")
     tensors = {
         f"{address}.{name}": tensor.detach().contiguous()
@@ -62,11 +64,13 @@ class Export:
             return
         there = {"last": True, "last_ema": run.ema is not None}
         there |= {"best": "raw" in result.best, "best_ema": "ema" in result.best}
-        for which in dict.fromkeys(self.settings.weights):
-            if there[which]:
-                self._write(run, which)
+        written = [which for which in dict.fromkeys(self.settings.weights) if there[which]]
+        lines = [self._write(run, which) for which in written]
+        if lines:
+            run.report("in Hugging Face format", "\n".join(lines))
 
-    def _write(self, run: Any, which: Which) -> None:
+    def _write(self, run: Any, which: Which) -> str:
+        """Write one folder; what to tell the user of it."""
         checkpoint, _, average = which.partition("_")
         to = Path(run.folder) / self.settings.folder / which
         try:
@@ -78,4 +82,5 @@ class Export:
             )
             export(trained.model, trained.data.tokenizer, to=to)
         except (PtrainError, OSError) as error:
-            run.report(f"{to} was not written", str(error))
+            return f"{to} was not written: {error}"
+        return f"{to}"

@@ -36,7 +36,7 @@ def tiny_config(kind: str, *, vocab_size: int) -> PretrainedConfig:
             n_layers=NUM_BLOCKS,
             n_heads=2,
             hidden_dim=32,
-            max_position_embeddings=40,
+            max_position_embeddings=128,
         )
     sizes: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -44,7 +44,7 @@ def tiny_config(kind: str, *, vocab_size: int) -> PretrainedConfig:
         "num_hidden_layers": NUM_BLOCKS,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "max_position_embeddings": 40,
+        "max_position_embeddings": 128,
     }
     if kind == "roberta":
         return RobertaConfig(**sizes, type_vocab_size=1, pad_token_id=0)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from plugin_trainer.data.module import Fed
-from plugin_trainer.errors import DataError
+from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.registry.blame import what_and_where
 from ptrain_reinforcement.actor import Actor
 from ptrain_reinforcement.episodes import EpisodeLoader, Episodes, OverEpisodes
 from ptrain_reinforcement.experience import Experience
@@ -80,10 +81,17 @@ class Environment:
     @cached_property
     def inexact_because(self) -> str:
         """Why a run in this environment cannot be resumed exactly; empty if it can."""
-        why = why_not_restorable(self._make)
+        name = self.settings.environment
+        try:
+            why = why_not_restorable(self._make)
+        except PtrainError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{name} failed when it was tried out", hint=what_and_where(error)
+            ) from error
         if not why:
             return ""
-        name = self.settings.environment
         return f"{name} cannot be restored ({why}), so a resumed run begins new episodes"
 
     # ---------------------------------------------------------------------------------- training

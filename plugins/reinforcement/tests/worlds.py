@@ -98,13 +98,15 @@ class Saves(Opaque):
 
 
 class Breaks(Corridor):
-    """Fails in its 40th step."""
+    """Fails in one of its steps."""
 
-    steps = 0
+    def __init__(self, after: int = 80) -> None:
+        super().__init__()
+        self.steps_left = after
 
     def step(self, action: Any) -> Any:
-        self.steps += 1
-        if self.steps == 40:
+        self.steps_left -= 1
+        if self.steps_left < 0:
             raise OSError("the joystick came off")
         return super().step(action)
 

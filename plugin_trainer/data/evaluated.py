@@ -12,7 +12,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from plugin_trainer.data.iterated import length_of
-from plugin_trainer.data.mixture import with_task
+from plugin_trainer.data.mixture import check_task, with_task
 from plugin_trainer.data.unbatched import (
     has_samples,
     is_map_style,
@@ -38,6 +38,7 @@ def evaluation_loaders(data: Any) -> dict[str, Any]:
                     f"{method}() gave no task", hint="give it a loader by name, or return None"
                 )
             for task, its in loader.items():
+                check_task(task)
                 _check(its, f"{method} ('{task}')")
         else:
             _check(loader, method)

@@ -10,7 +10,7 @@ from typing import Any
 
 from plugin_trainer.data.epoch import Epoch
 from plugin_trainer.data.iterated import Stateful
-from plugin_trainer.data.mixing import Mixing, warnings_of
+from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.mixture import Mixture
 from plugin_trainer.data.sources import Source, source_of
 from plugin_trainer.data.unbatched import may_give_samples, refuse_sample
@@ -81,11 +81,7 @@ class TrainStream:
         self.inexact_because = source.inexact_because
         self.is_mixture = isinstance(source, Mixture)
         self.quotas = source.quotas if isinstance(source, Mixture) else None
-        self.warnings = (
-            warnings_of(source.quotas, source.mixing)
-            if isinstance(source, Mixture) and source.quotas is not None
-            else []
-        )
+        self.warnings = source.warnings if isinstance(source, Mixture) else []
         # A cursor is all there is to know of any other source; no epoch outlives its windows then.
         self._has_state = isinstance(source, Stateful) or source.batches_per_epoch is None
         self._epoch: Epoch | None = None
@@ -140,7 +136,7 @@ class TrainStream:
         return place if over else {}
 
     def cursors(self, *, epoch: int, batch: int) -> dict[str, int]:
-        """Of a mixture, the batches that each task has given in all at a place in an epoch."""
+        """Of a mixture, at which of its batches each task stands at a place in an epoch."""
         if isinstance(self._source, Mixture):
             return self._source.cursors(epoch=epoch, batch=batch)
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import torch
 
 from plugin_trainer.data.mixing import Mixing, warnings_of
 
@@ -15,6 +16,25 @@ def order(mixing: Mixing, lengths: list[int], *, seed: int = 0, epoch: int = 0) 
 
 def test_a_round_robin_gives_one_batch_of_each_task_and_drops_those_that_are_through():
     assert order(Mixing(), [4, 1, 2]) == [0, 1, 2, 0, 2, 0, 0]
+
+
+@pytest.mark.parametrize("quotas", [[4, 1, 2], [3, 3], [1], [5, 0, 2, 5, 1], list(range(1, 40))])
+def test_a_round_robin_goes_through_its_rounds_in_two_bytes_a_batch(quotas):
+    rounds = [
+        task for number in range(max(quotas)) for task, quota in enumerate(quotas) if quota > number
+    ]
+    planned = Mixing().order(quotas, seed=0, epoch=0)
+    assert planned.tolist() == rounds
+    assert planned.dtype == torch.int16
+    drawn = Mixing(strategy="proportional").order(quotas, seed=0, epoch=0)
+    assert drawn.dtype == torch.int16 and Counter(drawn.tolist()) == Counter(rounds)
+
+
+def test_a_limited_epoch_is_shared_out_as_the_beginning_of_a_whole_one():
+    assert Mixing().limited([10, 1, 10], 5) == [2, 1, 2]
+    assert Mixing().limited([10, 1, 10], 2) == [1, 1, 0]
+    assert Mixing(strategy="proportional").limited([90, 10], 20) == [18, 2]
+    assert Mixing(strategy="proportional").limited([90, 10, 1], 2) == [2, 0, 0]
 
 
 def test_a_round_robin_may_end_with_the_first_task_that_is_through():
@@ -51,6 +71,30 @@ def test_a_task_that_hardly_ever_gets_a_batch_is_starved():
     (line,) = warnings_of({"a": 990, "b": 10}, Mixing(strategy="proportional"))
     assert line.startswith("task 'b' is starved: 10 of 1000 batches of an epoch")
     assert warnings_of({"a": 900, "b": 100}, Mixing(strategy="proportional")) == []
+
+
+def test_what_gives_a_starved_task_more_depends_on_the_strategy():
+    shares = {"a": 990, "b": 10}
+    (line,) = warnings_of(shares, Mixing(strategy="temperature", temperature=1.5))
+    assert line.endswith("a higher [mixture] temperature gives it more")
+    (line,) = warnings_of(shares, Mixing(strategy="proportional"))
+    assert line.endswith('[mixture] strategy = "temperature" gives it more')
+
+
+def test_many_starved_tasks_are_one_line():
+    shares = {f"t{number}": 1 for number in range(999)} | {"large": 100_000}
+    (line,) = warnings_of(shares, Mixing(strategy="proportional"))
+    assert line.startswith("999 of 1000 tasks are starved") and len(line) < 300
+    assert "'t0', 't1', 't2' and 996 more" in line
+
+
+def test_a_setting_that_the_strategy_does_not_look_at_is_said():
+    (line,) = warnings_of({"a": 1}, Mixing(temperature=3.0))
+    assert line == '[mixture] temperature = 3 changes nothing: the strategy is "round_robin"'
+    (line,) = warnings_of({"a": 1}, Mixing(strategy="proportional", until="first"))
+    assert line == '[mixture] until = "first" changes nothing: the strategy is "proportional"'
+    assert warnings_of({"a": 1}, Mixing(strategy="temperature", temperature=3.0)) == []
+    assert warnings_of({"a": 1}, Mixing(until="first")) == []
 
 
 def test_a_round_robin_in_which_the_largest_task_ends_alone_is_pointed_out():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
+import weakref
 from collections import Counter
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 import torch
@@ -147,6 +150,174 @@ def test_a_limit_is_of_the_mixed_epoch():
     mixed = stream(tasks(), limit=4)
     assert mixed.batches_per_epoch == 4
     assert [task for task, _ in taken(mixed, 8)] == ["a", "b", "c", "a"] * 2
+
+
+@pytest.mark.parametrize("mixing", STRATEGIES)
+def test_a_limited_epoch_is_the_beginning_of_a_whole_one(mixing):
+    whole, limited = stream(tasks(), **mixing), stream(tasks(), limit=3, **mixing)
+    assert limited.batches_per_epoch == 3 and sum(limited.quotas.values()) == 3
+    for epoch in (0, 1, 2):
+        given = taken(limited, 3, epoch=epoch)
+        assert given == taken(whole, 3, epoch=epoch)
+    ends = limited.cursors(epoch=1, batch=3)
+    assert ends == whole.cursors(epoch=1, batch=3)
+
+
+def test_what_a_limit_leaves_of_each_task_is_what_is_told_and_warned_of():
+    data = {"a": loader(200), "b": loader(4)}
+    assert stream(data).warnings[1].startswith("task 'a' ends every epoch alone")
+    mixed = stream(data, limit=4)
+    assert mixed.quotas == {"a": 2, "b": 2}
+    assert mixed.warnings == []
+
+
+def test_an_epoch_is_planned_once_however_often_the_cursors_are_asked_for(monkeypatch):
+    planned = []
+    order = Mixing.order
+
+    def counted(self, quotas, *, seed, epoch):
+        planned.append(epoch)
+        return order(self, quotas, seed=seed, epoch=epoch)
+
+    monkeypatch.setattr(Mixing, "order", counted)
+    mixed = stream(tasks(), strategy="proportional")
+    for window in islice(mixed.windows(epoch=0, batch=0), 20):
+        mixed.cursors(epoch=window.epoch, batch=window.batch)
+    assert planned == [0, 1]
+
+
+class Own:
+    """Batches of a kind of its own, that counts what it gives; each pass has another order."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.given, self.passes = size, 0, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self):
+        self.passes += 1
+        for number in range(self.size):
+            self.given += 1
+            yield {"x": torch.tensor([1000 * self.passes + number])}
+
+
+def test_a_task_that_goes_on_in_the_next_mixed_epoch_loads_nothing_twice():
+    own = Own(8)
+    mixed = stream({"long": own, "short": loader(4)}, until="first")  # 2 batches of each an epoch
+    numbers = [x[0] for task, x in taken(mixed, 16) if task == "long"]
+    assert numbers == [*range(1000, 1008)]
+    assert own.given == 8 and own.passes == 1
+
+
+def test_an_iterator_with_a_length_goes_on_in_the_next_mixed_epoch():
+    class Once:
+        def __init__(self) -> None:
+            self.numbers = iter(range(6))
+
+        def __len__(self) -> int:
+            return 6
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return {"x": torch.tensor([next(self.numbers)])}
+
+    mixed = stream({"long": Once(), "short": loader(4)}, until="first")
+    assert [x[0] for task, x in taken(mixed, 12) if task == "long"] == [*range(6)]
+
+
+def test_a_place_that_does_not_follow_is_entered_anew():
+    data = tasks()
+    mixed = stream(data, until="first")
+    first = taken(mixed, 7)
+    assert taken(mixed, 7) == first
+    assert taken(mixed, 4, epoch=2) == taken(stream(tasks(), until="first"), 4, epoch=2)
+
+
+def test_a_task_that_is_through_keeps_no_workers():
+    mixed = stream({"long": loader(20, num_workers=1), "short": loader(4, num_workers=1)})
+    windows = mixed.windows(epoch=0, batch=0)
+    before = len(multiprocessing.active_children())
+    assert [next(windows).micro_batches[0]["task"] for _ in range(3)] == ["long", "short", "long"]
+    assert len(multiprocessing.active_children()) == before + 2
+    assert next(windows).micro_batches[0]["task"] == "short"  # its last one
+    assert next(windows).micro_batches[0]["task"] == "long"
+    assert len(multiprocessing.active_children()) == before + 1
+    mixed.close()
+    assert len(multiprocessing.active_children()) == before
+
+
+@pytest.mark.parametrize("until", ["all", "first"])
+def test_workers_end_though_a_loader_fails_in_the_middle(until):
+    class Failing(Numbers):
+        def __getitem__(self, index: int):
+            raise RuntimeError("broken")
+
+    before = len(multiprocessing.active_children())
+    data = {
+        "sound": loader(20, num_workers=1),
+        "kept": loader(20, num_workers=1, persistent_workers=True),
+        "broken": DataLoader(Failing(9), num_workers=1),
+    }
+    mixed = stream(data, until=until)
+    with pytest.raises(RuntimeError, match="broken") as failure:
+        taken(mixed, 9)
+    mixed.close()
+    assert len(multiprocessing.active_children()) == before
+    del failure
+
+
+@pytest.mark.parametrize("data", [{}, {"c": DataLoader(Unsized(3))}], ids=["planned", "unsized"])
+def test_no_batch_is_kept_while_the_next_is_loaded(data):
+    alive: list[int] = []
+    given: list[weakref.ref] = []
+
+    class Watched(Numbers):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            gc.collect()
+            alive.append(sum(ref() is not None for ref in given))
+            return super().__getitem__(index)
+
+    def watched(size: int) -> DataLoader:
+        return DataLoader(Watched(size), batch_size=1)
+
+    for window in islice(stream({"a": watched(3), "b": watched(3), **data}).windows(
+        epoch=0, batch=0
+    ), 6):  # fmt: skip
+        given.append(weakref.ref(window.micro_batches[0]["x"]))
+        window.micro_batches.clear()
+    assert alive == [0] * len(alive) and len(alive) >= 4
+
+
+def test_a_task_of_one_batch_and_a_thousand_tasks():
+    assert [task for task, _ in taken(stream({"a": loader(2), "b": loader(6)}), 8)] == [
+        *("a", "b", "b", "b"), *("a", "b", "b", "b"),
+    ]  # fmt: skip
+    many = {f"t{number}": loader(2) for number in range(1000)}
+    for mixing in ({}, {"strategy": "proportional"}, {"strategy": "temperature"}):
+        given = taken(stream(many, **mixing), 1000)
+        assert Counter(task for task, _ in given) == dict.fromkeys(many, 1)
+
+
+def test_a_task_used_up_without_a_length_is_named_and_not_left_out():
+    once = ({"x": torch.tensor([number])} for number in range(2))
+    mixed = stream({"a": loader(4), "b": once})
+    with pytest.raises(DataError, match="task 'b' yielded no batch in epoch 1"):
+        taken(mixed, 8)
+
+
+def test_a_task_without_a_length_and_without_data_is_named():
+    with pytest.raises(DataError, match="task 'b' yielded no batch in epoch 0"):
+        taken(stream({"a": loader(4), "b": DataLoader(Unsized(0))}), 4)
+
+
+def test_an_endless_task_goes_on_beside_one_that_ends_the_epoch():
+    endless = ({"x": torch.tensor([number])} for number in count())
+    mixed = stream({"endless": endless, "short": loader(4)}, until="first")
+    numbers = [x[0] for task, x in taken(mixed, 12) if task == "endless"]
+    assert numbers == sorted(set(numbers)) and len(numbers) > 5
 
 
 def test_workers_of_every_task_give_the_same_batches():

@@ -233,28 +233,19 @@ def remove(model: str, all_: bool, yes: bool, store: str | None) -> None:
     """Remove the version MODEL, and the files that no other version has."""
     from plugin_trainer.model_store.errors import StoreError
     from plugin_trainer.model_store.names import parse_reference
-    from plugin_trainer.model_store.store import refuse_if_named
 
     opened, wanted = _open(store), parse_reference(model)
+    if all_ and not wanted.is_newest:
+        raise StoreError(f"--all is for a whole model, and {wanted} is one version")
+    there = opened.versions(wanted.name) if all_ else [opened.removable(model)]
+    if not _is_sure(f"remove {_shown(there)}?", yes=yes):
+        click.echo("nothing was removed")
+        return
     if all_:
-        if not wanted.is_newest:
-            raise StoreError(f"--all is for a whole model, and {wanted} is one version")
-        there = opened.versions(wanted.name)
-        if not _is_sure(f"remove {_shown(there)}?", yes=yes):
-            return
         removed, cleaned = opened.remove_all(wanted.name)
     else:
-        if wanted.is_newest:
-            raise StoreError(
-                f"which version of {wanted}?",
-                hint=f"name one, {wanted}:N, or all of them: {wanted} --all",
-            )
-        version = opened.get(model)
-        refuse_if_named(version)
-        if not _is_sure(f"remove {_shown([version])}?", yes=yes):
-            return
-        gone, cleaned = opened.remove(str(version))
-        removed = [gone]
+        version, cleaned = opened.remove(str(there[0]))
+        removed = [version]
     click.echo(f"removed {_shown(removed)}: {_freed(cleaned)}")
 
 
@@ -367,10 +358,7 @@ def _is_sure(question: str, *, yes: bool) -> bool:
         return True
     if not sys.stdin.isatty():
         raise StoreError(f"{question} there is nobody to ask", hint="say so with --yes")
-    if click.confirm(question):
-        return True
-    click.echo("nothing was removed")
-    return False
+    return click.confirm(question)
 
 
 def _freed(cleaned: Cleaned) -> str:

@@ -81,7 +81,8 @@ class RegisterBest:
         try:
             self._register(run, news={})
         except PtrainError as error:
-            run.report(f"{_TITLE}, step {run.progress.step}", f"not registered: {error}")
+            title, line = f"{_TITLE}, missed", f"step {run.progress.step}: {error.message}"
+            run.report(title, "\n".join(filter(None, (run.reports.get(title), line))))
 
     def _register(self, run: Run, *, news: Mapping[str, Any]) -> Registered:
         settings = self._settings

@@ -100,9 +100,14 @@ class Store:
 
     def prepare(self) -> None:
         """Make the store if there is none, and see that it can be written."""
+        self._make()
+        with self._in_words(), self._artifacts.held(), self._artifacts.staging():
+            pass
+
+    def _make(self) -> None:
         with self._in_words():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with writing(self._registry), self._artifacts.held(), self._artifacts.staging():
+            with writing(self._registry):
                 pass
 
     def register(
@@ -135,7 +140,7 @@ class Store:
             check_alias(alias)
         checked = dict(check_tag(key, value) for key, value in (tags or {}).items())
         folder = find_run(str(run))
-        self.prepare()
+        self._make()
         self._clean_after_kills()
         with self._in_words(), self._artifacts.held(), self._artifacts.staging() as staging:
             packed = pack(folder, staging, checkpoint=checkpoint, weights=weights, news=news or {})
@@ -224,21 +229,22 @@ class Store:
 
         It is there whole or not at all. model.json in it says what it is.
         """
-        place = Path(folder)
+        place = Path(folder).absolute()
         if place.exists() and (not place.is_dir() or any(place.iterdir())):
-            raise StoreError(f"{place} is there already", hint="name a folder that is new or empty")
-        with self._in_words(f"the folder {place}"), self._artifacts.held():
+            raise StoreError(
+                f"{folder} is there already", hint="name a folder that is new or empty"
+            )
+        beside = place.with_name(f".{place.name}.tmp-{os.getpid()}")
+        with self._in_words(f"the folder {folder}"), self._artifacts.held():
             version = self.get(reference)
-            place.absolute().parent.mkdir(parents=True, exist_ok=True)
-            beside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.absolute().parent))
+            shutil.rmtree(beside, ignore_errors=True)
             try:
-                (beside / "assets").mkdir()
+                (beside / "assets").mkdir(parents=True)
                 for path, artifact in version.files.items():
                     self._artifacts.copy(artifact, beside / path)
                 write_json(beside / "model.json", version.as_json())
-                beside.chmod(0o777 & ~_umask())
-                beside.rename(place.absolute())
-                fsync_folder(place.absolute().parent)
+                beside.rename(place)
+                fsync_folder(place.parent)
             except BaseException:
                 shutil.rmtree(beside, ignore_errors=True)
                 raise
@@ -294,16 +300,20 @@ class Store:
         ]
         return looked_at, damages
 
-    def remove(self, reference: str) -> tuple[Version, Cleaned]:
-        """Remove a version, and the files that no other has.
+    def removable(self, reference: str) -> Version:
+        """The version that `remove` would remove. Raises StoreError as that would."""
+        with reading(self._registry) as connection:
+            return _removable(connection, parse_reference(reference))
 
-        Its number is not given again. Raises StoreError if it has an alias, which must be moved
-        or taken away first.
+    def remove(self, reference: str) -> tuple[Version, Cleaned]:
+        """Remove a version, and the files that no other has. Its number is not given again.
+
+        Raises StoreError if it has an alias, which must be moved or taken away first, and for a
+        name alone.
         """
         wanted = parse_reference(reference)
         with self._deleting() as connection:
-            version = rows.find(connection, wanted)
-            refuse_if_named(version)
+            version = _removable(connection, wanted)
             rows.remove(connection, version)
         return version, self._clean()
 
@@ -368,9 +378,14 @@ def _with_value(version: Version) -> str:
     return "" if version.value is None else f", {version.watch} {version.value:.4g}"
 
 
-def refuse_if_named(version: Version) -> None:
-    """Raise StoreError if a version has an alias: somebody counts on it."""
-    if version.aliases:
+def _removable(connection: Connection, reference: Reference) -> Version:
+    version = rows.find(connection, reference)
+    if reference.is_newest:
+        raise StoreError(
+            f"which version of {reference}?",
+            hint=f"name one, {version}, or all of them: {reference} --all",
+        )
+    if version.aliases:  # somebody counts on it
         alias = version.aliases[0]
         raise StoreError(
             f"{version} is {', '.join(f'@{name}' for name in version.aliases)}",
@@ -379,6 +394,7 @@ def refuse_if_named(version: Version) -> None:
                 f"or take it away: ptrain models alias {version} {alias} --remove",
             ],
         )
+    return version
 
 
 def _version(
@@ -422,9 +438,3 @@ def _give_aliases(connection: Connection, version: Version, aliases: Sequence[st
         moved[alias] = rows.point(connection, alias, version)
     written = rows.find(connection, Reference(version.name, number=version.number))
     return Registered(written, moved=moved, not_best=not_best)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -218,7 +218,7 @@ def test_killed_at_any_operation_an_export_is_there_whole_or_not_at_all(store, s
         if Path("out").exists():
             plugin_trainer.load_run("out")
             shutil.rmtree("out")
-        for left in Path().glob(".out.*"):
+        for left in Path().glob(".out.tmp-*"):
             shutil.rmtree(left)
     assert seen == {False, True}
 

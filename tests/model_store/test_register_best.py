@@ -259,7 +259,7 @@ class Spoil:
 def test_a_store_that_fails_later_ends_no_training(fit):
     result = fit(register={"when": "best"}, callbacks=[Spoil(at=2, mend=3)])
     assert result.status == "finished" and steps() == [1, 4]
-    assert "not registered" in result.reports["model store, step 2"]
+    assert result.reports["model store, missed"].startswith("step 2: the model store models cannot")
 
 
 def test_a_best_that_cannot_be_registered_at_the_end_is_an_error_and_the_run_is_whole(fit):

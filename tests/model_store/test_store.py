@@ -382,6 +382,13 @@ def test_removing_deletes_the_files_that_no_other_version_has(store, assert_soun
     assert_tidy(store)
 
 
+def test_a_name_alone_is_not_enough_to_remove_a_version(store):
+    store.register("first", name="signs")
+    with pytest.raises(StoreError, match=r"which version of signs\?"):
+        store.remove("signs")
+    assert len(store.versions()) == 1
+
+
 def test_a_version_that_somebody_counts_on_is_not_removed(store):
     store.register("first", name="signs", aliases=["production"])
     store.register("first", name="signs")

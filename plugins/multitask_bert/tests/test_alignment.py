@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from ptrain_multitask_bert.alignment import Aligned, align, to_pieces
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, BertTokenizerFast
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
 from plugin_trainer.data.texts.tokenizers import trained_tokenizer
 
@@ -44,7 +45,26 @@ def trained(folder: Path) -> Any:
     return trained_tokenizer([" ".join(WORDS)], vocabulary_size=300)
 
 
-TOKENIZERS = [bert, roberta, trained]
+def untrimmed(folder: Path) -> Any:
+    """One that counts the space before a word to the place of its first piece."""
+    del folder
+    pieces = Tokenizer(models.BPE())
+    pieces.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces.decoder = decoders.ByteLevel()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.BpeTrainer(
+        initial_alphabet=ByteLevel.alphabet(), special_tokens=special, show_progress=False
+    )
+    pieces.train_from_iterator([" ".join(WORDS)], trainer=trainer)
+    pieces.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=pieces, pad_token="[PAD]", unk_token="[UNK]", sep_token="[SEP]"
+    )
+
+
+TOKENIZERS = [bert, roberta, trained, untrimmed]
 
 
 def aligned(words: tuple[str, ...], tokenizer: Any, *, max_tokens: int = 100) -> Aligned:

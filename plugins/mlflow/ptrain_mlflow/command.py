@@ -29,12 +29,11 @@ def mlflow(runs: tuple[str, ...], tracking_uri: str, experiment: str) -> None:
     RUN is a run folder or its name.
     """
     from plugin_trainer.run_folder import find_run
-    from ptrain_mlflow.naming import without_password
 
     given = {"tracking_uri": tracking_uri, "experiment": experiment}
     for name in runs:
         mirror = send(find_run(name), given={key: value for key, value in given.items() if value})
-        click.echo(f"{mirror.folder}: run {mirror.run_id} in {without_password(mirror.uri)}")
+        click.echo("\n  ".join((str(mirror.folder), *mirror.place)))
         for note in mirror.notes:
             click.echo(f"  {note}", err=True)
 
@@ -48,6 +47,7 @@ def send(folder: Path, *, given: Mapping[str, Any]) -> Mirror:
     from plugin_trainer.run_folder import is_held
     from ptrain_mlflow import store
     from ptrain_mlflow.mirror import Ending, Mirror
+    from ptrain_mlflow.naming import without_password
 
     if is_held(folder):
         raise RunFolderError(f"{folder} is in training", hint="wait for its end")
@@ -61,7 +61,8 @@ def send(folder: Path, *, given: Mapping[str, Any]) -> Mirror:
             mirror.close(Ending(status, about.get("status", ""), about.get("reason", ""), about))
     except Exception as error:
         text = str(error) if isinstance(error, store.Mistake) else store.in_words(error)
-        raise PtrainError(f"{folder} could not be sent to {mirror.uri}: {text}") from error
+        place = without_password(mirror.uri)
+        raise PtrainError(f"{folder} could not be sent to {place}: {text}") from error
     return mirror
 
 

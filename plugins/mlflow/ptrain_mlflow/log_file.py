@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FILE = "metrics.jsonl"
 _POSITION = ("step", "epoch", "samples", "time")
@@ -20,13 +19,13 @@ _POSITION = ("step", "epoch", "samples", "time")
 class Line:
     """One line: what was logged at an optimizer step.
 
-    time_s   when, in seconds since 1970; None for the line of a step that failed
+    time_s   when, in seconds since 1970
     metrics  numbers by name, NaN and infinities among them
     end      where the next line begins, in bytes
     """
 
     step: int
-    time_s: float | None
+    time_s: float
     metrics: Mapping[str, float]
     end: int
 
@@ -49,10 +48,9 @@ def read_lines(folder: Path, *, start: int = 0, until: int | None = None) -> Ite
             end += len(text)
             if not text.endswith(b"\n") or (until is not None and end > until):
                 return
-            yield _line(json.loads(text), end)
-
-
-def _line(values: Mapping[str, Any], end: int) -> Line:
-    # What is not finite stands there as text: "nan".
-    metrics = {name: float(value) for name, value in values.items() if name not in _POSITION}
-    return Line(step=values["step"], time_s=values.get("time"), metrics=metrics, end=end)
+            values = json.loads(text)
+            # The line of a step that failed has no time: it is the file's last.
+            time_s = values.get("time", path.stat().st_mtime)
+            # What is not finite stands there as text: "nan".
+            metrics = {name: float(v) for name, v in values.items() if name not in _POSITION}
+            yield Line(values["step"], time_s, metrics, end)

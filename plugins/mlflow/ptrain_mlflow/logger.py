@@ -184,7 +184,7 @@ class MlflowLogger:
         if self._trouble and not self._said:
             self._said = True
             _say(f"cannot log to {self._where()}: {self._trouble}")
-            _say("training goes on; metrics.jsonl has everything, and is sent when it answers")
+            _say("training goes on; what it misses is sent later, from metrics.jsonl")
         elif self._said and not self._trouble:
             self._said = False
             _say(f"{self._where()} answers again; nothing is missing there")
@@ -197,15 +197,13 @@ class MlflowLogger:
         """What a user wants to know of it at the end."""
         mirror = self._mirror
         assert mirror is not None
-        lines = []
-        if mirror.run_id:
-            lines += [f"experiment {mirror.experiment}, run {mirror.run_name} ({mirror.run_id})"]
-        lines += [f"in {self._where()}"]
+        lines = [*mirror.place]
         if self._trouble:
+            unsent = mirror.unsent
+            missing = f"{unsent} lines of metrics.jsonl" if unsent else "the run's end"
             lines += [
-                f"not complete: {mirror.unsent} lines of metrics.jsonl were not sent, or the end",
-                f"  {self._trouble}",
-                f"to send them: ptrain mlflow {mirror.folder}",
+                f"not complete, {missing} could not be sent: {self._trouble}",
+                f"to send it: ptrain mlflow {mirror.folder}",
             ]
         if mirror.differing:
             lines += [f"{len(mirror.differing)} numbers differ from what was logged before:"]

@@ -1,23 +1,14 @@
 """Mirror a run folder in one MLflow run: settings, metrics, files, and how it ended.
 
-What is sent comes from the folder's own files, so that whatever did not arrive, for the store was
-away or the process was killed, can be sent later from there.
-
-MLflow never forgets a metric and cannot replace one. So of each metric only the steps are sent that
-the store does not have: a run that was killed at step 80 and goes on from its checkpoint of step 60
-makes steps 61 to 80 twice, and they stand in MLflow once, as they were first logged. A resume that
-is exact makes the same numbers again; where one does not, the tag `ptrain.differing` says so.
+What is sent comes from the folder's own files. So whatever did not arrive, for the store was away
+or the process was killed, can be sent later from there.
 """
 
 from __future__ import annotations
 
-import getpass
-import math
 import socket
 import threading
-import time
 import tomllib
-from calendar import timegm
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.files import read_json
 from plugin_trainer.settings.render import flatten
-from ptrain_mlflow import log_file, store
+from ptrain_mlflow import store
+from ptrain_mlflow.history import Difference, History, read_history
 from ptrain_mlflow.log_file import Line, read_lines
+from ptrain_mlflow.mlflow_run import find_or_make
 from ptrain_mlflow.naming import TAG_LENGTH, cut, name_for, parameter, without_password
-from ptrain_mlflow.record import Record, new_record, read_record, write_record
+from ptrain_mlflow.record import read_record
 from ptrain_mlflow.settings import LoggerSettings
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric, RunTag
-    from mlflow.entities import Run as MlflowRun
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 # What MLflow takes in one request.
 _METRICS_AT_ONCE = 1000
 _PARAMETERS_AT_ONCE = 100
-
-# These depend on the clock, so that no resume repeats them.
-_TIMED = ("seconds/", "samples_per_second", "tokens_per_second")
 
 
 @dataclass(frozen=True)
@@ -60,27 +49,30 @@ class Ending:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A number that was made again and came out otherwise."""
+class _Opened:
+    """The MLflow run, and what is known of it."""
 
-    name: str
-    step: int
-    there: float
-    here: float
+    client: MlflowClient
+    run: Run
+    experiment: str
+    history: History
+    is_ours: bool
 
-    def __str__(self) -> str:
-        return f"{self.name} at step {self.step}: {self.there:.6g} there, {self.here:.6g} here"
+    @property
+    def id(self) -> str:
+        return str(self.run.info.run_id)
 
 
 class Mirror:
-    """One run folder and its MLflow run, which is found or made at the first `send`.
+    """One run folder and its MLflow run, which is found or made at the first `send` or `close`.
 
-    resumed_from  the step that the run goes on from: what the store has of later steps was logged
-                  by a process that did not live to save it. None for a run that has ended
+    resumed_from  the step that the run goes on from; None for a run that has ended
     active_run    the id of the MLflow run that was active in the process; empty for none
+    uri           the store, once it is chosen
     notes         what the user should know of, in words
 
-    Every method may take long and raises what the store raises, or Mistake. Threads take turns.
+    `send` and `close` may take long, and raise what the store raises, or Mistake. Threads take
+    turns.
     """
 
     def __init__(
@@ -96,252 +88,178 @@ class Mirror:
         self.resumed_from = resumed_from
         self.active_run = active_run
         self.uri = ""
-        self.run_id = ""
-        self.run_name = ""
-        self.experiment = ""
         self.notes: list[str] = []
-        self.differing: list[Difference] = []
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._is_ours = True  # to close; one that was active belongs to who started it
+        self._opened: _Opened | None = None
         self._sent = 0  # bytes of the log
-        self._last: dict[str, int] = {}  # of each metric, the last step that the store had
-        self._told: dict[tuple[str, int], float] = {}  # and each point after `resumed_from`
+        self._turn = threading.Lock()
+
+    def send(self, *, until: int | None = None) -> None:
+        """Send what the log holds and the store does not, up to a byte of it."""
+        with self._turn, store.quiet():
+            self._send(self._open(), until)
+
+    def close(self, ending: Ending, *, until: int | None = None) -> None:
+        """Send the rest and the files, and close the MLflow run unless it is somebody else's."""
+        with self._turn, store.quiet():
+            to = self._open()
+            self._send(to, until)
+            tags = {"status": ending.status, "reason": ending.reason}
+            if self.differing:
+                count, first = len(self.differing), self.differing[0]
+                tags["differing"] = f"{count} numbers of this run's log, first {first}"
+            _tag(to.client, to.id, tags)
+            try:
+                self._send_files(to, ending)
+            finally:
+                if to.is_ours:
+                    to.client.set_terminated(to.id, ending.mlflow_status)
+
+    # ------------------------------------------------------------------------ what is known of it
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where the MLflow run is, in lines: its names and id, and the store or its page there."""
+        uri = without_password(self.uri)
+        if self._opened is None:
+            return (f"in {uri}",)
+        info = self._opened.run.info
+        names = f"experiment {self._opened.experiment}, run {info.run_name} ({info.run_id})"
+        page = f"{uri.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
+        return names, page if uri.startswith("http") else f"in {uri}"
+
+    @property
+    def differing(self) -> Sequence[Difference]:
+        """What MLflow keeps and the log has otherwise since."""
+        return tuple(self._opened.history.differing.values()) if self._opened is not None else ()
 
     @property
     def unsent(self) -> int:
         """How many lines of the log have not been sent."""
         return sum(1 for _ in read_lines(self.folder, start=self._sent))
 
-    def send(self, *, until: int | None = None) -> None:
-        """Send what the log holds and the store does not, up to a byte of it."""
-        with self._lock, store.quiet():
-            self._send(until)
+    # ------------------------------------------------------------------------------- the MLflow run
 
-    def close(self, ending: Ending, *, until: int | None = None) -> None:
-        """Send the rest and the files, and close the MLflow run unless it is somebody else's."""
-        with self._lock, store.quiet():
-            self._send(until)
-            self._tag({"status": ending.status, "reason": ending.reason, **self._contradictions()})
-            try:
-                self._send_files(ending)
-            finally:
-                if self._is_ours:
-                    self._client.set_terminated(self.run_id, ending.mlflow_status)
-
-    # ------------------------------------------------------------------------------- metrics
-
-    def _send(self, until: int | None) -> None:
-        if not self.run_id:
-            self._open()
-        for lines in _batches(read_lines(self.folder, start=self._sent, until=until)):
-            metrics = [metric for line in lines for metric in self._new_metrics(line)]
-            for some in _pieces(metrics, _METRICS_AT_ONCE):
-                self._client.log_batch(self.run_id, metrics=some)
-            self._sent = lines[-1].end
-
-    def _new_metrics(self, line: Line) -> Iterator[Metric]:
-        from mlflow.entities import Metric
-
-        # A line sent twice, for nobody heard that it had arrived, must have the same time: MLflow
-        # drops the second then.
-        time_s = line.time_s or (self.folder / log_file.FILE).stat().st_mtime
-        for name, value in line.metrics.items():
-            key = name_for(name)
-            if self._is_new(key, line.step, value):
-                yield Metric(key, value, int(1000 * time_s), line.step)
-
-    def _is_new(self, key: str, step: int, value: float) -> bool:
-        if step > self._last.get(key, -1):
-            return True
-        if self.resumed_from is None or step <= self.resumed_from:
-            return False
-        there = self._told.get((key, step))
-        if there is None:
-            return True
-        if not math.isfinite(there):
-            return math.isfinite(value)  # what failed the run then has gone well this time
-        if there != value and not key.startswith(_TIMED):
-            self.differing.append(Difference(key, step, there, value))
-        return False
-
-    def _contradictions(self) -> dict[str, str]:
-        if not self.differing:
-            return {}
-        first = self.differing[0]
-        return {"differing": f"{len(self.differing)} numbers of this run's log, first {first}"}
-
-    # --------------------------------------------------------------------------- the MLflow run
-
-    def _open(self) -> None:
+    def _open(self) -> _Opened:
         """Find or make the MLflow run, and bring its settings up to date."""
+        if self._opened is not None:
+            return self._opened
         record = read_record(self.folder)
-        self.uri = store.choose_uri(
-            self.settings.tracking_uri, recorded=record.tracking_uri if record else ""
+        recorded = record.tracking_uri if record is not None else ""
+        self.uri = store.choose_uri(self.settings.tracking_uri, recorded=recorded)
+        client = store.connect(self.uri)
+        found = find_or_make(
+            client, self.folder, self.settings, uri=self.uri, active_run=self.active_run
         )
-        self._client = store.connect(self.uri)
-        run: MlflowRun | None = None
-        if record is not None and record.tracking_uri == without_password(self.uri):
-            run = self._found(record)
-        else:
-            record = new_record(self.folder, tracking_uri=without_password(self.uri))
-            write_record(self.folder, record)
-        run = run or self._joined() or self._made(record)
-        write_record(self.folder, record.known_as(run.info.run_id))
-        self._look_at_metrics(run)
-        self._bring_up_to_date(run, record)
-        self.run_name = run.info.run_name
-        self.experiment = self._client.get_experiment(run.info.experiment_id).name
-        self.run_id = run.info.run_id
+        run = found.run
+        history = read_history(client, run, resumed_from=self.resumed_from)
+        if found.note:
+            self._note(found.note)
+        self._send_settings(client, run)
+        self._send_tags(client, run, history, token=found.token)
+        if run.info.status != "RUNNING" and found.is_ours:
+            client.update_run(run.info.run_id, status="RUNNING")
+        experiment = client.get_experiment(run.info.experiment_id).name
+        self._opened = _Opened(client, run, experiment, history, found.is_ours)
+        return self._opened
 
-    def _found(self, record: Record) -> MlflowRun | None:
-        """The MLflow run that the folder was logged to before, if it is still there."""
-        if not record.run_id:
-            return self._made_unheard(record)
-        mlflow = store.imported()
-        try:
-            run: MlflowRun | None = self._client.get_run(record.run_id)
-        except mlflow.MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            run = None
-        if run is None or run.info.lifecycle_stage == "deleted":
-            self._note(f"the MLflow run {record.run_id} was deleted: another has the whole log")
-            return None
-        self._is_ours = run.info.run_id != self.active_run
-        return run
-
-    def _made_unheard(self, record: Record) -> MlflowRun | None:
-        """The MLflow run that was made although the answer never came."""
-        experiment = self._experiment_id()
-        found = self._client.search_runs([experiment], f"tags.`ptrain.id` = '{record.token}'")
-        return found[0] if found else None
-
-    def _joined(self) -> MlflowRun | None:
-        """The run that is active in the process, if it is to be logged to and is still free."""
-        if not self.active_run or self.settings.active_run != "join":
-            return None
-        run: MlflowRun = self._client.get_run(self.active_run)
-        if "ptrain.id" in run.data.tags:
-            holds = run.data.tags.get("ptrain.folder")
-            self._note(f"the active MLflow run holds {holds} already: this run has its own")
-            return None
-        self._is_ours = False
-        return run
-
-    def _made(self, record: Record) -> MlflowRun:
-        about = read_json(self.folder / "run.json") or {}
-        tags = {
-            "mlflow.user": _user(),
-            "mlflow.source.name": " ".join(
-                Path(word).name for word in about.get("command", [])[:1]
-            ),
-            "mlflow.source.type": "LOCAL",
-            "ptrain.id": record.token,
-        }
-        if about.get("git"):
-            tags["mlflow.source.git.commit"] = about["git"]["commit"]
-        if self.active_run and self.settings.active_run == "nest":
-            tags["mlflow.parentRunId"] = self.active_run
-        run: MlflowRun = self._client.create_run(
-            self._experiment_id(),
-            start_time=_milliseconds(about.get("started")),
-            tags=tags,
-            run_name=self.settings.run_name or self.folder.absolute().name,
-        )
-        return run
-
-    def _experiment_id(self) -> str:
-        name = store.choose_experiment(self.settings.experiment)
-        return store.experiment_id(self._client, name, uri=self.uri)
-
-    def _look_at_metrics(self, run: MlflowRun) -> None:
-        """Learn what the store has already."""
-        self._last = {metric.key: metric.step for metric in run.data.to_proto().metrics}
-        if self.resumed_from is None:
-            return
-        self._told = {
-            (metric.key, metric.step): metric.value
-            for key, step in self._last.items()
-            if step > self.resumed_from
-            for metric in self._client.get_metric_history(run.info.run_id, key)
-            if metric.step > self.resumed_from
-        }
-
-    def _bring_up_to_date(self, run: MlflowRun, record: Record) -> None:
-        """Send the settings, and say what has changed since the run was first logged."""
+    def _send_settings(self, client: MlflowClient, run: Run) -> None:
+        """Send those that MLflow does not have. It keeps the first value of each."""
         from mlflow.entities import Param
 
-        settings = _settings_of(self.folder)
-        known = run.data.params
-        new = [Param(key, value) for key, value in settings.items() if key not in known]
+        new = [
+            Param(key, value)
+            for key, value in _settings_of(self.folder).items()
+            if key not in run.data.params
+        ]
         for some in _pieces(new, _PARAMETERS_AT_ONCE):
-            self._client.log_batch(run.info.run_id, params=some)
+            client.log_batch(run.info.run_id, params=some)
+
+    def _send_tags(self, client: MlflowClient, run: Run, history: History, *, token: str) -> None:
+        """Say where the run is made and, if it was logged before, what has become of that."""
         tags = {
-            "id": record.token,
+            "id": token,
             "folder": str(self.folder.absolute()),
             "host": socket.gethostname(),
             "status": "running",
             "reason": "",
         }
-        if self.resumed_from and known:
-            tags["resumed"] = _added(run, "resumed", self._resumed_in_words())
+        known = run.data.params
+        since = f"from step {self.resumed_from}" if self.resumed_from else ""
+        if since and known:
+            resumed = since
+            if stands := history.steps_behind:
+                resumed = f"{since}; {stands} as logged before"
+                self._note(f"going on {resumed}")
+            tags["resumed"] = _on_top(resumed, run.data.tags.get("ptrain.resumed"))
+        settings = _settings_of(self.folder)
         if changed := [
             f"{key}: {known[key]} -> {value}"
             for key, value in settings.items()
             if key in known and known[key] != value
         ]:
-            since = f"from step {self.resumed_from}: " if self.resumed_from else ""
-            tags["changed"] = _added(run, "changed", since + "; ".join(changed))
-        self._tag(tags, run_id=run.info.run_id, others=self.settings.tags)
-        if run.info.status != "RUNNING" and self._is_ours:
-            self._client.update_run(run.info.run_id, status="RUNNING")
-
-    def _resumed_in_words(self) -> str:
-        since = f"from step {self.resumed_from}"
-        steps = sorted({step for _, step in self._told})
-        if not steps:
-            return since
-        text = f"{since}; steps {steps[0]} to {steps[-1]} stand as they were logged before"
-        if len(steps) == 1:
-            text = f"{since}; step {steps[0]} stands as it was logged before"
-        self._note(f"going on {text}")
-        return text
-
-    def _tag(
-        self, tags: Mapping[str, str], *, run_id: str = "", others: Mapping[str, str] | None = None
-    ) -> None:
-        from mlflow.entities import RunTag
-
-        every = {**{f"ptrain.{key}": value for key, value in tags.items()}, **(others or {})}
-        made: list[RunTag] = [RunTag(key, cut(value, TAG_LENGTH)) for key, value in every.items()]
-        self._client.log_batch(run_id or self.run_id, tags=made)
+            text = ": ".join(filter(None, (since, "; ".join(changed))))
+            tags["changed"] = _on_top(text, run.data.tags.get("ptrain.changed"))
+        _tag(client, run.info.run_id, tags, others=self.settings.tags)
 
     def _note(self, text: str) -> None:
-        if text not in self.notes:
+        if text not in self.notes:  # an attempt to open may be the second one
             self.notes.append(text)
 
-    # --------------------------------------------------------------------------------- files
+    # -------------------------------------------------------------------------- metrics and files
 
-    def _send_files(self, ending: Ending) -> None:
+    def _send(self, to: _Opened, until: int | None) -> None:
+        for lines in _batches(read_lines(self.folder, start=self._sent, until=until)):
+            metrics = to.history.new_metrics(lines)
+            for some in _pieces(metrics, _METRICS_AT_ONCE):
+                to.client.log_batch(to.id, metrics=some)
+            to.history.arrived(metrics)
+            self._sent = lines[-1].end
+
+    def _send_files(self, to: _Opened, ending: Ending) -> None:
         """The run's settings and record and, if asked, its best checkpoint, as in its folder."""
-        client: MlflowClient = self._client
-        client.log_artifact(self.run_id, str(self.folder / "run.toml"))
-        client.log_dict(self.run_id, dict(ending.about), "run.json")
+        to.client.log_artifact(to.id, str(self.folder / "run.toml"))
+        to.client.log_dict(to.id, dict(ending.about), "run.json")
         if not self.settings.best_checkpoint or ending.mlflow_status != "FINISHED":
             return
-        pointer = self.folder / "checkpoints" / "best.json"
-        best = read_json(pointer)
+        checkpoints, assets = self.folder / "checkpoints", self.folder / "assets"
+        best = read_json(checkpoints / "best.json")
         if best is None:
             self._note("there is no best checkpoint to send: nothing was evaluated")
             return
         name = best["checkpoint"]
-        client.log_artifacts(
-            self.run_id, str(pointer.parent / name), artifact_path=f"checkpoints/{name}"
-        )
-        client.log_artifact(self.run_id, str(pointer), artifact_path="checkpoints")
-        if (self.folder / "assets").is_dir():
-            client.log_artifacts(self.run_id, str(self.folder / "assets"), artifact_path="assets")
+        to.client.log_artifacts(to.id, str(checkpoints / name), f"checkpoints/{name}")
+        to.client.log_artifact(to.id, str(checkpoints / "best.json"), "checkpoints")
+        if assets.is_dir():
+            to.client.log_artifacts(to.id, str(assets), "assets")
+
+
+def _tag(
+    client: MlflowClient,
+    run_id: str,
+    tags: Mapping[str, str],
+    *,
+    others: Mapping[str, str] | None = None,
+) -> None:
+    """Set tags of this plugin's and others."""
+    from mlflow.entities import RunTag
+
+    every = {**{f"ptrain.{key}": value for key, value in tags.items()}, **(others or {})}
+    client.log_batch(
+        run_id, tags=[RunTag(key, cut(text, TAG_LENGTH)) for key, text in every.items()]
+    )
+
+
+def _on_top(text: str, before: str | None) -> str:
+    """A tag's text over what it was: the newest is never cut off."""
+    return "\n".join(filter(None, (text, before)))
+
+
+def _settings_of(folder: Path) -> dict[str, str]:
+    """The run's settings, flat, as MLflow's parameters."""
+    values = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
+    # Without TOML's quotes, which MLflow refuses: callback_settings."mlflow/logger".send
+    flat = {key.replace('"', ""): value for key, value in flatten(values).items()}
+    return {name_for(key): parameter(value) for key, value in flat.items()}
 
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
@@ -360,29 +278,3 @@ def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
 
 def _pieces(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     return (list(items[start : start + size]) for start in range(0, len(items), size))
-
-
-def _settings_of(folder: Path) -> dict[str, str]:
-    """The run's settings, flat, as MLflow's parameters."""
-    values = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
-    # Without TOML's quotes, which MLflow refuses: callback_settings."mlflow/logger".send
-    flat = {key.replace('"', ""): value for key, value in flatten(values).items()}
-    return {name_for(key): parameter(value) for key, value in flat.items()}
-
-
-def _added(run: MlflowRun, tag: str, text: str) -> str:
-    """A tag's text with one more line, the newest first so that it is never cut off."""
-    return "\n".join(filter(None, (text, run.data.tags.get(f"ptrain.{tag}"))))
-
-
-def _milliseconds(moment: str | None) -> int:
-    if not moment:
-        return int(1000 * time.time())
-    return 1000 * timegm(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ"))
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user without a name
-        return "unknown"

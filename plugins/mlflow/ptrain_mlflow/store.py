@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +30,12 @@ _LOCKED_S = 5.0
 # MLflow's own patience is 120 s and 7 retries a request. Here whoever asks comes again anyway, and
 # retries would draw their pauses from Python's random numbers, which are the training's.
 METRICS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-FILES = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "60", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+FILES = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 class Mistake(Exception):
@@ -115,8 +120,12 @@ def _make_database(path: Path) -> None:
         beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
             shutil.copyfile(new, beside)
-            with suppress(FileExistsError):  # of another process
+            try:
                 os.link(beside, path)
+            except FileExistsError:  # another process was first
+                pass
+            except OSError:  # a file system without hard links
+                beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)
 

@@ -11,6 +11,7 @@ import numpy
 import pytest
 import sqlalchemy
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 import plugin_trainer
 from plugin_trainer.cli.main import main
@@ -37,12 +38,22 @@ def test_every_logged_number_is_there_once_at_its_step(fit, store, tmp_path):
     assert [step for step, _ in store.history("train/loss")] == list(range(1, 13))
 
 
+def test_what_two_lines_of_a_step_both_have_is_there_once(fit, store, logged):
+    """The last step is logged with its evaluation, and once more with the test split."""
+    rows = TensorDataset(torch.ones(4, 4), torch.zeros(4, dtype=torch.int64))
+    fit(test=DataLoader(rows, batch_size=4))
+    assert len(logged("learning_rate")) == 13
+    assert len(logged("test/loss")) == 1
+    assert store.history("learning_rate") == sorted(set(logged("learning_rate")))
+    assert store.history("test/loss") == logged("test/loss")
+
+
 def test_a_point_has_the_time_at_which_it_was_logged(fit, store, tmp_path):
     fit()
     lines = list(map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines()))
     points = store.client.get_metric_history(store.run().info.run_id, "train/loss")
     assert {p.step: p.timestamp for p in points} == {
-        line["step"]: int(1000 * line["time"]) for line in lines if "train/loss" in line
+        line["step"]: round(1000 * line["time"]) for line in lines if "train/loss" in line
     }
 
 

@@ -47,13 +47,12 @@ def test_a_server_that_is_not_there_is_said_once_and_training_goes_on(
     said = capsys.readouterr().err.splitlines()
     assert said == [
         f"mlflow: cannot log to {uri}: Connection refused",
-        "mlflow: training goes on; metrics.jsonl has everything, and is sent when it answers",
+        "mlflow: training goes on; what it misses is sent later, from metrics.jsonl",
     ]
     assert result.reports["mlflow"].splitlines() == [
         f"in {uri}",
-        "not complete: 12 lines of metrics.jsonl were not sent, or the end",
-        "  Connection refused",
-        f"to send them: ptrain mlflow {tmp_path / 'run'}",
+        "not complete, 12 lines of metrics.jsonl could not be sent: Connection refused",
+        f"to send it: ptrain mlflow {tmp_path / 'run'}",
     ]
 
 
@@ -65,7 +64,9 @@ def test_what_a_server_missed_can_be_sent_elsewhere(fit, closed_port, store, log
     assert steps(store.history("train/loss")) == STEPS
     assert run.info.status == "FINISHED"
     assert run.data.params["length"] == "4 epochs"
-    assert capsys.readouterr().out == f"run: run {run.info.run_id} in {store.uri}\n"
+    assert capsys.readouterr().out == (
+        f"run\n  experiment ptrain, run run ({run.info.run_id})\n  in {store.uri}\n"
+    )
 
 
 def test_a_server_that_never_answers_holds_nobody_up_for_long(fit, silent_port, monkeypatch):

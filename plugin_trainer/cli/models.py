@@ -77,7 +77,7 @@ def versions(name: str, store: str | None, json_: bool) -> None:
             _value(version),
             f"{_run(version)}, step {version.step}"
             + (f", {version.weights}" if version.weights != "raw" else ""),
-            version.created,
+            _minute(version),
         )
         for version in found
     ]
@@ -89,7 +89,7 @@ def versions(name: str, store: str | None, json_: bool) -> None:
 @store_option
 @json_option
 def show(model: str, store: str | None, json_: bool) -> None:
-    """Show what is known of one version: MODEL is NAME, NAME:VERSION or NAME@ALIAS."""
+    """Show what is known of the version MODEL."""
     from plugin_trainer.cli.run import metrics_table
 
     version = _open(store).get(model)
@@ -150,7 +150,10 @@ def register(
 @click.option("--remove", is_flag=True, help="Take the alias away instead.")
 @store_option
 def alias(model: str, name: str, remove: bool, store: str | None) -> None:
-    """Let ALIAS mean the version MODEL, such as: ptrain models alias sst2:3 production."""
+    """Let ALIAS mean the version MODEL.
+
+    Such as: ptrain models alias sst2:3 production.
+    """
     from plugin_trainer.model_store.names import parse_reference
 
     opened = _open(store)
@@ -169,7 +172,10 @@ def alias(model: str, name: str, remove: bool, store: str | None) -> None:
 @click.option("--remove", multiple=True, metavar="KEY", help="Take a tag away.")
 @store_option
 def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str | None) -> None:
-    """Say something of the version MODEL, such as: ptrain models tag sst2:3 owner=ann."""
+    """Set tags of the version MODEL.
+
+    Such as: ptrain models tag sst2:3 owner=ann.
+    """
     version = _open(store).set_tags(model, _tags(tags), remove=remove)
     click.echo(f"{version}: {_listed(version.tags) or 'no tags'}")
 
@@ -179,7 +185,10 @@ def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str |
 @click.argument("folder", type=click.Path(path_type=Path))
 @store_option
 def export(model: str, folder: Path, store: str | None) -> None:
-    """Copy the version MODEL into FOLDER, which `ptrain predict` and `evaluate` take as a run."""
+    """Copy the version MODEL into FOLDER.
+
+    FOLDER is a run folder then: `ptrain predict` and `ptrain evaluate` take it.
+    """
     version = _open(store).export(model, folder)
     click.echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
     click.echo(f"  use it: ptrain predict {folder} INPUT.txt")
@@ -230,7 +239,10 @@ def verify(model: str, store: str | None, json_: bool) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @store_option
 def remove(model: str, all_: bool, yes: bool, store: str | None) -> None:
-    """Remove the version MODEL, and the files that no other version has."""
+    """Remove the version MODEL.
+
+    The files that no other version has are deleted. Its number is not given again.
+    """
     from plugin_trainer.model_store.errors import StoreError
     from plugin_trainer.model_store.names import parse_reference
 
@@ -275,7 +287,7 @@ def _print_list(store: Store, *, json_: bool) -> None:
             str(group[-1]),
             _value(group[-1]),
             ", ".join(f"@{alias} {number}" for alias, number in _aliases(group).items()),
-            group[-1].created,
+            _minute(group[-1]),
         )
         for group in groups
     ]
@@ -326,6 +338,10 @@ def _run(version: Version) -> str:
     """The run's folder, as it is typed from here."""
     folder = Path(version.run)
     return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
+
+
+def _minute(version: Version) -> str:
+    return version.created[:16].replace("T", " ")
 
 
 def _value(version: Version) -> str:

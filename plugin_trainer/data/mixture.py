@@ -52,6 +52,7 @@ def check_task(task: Any) -> None:
 class Mixture:
     """The training data of several tasks, mixed.
 
+    tasks              their names, in the order of a round
     quotas             the batches that each task gives to a mixed epoch; None where a task's data
                        has no length, so that only the end of its data tells
     batches_per_epoch  batches of a mixed epoch, None if that is not known before its end
@@ -82,6 +83,7 @@ class Mixture:
         for task, data in loaders.items():
             check_task(task)
             self._sources[task] = source_of(data, seed=seed, batch_size=batch_size, task=task)
+        self.tasks = tuple(self._sources)
         self._drawn = {task: _Drawn(source, task) for task, source in self._sources.items()}
         self._last_order: tuple[int, Tensor] | None = None
         self._plan = plan = self._planned()
@@ -160,11 +162,10 @@ class Mixture:
     def _as_planned(self, epoch: int, start: int) -> Iterator[Any]:
         for task, cursor in self.cursors(epoch=epoch, batch=start).items():
             self._drawn[task].go_to(cursor)
-        tasks = list(self._sources)
         # In pieces, for a list takes four times the memory of the order.
         for piece in self._order(epoch)[start : self.batches_per_epoch].split(_AT_ONCE):
             for position in piece.tolist():
-                task = tasks[position]
+                task = self.tasks[position]
                 yield self._labelled(self._drawn[task].next(), task)
 
     def _until_used_up(self, epoch: int) -> Iterator[Any]:

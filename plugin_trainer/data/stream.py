@@ -57,6 +57,7 @@ class TrainStream:
     batches_per_epoch  batches in an epoch, None if that is not known before its end
     steps_per_epoch    optimizer steps in an epoch, or None
     inexact_because    why resuming in this data is not exact; empty if it is
+    tasks              of a mixture: their names
     quotas             of a mixture: the batches that each task gives to an epoch, None where that
                        is not known before its end
     warnings           what in a mixture is likely not meant
@@ -80,6 +81,7 @@ class TrainStream:
         )
         self.inexact_because = source.inexact_because
         self.is_mixture = isinstance(source, Mixture)
+        self.tasks = source.tasks if isinstance(source, Mixture) else ()
         self.quotas = source.quotas if isinstance(source, Mixture) else None
         self.warnings = source.warnings if isinstance(source, Mixture) else []
         # A cursor is all there is to know of any other source; no epoch outlives its windows then.

@@ -47,6 +47,7 @@ from plugin_trainer.training.resume import Resumption, find_resumption, open_fol
 from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.schedules import Schedule
+from plugin_trainer.training.scores import check_metrics
 from plugin_trainer.training.snapshots import restore
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
@@ -206,6 +207,9 @@ def _run(
             hint="do not call model.half(): autocast computes in float16 by itself",
         )
     loaders = evaluation_loaders(data)
+    by_task = [its for its in loaders.values() if isinstance(its, Mapping)]
+    if by_task:
+        check_metrics(data, tasks={*stream.tasks, *(task for its in by_task for task in its)})
     guard = build_guard(optimizer, device, scaler)
     ema = _ema(settings, model)
     return Run(

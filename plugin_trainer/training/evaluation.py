@@ -94,6 +94,7 @@ def rehearse(run: Scored) -> None:
 
     Before the first step, so that an evaluation that cannot work fails now and not in hours.
     """
+    scored = "val" if "val" in run.loaders else "test"
     for split, loader in run.loaders.items():
         scores = _scores(run, split)
         batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
@@ -101,7 +102,7 @@ def rehearse(run: Scored) -> None:
             for batch in batches:
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
                 scores.add(moved, run.hooks.forward(run=run, batch=moved))
-        if split == "val":
+        if split == scored:
             scores.check_overall()
 
 

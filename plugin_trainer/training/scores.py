@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from plugin_trainer.data.mixture import TASK
 from plugin_trainer.data.module import Fed
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.settings.validation import unknown
 from plugin_trainer.training.meter import Meter
 
 _ALL = ""
@@ -43,10 +45,12 @@ class Scores:
         self._by_task = bool(tasks)
         self._overall = tuple(overall)
         self._meters = {task: Meter() for task in tasks or [_ALL]}
-        offered: Mapping[str, Any] = data.metrics() if hasattr(data, "metrics") else {}
+        offered = _offered(data)
         offered = _only_tasks(offered, tasks) if self._by_task else {_ALL: offered}
+        fed: dict[int, Fed] = {}
         self._metrics = {
-            task: dict(_flat(metrics, device, label=label)) for task, metrics in offered.items()
+            task: dict(_flat(metrics, device, label=label, task=task, seen=fed))
+            for task, metrics in offered.items()
         }
 
     def add(self, batch: Any, outcome: StepOutcome) -> None:
@@ -63,11 +67,14 @@ class Scores:
             for task, meter in self._meters.items()
             for name in (*meter.names, *self._metrics.get(task, {}))
         ]
-        unknown = [name for name in self._overall if name not in known]
-        if unknown:
+        missing = [name for name in self._overall if name not in known]
+        if missing:
             raise PtrainError(
-                f"overall: there is no metric {', '.join(map(repr, unknown))}",
-                hint=f"there are: {', '.join(known)}",
+                f"overall: there is no metric {', '.join(map(repr, missing))}",
+                hint=[
+                    *(f"'{name}': {unknown(name, known, what='metric')}" for name in missing),
+                    f"there are: {', '.join(known)}",
+                ],
             )
 
     def values(self) -> dict[str, float]:
@@ -86,6 +93,20 @@ class Scores:
         return values
 
 
+def check_metrics(data: Any, *, tasks: Collection[str]) -> None:
+    """Raise PtrainError for metrics of a task that no data is of, of which none would ever be seen.
+
+    tasks  those of all splits, training too
+    """
+    for task, metrics in _offered(data).items():
+        if isinstance(metrics, Mapping) and task not in tasks:
+            raise PtrainError(f"metrics() gave '{task}': {unknown(task, tasks, what='task')}")
+
+
+def _offered(data: Any) -> Mapping[str, Any]:
+    return data.metrics() if hasattr(data, "metrics") else {}
+
+
 def _joined(task: str, name: str) -> str:
     return f"{task}/{name}" if task else name
 
@@ -102,15 +123,35 @@ def _only_tasks(offered: Mapping[str, Any], tasks: Sequence[str]) -> Mapping[str
     return {task: by_task[task] for task in tasks if task in by_task}
 
 
-def _flat(offered: Mapping[str, Any], device: torch.device, *, label: str) -> Iterator[Any]:
-    """Each metric under its flat name, fresh, on the device."""
+def _flat(
+    offered: Mapping[str, Any],
+    device: torch.device,
+    *,
+    label: str,
+    task: str,
+    seen: dict[int, Fed],
+) -> Iterator[Any]:
+    """Each metric under its flat name, fresh, on the device.
+
+    seen  the metrics before, by identity: one that stands under two names would add up both
+    """
     for name, value in offered.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
         for inner_name, metric in inner:
+            full_name = f"{name}/{inner_name}" if inner_name else name
+            if isinstance(metric, Mapping):
+                raise PtrainError(
+                    f"metrics() nests '{_joined(task, full_name)}' too deep for its data",
+                    hint="data of one task has {name: metric} or {head: {name: metric}}; data of "
+                    "several, given as {task: loader}, the same for each task",
+                )
             fed = _fed(metric, head=name if inner_name else "", label=label)
+            if id(fed.metric) in seen:
+                fed = Fed(deepcopy(fed.metric), feed=fed.feed)
+            seen[id(fed.metric)] = fed
             fed.metric.to(device)
             fed.metric.reset()
-            yield f"{name}/{inner_name}" if inner_name else name, fed
+            yield full_name, fed
 
 
 def _fed(metric: Any, *, head: str, label: str) -> Fed:
@@ -123,19 +164,38 @@ def _logits_and_labels(
     outputs: Mapping[str, Any], batch: Any, *, head: str, label: str
 ) -> tuple[Any, Any]:
     """The usual feed of a metric: the logits and the labels, of one head if there are several."""
-    found = find_labels(batch, key=label)
+    own = f"labels_{head}"
+    has_own = bool(head) and isinstance(batch, Mapping) and own in batch
+    found = (own, batch[own]) if has_own else find_labels(batch, key=label)
     if found is None or "logits" not in outputs:
         missing = "labels in the batch" if found is None else "logits among the outputs"
         raise PtrainError(
             f"it cannot be fed: there are no {missing}",
             hint="give it as Fed(metric, feed=lambda outputs, batch: (predictions, targets))",
         )
-    logits, labels = outputs["logits"], found[1]
-    if head and isinstance(logits, Mapping):
-        logits = logits[head]
-    if head and isinstance(labels, Mapping):
-        labels = labels[head]
-    return logits, labels
+    return (
+        _of_head(outputs["logits"], head, what="logits"),
+        _of_head(found[1], head, what="labels"),
+    )
+
+
+def _of_head(values: Any, head: str, *, what: str) -> Any:
+    """What a metric of a head, or of no named one, takes of logits or labels that may be by head.
+
+    Raises PtrainError if it cannot be told.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    if head in values:
+        return values[head]
+    if not head and len(values) == 1:
+        return next(iter(values.values()))
+    heads = ", ".join(f"'{name}'" for name in values)
+    raise PtrainError(
+        f"it cannot be fed: there are {what} of {heads}, and "
+        + (f"none of the head '{head}'" if head else "it is of no head"),
+        hint="metrics() gives metrics of heads by head: {head: {name: metric}}",
+    )
 
 
 def _arguments(name: str, fed: Fed, outcome: StepOutcome, batch: Any) -> tuple[Any, ...]:

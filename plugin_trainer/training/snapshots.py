@@ -123,8 +123,7 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     if state["stopped"] and not changed:
         run.request_stop(state["stopped"])
     _move_cursor(run, batches_per_epoch=state["batches_per_epoch"])
-    if run.stream.is_mixture:
-        _check_cursors(run, state["cursors"])
+    _check_cursors(run, state.get("cursors", {}))
     for pointer, best in run.best.items():
         if pointer in state["best"]:
             best.load_state_dict(state["best"][pointer])

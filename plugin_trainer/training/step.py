@@ -69,8 +69,7 @@ def _backward(
         if run.tasks is not None:
             run.tasks.add(moved, outcome)
         if several:
-            # One task's loss is a mean over tokens, another's over rows: rows are what all have.
-            outcome = replace(outcome, count=count_rows(moved))
+            outcome = replace(outcome, count=_rows(moved, outcome.count))
         outcomes.append(outcome)
         if run.scaler is not None and len(outcomes) == 1:
             count = outcome.count
@@ -82,6 +81,18 @@ def _backward(
         return outcomes[0], None
     whole = _as_one(outcomes)
     return whole, whole.count if run.scaler is None else whole.count / unit
+
+
+def _rows(batch: Any, count: int | Tensor) -> int | Tensor:
+    """By how many items a batch counts in a step of several tasks: its rows.
+
+    One task's loss is a mean over tokens, another's over rows: rows are what all have. A batch
+    without an item still counts nothing, for the mean over none is NaN.
+    """
+    rows = count_rows(batch)
+    if isinstance(count, Tensor):
+        return torch.where(count == 0, 0, rows)
+    return rows if count else 0
 
 
 def _differentiate(run: Run, outcome: StepOutcome, *, alone: bool, unit: int | Tensor) -> None:

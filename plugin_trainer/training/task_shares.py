@@ -21,7 +21,8 @@ class TaskShares:
     """The means and sums of each task, from the batches that are labelled with one."""
 
     def __init__(self) -> None:
-        self._losses: dict[str, Meter] = {}
+        # One meter for all, for each has one transfer from the device; a task has no "/" in it.
+        self._means = Meter()
         self._samples: dict[str, int] = {}
         self._norms = Meter()
         self._steps: dict[str, int] = {}
@@ -29,8 +30,11 @@ class TaskShares:
     def add(self, batch: Any, outcome: StepOutcome) -> None:
         """Take in one batch's outcome."""
         task = batch[TASK]
-        self._losses.setdefault(task, Meter()).add(outcome)
         self._samples[task] = self._samples.get(task, 0) + count_rows(batch)
+        self._means.keep(f"{task}/loss", outcome.loss, outcome.count)
+        for table in (outcome.parts, outcome.metrics):
+            for name, value in table.items():
+                self._means.keep(f"{task}/{name}", value, outcome.count)
 
     def add_step(self, micro_batches: Sequence[Any], grad_norm: Tensor) -> None:
         """Take in the gradient norm of a step, before clipping, if all of it is of one task."""
@@ -43,7 +47,7 @@ class TaskShares:
     @property
     def is_empty(self) -> bool:
         """Whether nothing was taken in since the last reset."""
-        return not self._losses
+        return not self._samples
 
     def means(self) -> dict[str, float]:
         """`loss`, the mean of the tasks' losses, and by task `<task>/loss`, its parts,
@@ -52,14 +56,17 @@ class TaskShares:
         The share is that of the sum of gradient norms over steps of one task alone; it is left out
         where no step was.
         """
-        by_task = {task: meter.means() for task, meter in self._losses.items()}
-        entries = {"loss": sum(means["loss"] for means in by_task.values()) / len(by_task)}
-        norms = self._norms.means()
-        sums = {task: mean * self._steps[task] for task, mean in norms.items()}
+        means = self._means.means()
+        losses = [means[f"{task}/loss"] for task in self._samples]
+        sums = {task: mean * self._steps[task] for task, mean in self._norms.means().items()}
         total = sum(sums.values())
-        for task, means in by_task.items():
-            entries.update({f"{task}/{name}": value for name, value in means.items()})
-            entries[f"{task}/samples"] = self._samples[task]
+        entries = {"loss": sum(losses) / len(losses)}
+        by_task: dict[str, dict[str, float]] = {task: {} for task in self._samples}
+        for name, mean in means.items():
+            by_task[name.partition("/")[0]][name] = mean
+        for task, samples in self._samples.items():
+            entries.update(by_task[task])
+            entries[f"{task}/samples"] = samples
             if total > 0:
                 entries[f"{task}/grad_norm_share"] = sums.get(task, 0.0) / total
         return entries
@@ -71,7 +78,7 @@ class TaskShares:
     def state_dict(self) -> dict[str, Any]:
         """What was taken in so far."""
         return {
-            "losses": {task: meter.state_dict() for task, meter in self._losses.items()},
+            "means": self._means.state_dict(),
             "samples": dict(self._samples),
             "norms": self._norms.state_dict(),
             "steps": dict(self._steps),
@@ -79,10 +86,7 @@ class TaskShares:
 
     def load_state_dict(self, state: Mapping[str, Any], *, device: torch.device) -> None:
         """Take it back, on the device it is added to."""
-        self.reset()
-        for task, losses in state["losses"].items():
-            self._losses[task] = Meter()
-            self._losses[task].load_state_dict(losses, device=device)
+        self._means.load_state_dict(state["means"], device=device)
         self._samples = dict(state["samples"])
         self._norms.load_state_dict(state["norms"], device=device)
         self._steps = dict(state["steps"])

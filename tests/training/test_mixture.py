@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from plugin_trainer.data import Fed
-from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.errors import DataError, PtrainError, ResumeError
+from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.training.task_shares import TaskShares
 
 
 class Rows(Dataset):
@@ -74,8 +77,8 @@ METRICS = {
 def mixed(fit):
     """`fit` on the two tasks: 3 and 2 batches an epoch."""
 
-    def run(train=None, validation=None, **settings):
-        model = ByTask()
+    def run(train=None, validation=None, *, model=None, **settings):
+        model = ByTask() if model is None else model
         train = loaders() if train is None else train
         return fit(model, train, validation, **{"loss": None, "length": "1 epoch", **settings})
 
@@ -139,6 +142,88 @@ def test_in_a_step_of_several_tasks_a_batch_counts_by_its_rows(mixed, metrics_of
     assert "train/rows/grad_norm_share" not in line  # no step was of one task alone
 
 
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["int", "tensor"])
+def test_in_a_step_of_several_tasks_a_batch_without_a_label_counts_nothing(
+    mixed, metrics_of, as_tensor
+):
+    class Counts(ByTask):
+        def forward(self, task, features, labels):
+            out = super().forward(task, features, labels)
+            count = (labels != -100).sum()
+            return {**out, "count": count if as_tensor else int(count)}
+
+    data = loaders()
+    data["tokens"].dataset.labels[:] = -100
+    result = mixed(
+        data, model=Counts(), accumulate=2, length="1 steps", log="1 steps",
+        optimizer={"name": "SGD", "learning_rate": 1.0, "weight_decay": 0.0},
+    )  # fmt: skip
+    model = ByTask()
+    batch = next(iter(data["rows"]))
+    model("rows", batch["features"], batch["labels"])["loss"].backward()
+    expected = model.shared.weight - model.shared.weight.grad
+    torch.testing.assert_close(result.model.shared.weight, expected)
+
+
+class Reads(TorchDispatchMode):
+    """Counts what makes the host wait: a tensor's value becoming a Python number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_L06_nothing_is_read_between_log_lines(mixed, accumulate):
+    class Count:
+        def __init__(self) -> None:
+            self.mode = Reads()
+
+        def ptrain_step_end(self, run):
+            if run.progress.step == 5:
+                self.mode.__enter__()
+            if run.progress.step == 90:
+                self.mode.__exit__(None, None, None)
+
+    class OnDevice(ByTask):
+        def forward(self, task, features, labels):
+            out = super().forward(task, features, labels)
+            return {**out, "count": (labels != -100).sum()}
+
+    counting = Count()
+    mixed(
+        loaders(400, 400), model=OnDevice(), accumulate=accumulate, callbacks=[counting],
+        length="100 steps", log="100 steps", evaluate="never", save="never",
+        optimizer={"name": "adamw", "max_grad_norm": 1.0},
+    )  # fmt: skip
+    assert counting.mode.count == 0
+
+
+def test_a_log_line_of_many_tasks_reads_as_often_as_one_of_two(monkeypatch):
+    read = []
+    tolist = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: read.append(1) or tolist(self))
+
+    def reads(tasks: int) -> int:
+        shares = TaskShares()
+        for number in range(tasks):
+            batch = {"x": torch.zeros(2), "task": f"t{number}"}
+            shares.add(batch, StepOutcome(torch.tensor(float(number)), count=2))
+            shares.add_step([batch], torch.tensor(1.0))
+        read.clear()
+        means = shares.means()
+        assert means["loss"] == (tasks - 1) / 2
+        assert means[f"t{tasks - 1}/loss"] == tasks - 1 and means["t0/samples"] == 2
+        assert means["t1/grad_norm_share"] == pytest.approx(1 / tasks)
+        return len(read)
+
+    assert reads(50) == reads(2) <= 2
+
+
 def test_each_task_is_scored_by_its_own_metrics_and_the_loss_is_their_mean(mixed):
     result = mixed(
         validation=loaders(8, 4, seed=5),
@@ -185,6 +270,80 @@ def test_heads_of_a_task_are_named_under_it(fit):
     assert a + b == 1
 
 
+def test_labels_of_a_head_go_before_labels_of_none(fit):
+    class Both(ByTask):
+        def forward(self, task, features, labels, labels_a):
+            out = super().forward(task, features, labels)
+            return {**out, "logits": {"a": out["logits"]}}
+
+    batch = {"features": torch.randn(4, 4), "labels": torch.zeros(4).long()}
+    model = Both()
+    logits = model("rows", labels_a=None, **batch)["logits"]["a"]
+    batch["labels_a"] = logits.argmax(-1)
+    result = fit(
+        model, {"rows": [batch]}, {"rows": [batch]}, loss=None, length="1 epoch",
+        optimizer={"learning_rate": 1e-9},
+        metrics={"rows": {"a": {"accuracy": accuracy()}, "accuracy": accuracy()}},
+    )  # fmt: skip
+    assert result.metrics["val/rows/a/accuracy"] == 1
+    wanted = (logits.argmax(-1) == 0).float().mean()
+    assert result.metrics["val/rows/accuracy"] == pytest.approx(float(wanted))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"rows": {"accuracy": accuracy()}}, "there are logits of 'a', 'b', and it is of no head"),
+        (
+            {"rows": {"c": {"accuracy": accuracy()}}},
+            "there are logits of 'a', 'b', and none of the head 'c'",
+        ),
+    ],
+)
+def test_a_metric_that_cannot_tell_its_head_is_named(fit, metrics, message):
+    class TwoHeads(ByTask):
+        def forward(self, task, features, labels):
+            out = super().forward(task, features, labels)
+            return {**out, "logits": {"a": out["logits"], "b": out["logits"]}}
+
+    batch = {"features": torch.randn(4, 4), "labels": torch.ones(4).long()}
+    with pytest.raises(PtrainError, match=message) as caught:
+        fit(TwoHeads(), {"rows": [batch]}, {"rows": [batch]}, loss=None, metrics=metrics)
+    assert caught.value.message.startswith("metric 'rows/")
+
+
+def test_one_metric_under_two_names_is_counted_apart(mixed):
+    one = accuracy()
+    shared = mixed(
+        validation=loaders(8, 4, seed=5),
+        metrics={"rows": {"accuracy": one}, "tokens": {"accuracy": Fed(one, feed=by_token)}},
+    )
+    apart = mixed(validation=loaders(8, 4, seed=5), metrics=METRICS, out="apart")
+    assert shared.metrics == pytest.approx(apart.metrics)
+    assert len({shared.metrics[f"val/{task}/accuracy"] for task in ("rows", "tokens")}) == 2
+
+
+def test_metrics_of_a_task_that_no_data_is_of_are_refused(mixed):
+    metrics = {"row": {"accuracy": accuracy()}}
+    with pytest.raises(PtrainError, match=r"metrics\(\) gave 'row': .* did you mean 'rows'"):
+        mixed(validation=loaders(seed=5), metrics=metrics)
+    only = {"tokens": loaders(seed=5)["tokens"]}
+    result = mixed(validation=only, metrics=METRICS, out="trained-only")
+    assert "val/tokens/accuracy" in result.metrics
+
+
+def test_metrics_by_task_and_head_for_data_of_no_task_are_named(mixed):
+    class NoTask(ByTask):
+        def forward(self, features, labels, task="rows"):
+            return super().forward(task, features, labels)
+
+    with pytest.raises(PtrainError, match=r"nests 'rows/a' too deep"):
+        mixed(
+            validation=loaders()["rows"], model=NoTask(),
+            metrics={"rows": {"a": {"accuracy": accuracy()}}},
+        )  # fmt: skip
+
+
 def test_overall_is_the_mean_of_the_metrics_that_were_chosen_and_can_be_the_best(mixed):
     result = mixed(
         validation=loaders(8, 4, seed=5),
@@ -203,6 +362,16 @@ def test_overall_over_an_unknown_metric_is_refused_before_the_first_step(mixed):
     with pytest.raises(PtrainError, match="overall: there is no metric 'rows/f1'") as caught:
         mixed(validation=loaders(seed=5), overall=["rows/f1"])
     assert "rows/loss" in "\n".join(caught.value.hint)
+    with pytest.raises(PtrainError, match="no metric 'rows/lss'") as caught:
+        mixed(validation=loaders(seed=5), overall=["rows/loss", "rows/lss"], out="near")
+    assert caught.value.hint[0] == "'rows/lss': no such metric; did you mean 'rows/loss'?"
+
+
+def test_overall_of_a_run_with_a_test_split_alone_is_looked_at_too(mixed):
+    with pytest.raises(PtrainError, match="overall: there is no metric 'rows/f1'"):
+        mixed(test=loaders(seed=5), overall=["rows/f1"])
+    result = mixed(test=loaders(seed=5), overall=["rows/loss"], out="right")
+    assert result.metrics["test/overall"] == result.metrics["test/rows/loss"]
 
 
 def test_metrics_that_belong_to_no_task_are_refused(mixed):
@@ -214,6 +383,7 @@ def test_metrics_that_belong_to_no_task_are_refused(mixed):
     ("validation", "message"),
     [
         ({}, r"validation\(\) gave no task"),
+        ({"a/b": loaders()["rows"]}, r"a task cannot be called 'a/b'"),
         ({"rows": []}, r"the validation \('rows'\) data is empty"),
         ({"rows": iter([])}, r"the validation \('rows'\) data can be iterated only once"),
     ],
@@ -221,6 +391,26 @@ def test_metrics_that_belong_to_no_task_are_refused(mixed):
 def test_validation_data_that_cannot_work_is_named_by_its_task(mixed, validation, message):
     with pytest.raises(DataError, match=message):
         mixed(validation=validation)
+
+
+def test_a_mixture_is_not_resumed_as_one_loader_nor_one_loader_as_a_mixture(fit):
+    class NoTask(ByTask):
+        def forward(self, features, labels, task="rows"):
+            return super().forward(task, features, labels)
+
+    class Kill:
+        def ptrain_checkpoint_committed(self, run):
+            if run.progress.step == 2:
+                raise KeyboardInterrupt
+
+    alone = loaders(12)["rows"]
+    common = {"loss": None, "length": "1 epoch", "save": "1 steps"}
+    for first, then in (({"rows": alone}, alone), (alone, {"rows": alone})):
+        out = "mixture-first" if first is not alone else "loader-first"
+        with pytest.raises(KeyboardInterrupt):
+            fit(NoTask(), first, out=out, callbacks=[Kill()], **common)
+        with pytest.raises(ResumeError, match="task 'rows' stood at its batch"):
+            fit(NoTask(), then, out=out, resume="auto", **common)
 
 
 def test_what_will_starve_or_be_alone_is_said_at_the_start(mixed):

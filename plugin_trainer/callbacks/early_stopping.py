@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
 
 
+def _is_of_test(name: str) -> bool:
+    return name.partition("/")[0] in ("test", "test_ema")
+
+
 class EarlyStopping:
     """Counts evaluations in a row that did not improve by more than min_delta; stops at `patience`.
 
@@ -34,7 +38,7 @@ class EarlyStopping:
     def ptrain_evaluation_end(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Count this evaluation, and stop the run if it was one too many."""
         settings = self.settings
-        if all(name.startswith("test") for name in metrics):
+        if settings.watch not in metrics and any(_is_of_test(name) for name in metrics):
             return  # the test split is scored when the run has ended
         value = float(watched(metrics, settings.watch, setting="early_stopping.watch"))
         for name, beyond in (("lower_bound", "below"), ("upper_bound", "above")):

@@ -16,8 +16,10 @@ def number(name: str, value: Any, *, given_to: str) -> float:
     if type(value) in (int, float):
         return value
     try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError  # "3" is as little a number here as "three"
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise PtrainError(
             f"{given_to}: '{name}' is not a number but {type(value).__name__}"
         ) from None

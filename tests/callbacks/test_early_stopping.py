@@ -7,6 +7,8 @@ import json
 import pytest
 import torch
 
+from plugin_trainer.callbacks.early_stopping import EarlyStopping
+from plugin_trainer.callbacks.settings import EarlyStoppingSettings
 from plugin_trainer.errors import PtrainError, SettingsError
 
 QUIET = ("-progress_bar", "-tensorboard")
@@ -45,9 +47,6 @@ class Before:
     """Early stopping behind a script of scores."""
 
     def __init__(self, script, settings):
-        from plugin_trainer.callbacks.early_stopping import EarlyStopping
-        from plugin_trainer.callbacks.settings import EarlyStoppingSettings
-
         self.script = script
         self.stopping = EarlyStopping(EarlyStoppingSettings(watch="val/score", **settings))
 
@@ -120,6 +119,17 @@ def test_an_unknown_metric_lists_the_known_ones(fit):
         )
     assert caught.value.message.startswith("early_stopping.watch: ")
     assert caught.value.hint[0] == "it gave: val/loss"
+
+
+def test_the_test_split_is_no_evaluation_though_a_callback_adds_to_it(fit):
+    class Adds:
+        def ptrain_evaluation_end(self, metrics):
+            metrics["seconds_of_evaluation"] = 1.0
+
+    stopping = EarlyStopping(EarlyStoppingSettings())  # as an object, called after the other one
+    test = [(torch.zeros(2, 4), torch.zeros(2).long())]
+    result = fit(test=test, callbacks=[*QUIET, Adds(), stopping])
+    assert "test/loss" in result.metrics and result.status == "finished"
 
 
 def test_the_average_can_be_watched(fit):

@@ -45,7 +45,12 @@ def test_a_number_of_numpy_can_be_the_best_and_is_kept_over_a_resume(fit, toy):
     assert result.best["raw"].value == 1.5
 
 
+NO_NUMBERS = ["good", "3", torch.ones(2), torch.tensor(1j), [1.0], None]
+
+
 @pytest.mark.parametrize("hook", ["evaluation_end", "log"])
-def test_what_is_no_number_is_named_with_where_it_was_given(fit, toy, hook):
-    with pytest.raises(PtrainError, match=f"ptrain_{hook}: 'val/score' is not a number but str"):
-        fit(validation=toy.loader(4), callbacks=[Gives("good", hook)])
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=str)
+def test_what_is_no_number_is_named_with_where_it_was_given(fit, toy, hook, value):
+    kind = type(value).__name__
+    with pytest.raises(PtrainError, match=f"ptrain_{hook}: 'val/score' is not a number but {kind}"):
+        fit(validation=toy.loader(4), callbacks=[Gives(value, hook)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -51,29 +51,19 @@ class MultitaskData:
     is found before the first step, and what is wrong with each task is said together.
     """
 
-    def __init__(self, settings: MultitaskSettings) -> None:
+    def __init__(self, settings: MultitaskSettings, *, assets: Path | None = None) -> None:
         self.settings = settings
         check_names(settings)
-        self._encoded: dict[tuple[str, str], TokenizedTexts] = {}
         self.tasks: dict[str, Task] = {}
         self._parts: dict[str, Parts] = {}
         self._rows: dict[tuple[str, str], tuple[list[Any], str]] = {}
-        problems: list[DataError] = []
-        for name in settings.tasks:
-            try:
-                self._add(name)
-                self._learn(name)
-            except DataError as error:
-                problems.append(error)
-        raise_all(problems)
-        self.tokenizer = self._tokenizer()
-        for name in self.tasks:
-            try:
-                for split in SPLITS:
-                    self._split(name, split)
-            except DataError as error:
-                problems.append(error)
-        raise_all(problems)
+        self._encoded: dict[tuple[str, str], TokenizedTexts] = {}
+        if assets is not None:
+            self._restore(assets)
+            return
+        with_each(settings.tasks, self._learn)
+        self.tokenizer = self._made_tokenizer()
+        with_each(settings.tasks, lambda name: [self._split(name, split) for split in SPLITS])
         self._rows.clear()
 
     @classmethod
@@ -82,15 +72,7 @@ class MultitaskData:
 
         A file is read if it is asked for, to evaluate on.
         """
-        data = cls.__new__(cls)
-        data.settings = settings
-        data._encoded, data.tasks, data._parts, data._rows = {}, {}, {}, {}
-        data.tokenizer = saved_tokenizer(folder / "tokenizer")
-        saved = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8"))
-        for name, task in saved["tasks"].items():
-            heads = [Head(**{**head, "task": name, **tupled(head)}) for head in task["heads"]]
-            data._add(name, heads=heads, pairs=task["pairs"])
-        return data
+        return cls(settings, assets=folder)
 
     def save_assets(self, folder: Path) -> None:
         """Write the tokenizer, and the tasks with their heads and label names."""
@@ -178,13 +160,20 @@ class MultitaskData:
 
     # ------------------------------------------------------------------------------- inside
 
-    def _add(self, name: str, *, heads: Sequence[Head] = (), pairs: bool = False) -> None:
-        """Make a task of the settings. Raises DataError if it is not there."""
-        if name not in self.settings.tasks:
-            raise DataError(
-                f"the run has a task '{name}', and data_settings.tasks has none of that name",
-                hint=f"tasks there: {', '.join(self.settings.tasks)}",
-            )
+    def _restore(self, folder: Path) -> None:
+        """The tokenizer and the tasks that `save_assets` wrote."""
+        self.tokenizer = saved_tokenizer(folder / "tokenizer")
+        saved = json.loads((folder / TASKS_FILE).read_text(encoding="utf-8"))
+        for name, task in saved["tasks"].items():
+            if name not in self.settings.tasks:
+                raise DataError(
+                    f"the run has a task '{name}', and data_settings.tasks has none of that name",
+                    hint=f"tasks there: {', '.join(self.settings.tasks)}",
+                )
+            heads = [Head(**{**head, **tupled(head)}) for head in task["heads"]]
+            self._add(name, heads=heads, pairs=task["pairs"])
+
+    def _add(self, name: str, *, heads: Sequence[Head] = (), pairs: bool = False) -> Task:
         settings = self.settings.tasks[name]
         self.tasks[name] = KINDS[settings.kind](
             name,
@@ -193,21 +182,27 @@ class MultitaskData:
             heads=heads,
             pairs=pairs,
         )
+        return self.tasks[name]
+
+    def _learn(self, name: str) -> None:
+        """Read all of a task, and give it the labels of its training rows. Raises DataError."""
+        task = self._add(name)
+        for split in SPLITS:
+            self._read(name, split)
+        parts = self._sources(name)
+        part = parts.of("train")
+        assert part is not None
+        rows, _ = self._read(name, "train")
+        if parts.held_out:
+            # A rare label may be in the rows held out alone: the file is one, so it is known.
+            rows = [*rows, *self._read(name, "validation")[0]]
+        task.learn(rows, part)
 
     def _sources(self, name: str) -> Parts:
         if name not in self._parts:
             settings = self.settings.tasks[name]
             self._parts[name] = Parts(name, settings, seed=self.settings.seed)
         return self._parts[name]
-
-    def _learn(self, name: str) -> None:
-        part = self._sources(name).of("train")
-        assert part is not None
-        # A rare label may be in the rows held out alone: they are of the same file, so it is known.
-        rows, _ = self._read(name, "train")
-        if self._sources(name).held_out:
-            rows = [*rows, *self._read(name, "validation")[0]]
-        self.tasks[name].learn(rows, part)
 
     def _read(self, name: str, split: str) -> tuple[list[Any], str]:
         """The rows of a split, which may be a part of the training rows, and what they are called.
@@ -229,10 +224,17 @@ class MultitaskData:
             self._rows[name, "validation"] = held, part.where
         return self._rows[name, split]
 
-    def _tokenizer(self) -> Any:
+    def _made_tokenizer(self) -> Any:
+        """The encoder's tokenizer, or one trained on all texts; with marks if they are needed."""
         settings = self.settings
         if settings.tokenizer:
             tokenizer = pretrained_tokenizer(settings.tokenizer)
+            if not tokenizer.is_fast:
+                raise DataError(
+                    f"the tokenizer of {settings.tokenizer} cannot tell where in a text its tokens "
+                    "are",
+                    hint="give one that has a tokenizer.json (a fast tokenizer)",
+                )
         else:
             tokenizer = trained_tokenizer(
                 (
@@ -312,8 +314,17 @@ def check_names(settings: MultitaskSettings) -> None:
         seen[plain] = name
 
 
-def raise_all(problems: list[DataError]) -> None:
-    """Raise what is wrong with the tasks: a single problem as it is, several as a list."""
+def with_each(tasks: Iterable[str], do: Callable[[str], object]) -> None:
+    """Do something with every task, whatever becomes of the others.
+
+    Raises DataError afterwards: a single one as it is, several as a list.
+    """
+    problems: list[DataError] = []
+    for name in tasks:
+        try:
+            do(name)
+        except DataError as error:
+            problems.append(error)
     if len(problems) == 1:
         raise problems[0]
     if problems:

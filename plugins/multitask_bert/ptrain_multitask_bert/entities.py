@@ -34,7 +34,7 @@ class Entities(Task):
     kind = "entities"
 
     @property
-    def per_token(self) -> tuple[str, ...]:  # type: ignore[override]
+    def per_token(self) -> tuple[str, ...]:
         """The labels, and in prediction which word a token is the first piece of."""
         return (*(f"labels_{head.name}" for head in self.heads), "word")
 

@@ -33,8 +33,6 @@ class Task(ABC):
     """
 
     kind: ClassVar[str]
-    per_token: tuple[str, ...] = ()
-    """What a batch has one of for each token, and is filled up with -100."""
 
     def __init__(
         self,
@@ -51,6 +49,11 @@ class Task(ABC):
         self.heads = tuple(heads)
         self.pairs = pairs
         self.notes: dict[str, int] = {}
+
+    @property
+    def per_token(self) -> tuple[str, ...]:
+        """What a batch has one of for each token, and is filled up with -100."""
+        return ()
 
     @abstractmethod
     def read(self, part: Part) -> list[Any]:

@@ -207,6 +207,15 @@ def test_what_is_wrong_with_several_tasks_is_said_together(files: Path) -> None:
     assert "names.conll:1: I-person after the beginning" in told and "pairs.tsv:1: no <e1>" in told
 
 
+def test_what_is_wrong_with_later_parts_is_said_together_too(files: Path) -> None:
+    for name in ("dev.conll", "dev.tsv"):
+        (files / name).write_text("maria\tI-person\n", encoding="utf-8")
+    broken = {"validation": str(files / "dev.conll"), "scheme": "bio"}
+    with pytest.raises(DataError) as caught:
+        module(three(files, names=broken, pairs={"test": str(files / "dev.tsv")}))
+    assert caught.value.message == "2 tasks cannot be used"
+
+
 def test_an_empty_file_is_a_task_with_no_data(files: Path) -> None:
     (files / "tone.tsv").write_text("", encoding="utf-8")
     with pytest.raises(DataError, match=r"data_settings.tasks.tone.train: .*tone\.tsv is empty"):

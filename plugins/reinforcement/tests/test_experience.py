@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from ptrain_reinforcement.actor import Actor
 from ptrain_reinforcement.experience import acting
 from ptrain_reinforcement.replay import DRAW_BITS
 from torch import nn
@@ -134,6 +135,25 @@ def test_seeds_decide_what_is_lived_through(make_data: Make, make_run: Make) -> 
 
     assert life(1) == life(1)
     assert life(1) != life(2)
+
+
+@pytest.mark.parametrize("exactly", [True, False])
+def test_an_episode_goes_on_from_a_state_or_the_next_one_begins(
+    make_data: Make, worlds: Any, exactly: bool
+) -> None:
+    data = make_data()
+
+    def actor() -> Actor:
+        return Actor(worlds.Corridor(wind=0.0), data._observations, seeds=(1,))
+
+    before, after = actor(), actor()
+    before.begin()
+    before.move(0)
+    after.load_state_dict(before.state_dict(), exactly=exactly)
+    assert (after.episode, after.length) == ((0, 1) if exactly else (1, 0))
+    assert after.reward == (before.reward if exactly else 0.0)
+    if exactly:
+        assert after.move(1).next_observation.tolist() == before.move(1).next_observation.tolist()
 
 
 def test_copies_live_lives_of_their_own(make_data: Make, make_run: Make) -> None:

@@ -60,6 +60,19 @@ class Opaque(Corridor):
         return super().step(action)
 
 
+class Gusty(Corridor):
+    """Takes its wind from the random stream of the whole process, and notes it in an array."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.winds = np.zeros(3)
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Any:
+        self.winds[0] += np.random.random()
+        self.wind = self.winds[0] % 1
+        return super().step(action)
+
+
 class Secretive(Corridor):
     """Its attributes look like all there is, and the wind depends on something else."""
 

@@ -320,16 +320,38 @@ def test_an_endless_task_goes_on_beside_one_that_ends_the_epoch():
     assert numbers == sorted(set(numbers)) and len(numbers) > 5
 
 
-def test_workers_of_every_task_give_the_same_batches():
+@pytest.mark.parametrize("mixing", STRATEGIES)
+@pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
+def test_workers_of_every_task_give_the_same_batches(mixing, persistent):
     def data(workers: int) -> dict:
-        return {
-            "a": loader(11, num_workers=workers),
-            "b": loader(3, num_workers=workers),
-        }
+        more = {"num_workers": workers, "persistent_workers": persistent and workers > 0}
+        return {"a": loader(11, **more), "b": loader(3, **more)}
 
-    mixed = stream(data(1))
-    assert taken(mixed, 12) == taken(stream(data(0)), 12)
+    mixed = stream(data(1), **mixing)
+    assert taken(mixed, 20) == taken(stream(data(0), **mixing), 20)
+    assert taken(mixed, 8, epoch=1, batch=1) == taken(
+        stream(data(0), **mixing), 8, epoch=1, batch=1
+    )
     mixed.close()
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("mixing", STRATEGIES)
+def test_a_loader_with_a_state_of_its_own_is_entered_at_the_same_batches(mixing):
+    """Though it is announced as not exact: what it draws itself may differ."""
+    stateful = pytest.importorskip("torchdata.stateful_dataloader").StatefulDataLoader
+
+    def data() -> dict:
+        return {"a": stateful(Numbers(11), batch_size=2, shuffle=True), "b": loader(4)}
+
+    mixed = stream(data(), **mixing)
+    assert mixed.inexact_because.startswith("task 'a': its loader has a state of its own")
+    whole = list(islice(mixed.windows(epoch=0, batch=0), 20))
+    given = [(b["task"], b["x"].tolist()) for w in whole for b in w.micro_batches]
+    for position in (2, 5, 9):
+        at = whole[position]
+        rest = taken(stream(data(), **mixing), 8, epoch=at.epoch, batch=at.batch)
+        assert rest == given[position + 1 : position + 9]
 
 
 def test_data_sets_without_a_loader_are_batched():

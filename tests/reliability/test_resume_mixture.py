@@ -66,6 +66,24 @@ def test_R02_a_mixture_resumed_on_an_accumulation_boundary_is_exact(
     assert differences(whole(mixture, accumulate=2), resumed) == []
 
 
+@pytest.mark.parametrize(
+    "mixture", [MIXTURES[1].values[0], MIXTURES[3].values[0]], ids=["until-first", "temperature"]
+)
+def test_R01_workers_that_stay_over_mixed_epochs_draw_the_same_after_a_resume(
+    toy, whole, differences, tmp_path, mixture
+):
+    resumed = cut_back(whole(mixture, workers=1), tmp_path / "run", step=7)
+    toy.train(resumed, tasks=toy.TASKS, mixture=mixture, workers=1)
+    assert differences(whole(mixture, workers=1), resumed) == []
+
+
+def test_R01_a_limited_mixture_resumes_as_exactly(toy, whole, differences, tmp_path):
+    mixture, limit = {"strategy": "temperature"}, {"train": 5}
+    resumed = cut_back(whole(mixture, limit_batches=limit), tmp_path / "run", step=7)
+    toy.train(resumed, tasks=toy.TASKS, mixture=mixture, limit_batches=limit)
+    assert differences(whole(mixture, limit_batches=limit), resumed) == []
+
+
 def test_R05_a_mixture_with_workers_killed_again_and_again_equals_one_that_never_stopped(
     toy, toy_process, differences, folder
 ):

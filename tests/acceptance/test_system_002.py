@@ -141,8 +141,9 @@ def test_steps_are_optimizer_steps_whatever_is_accumulated(fit, toy, lines):
 
 def test_accumulated_micro_batches_make_the_step_of_the_big_batch(fit, toy, weights):
     """Feature: gradient accumulation."""
-    big = fit(train=toy.loader(12, batch_size=12), length="3 steps", out="big")
-    small = fit(train=toy.loader(12, batch_size=3), length="3 steps", accumulate=4, out="small")
+    settings = {"length": "3 steps", "optimizer": {"name": "SGD", "learning_rate": 0.1}}
+    big = fit(train=toy.loader(12, batch_size=12), out="big", **settings)
+    small = fit(train=toy.loader(12, batch_size=5), accumulate=3, out="small", **settings)
     torch.testing.assert_close(weights(big.folder), weights(small.folder))
 
 

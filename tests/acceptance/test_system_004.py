@@ -275,6 +275,36 @@ def test_the_best_model_of_a_run_is_registered_when_it_ends(line, ptrain):
     assert shown["step"] == best["step"] and shown["metrics"]["val/loss"] == best["value"]
 
 
+@pytest.fixture
+def agent(typed, tmp_path):
+    """`ptrain run --plugin reinforcement`, a few steps of a small agent on CartPole."""
+
+    def run(out, *options, **sets):
+        values = {
+            "length": "40 steps", "evaluate": "20 steps", "save": "20 steps", "log": "10 steps",
+            "schedule.name": "constant", "model_settings.hidden_sizes": "[8]",
+            "data_settings.first_acts": 50, "data_settings.batch_size": 8,
+            "data_settings.epsilon_steps": 40, "data_settings.evaluation_episodes": 2,
+            "data_settings.test_episodes": 0, "data_settings.copies": 1,
+            "data_settings.max_episode_steps": 30, "callbacks": "[\"-tensorboard\"]",
+            **{key.replace("__", "."): value for key, value in sets.items()},
+        }  # fmt: skip
+        given = [word for item in values.items() for word in ("--set", "{}={}".format(*item))]
+        typed("run", "--plugin", "reinforcement", "--out", tmp_path / out, *options, *given)
+        return tmp_path / out
+
+    return run
+
+
+def test_an_agent_acts_learns_and_is_scored_by_its_rewards(agent, lines):
+    """Feature: deep Q-learning with exploration, a replay buffer and a target network."""
+    run = agent("run")
+    rewards = lines(run, "val/episode_reward")
+    assert len(rewards) == 2 and all(1 <= reward <= 30 for reward in rewards)
+    shares = lines(run, "train/epsilon")
+    assert shares == sorted(shares, reverse=True) and shares[0] > shares[-1]
+
+
 # ------------------------------------------------------------------------------------ its faults
 
 
@@ -403,6 +433,16 @@ def test_bug_12_a_checkpoint_holds_the_optimizer_and_the_random_streams_and_no_p
     assert kinds == {".safetensors", ".json"}
 
 
+def test_bug_12_a_resumed_agent_has_its_replay_buffer_target_network_and_exploration(
+    agent, weights
+):
+    whole = weights(agent("whole"))
+    agent("cut", length="20 steps")
+    cut = weights(agent("cut", "--resume", "auto", "--allow", "length"))
+    assert any("target" in name for name in whole)
+    assert all(tensor.equal(cut[name]) for name, tensor in whole.items())
+
+
 def test_bug_13_validation_is_watched_lines_are_printed_and_a_list_of_callbacks_stays_as_it_is(
     fit, toy, capsys
 ):
@@ -439,6 +479,13 @@ def test_bug_14_a_callback_that_stopped_one_run_begins_anew_in_the_next(fit, toy
 
     assert stopped("first", 0.1, 0.2).step == 6
     assert stopped("second", 9.0, 8.0, 7.0, 7.5).step == 12
+
+
+def test_bug_15_exploration_falls_over_the_whole_run_and_not_anew_in_each_epoch(agent, lines):
+    run = agent("run", data_settings__batches_per_epoch=10)
+    shares = lines(run, "train/epsilon")
+    assert len(shares) == 4 and shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.1
 
 
 def test_bug_15_batch_size_and_learning_rate_reach_the_training(line, ptrain, lines, weights):

@@ -81,6 +81,7 @@ class MlflowLogger:
         if not within(_START_S, self._send):
             self._trouble = f"no answer in {_START_S:.0f} s"
         if self._mistake:
+            self._mirror = None
             raise PtrainError(f"mlflow: {self._mistake}", hint="see: ptrain plugins show mlflow")
         for note in self._mirror.notes:
             _say(note)
@@ -117,7 +118,7 @@ class MlflowLogger:
             self._until = None  # nothing goes back behind an end
         self._finish(run, _STATUS[result.status], ending, wait_s=_END_S)
         if self._mirror is not None:
-            self._say_trouble()
+            self._say_it_is_back()
             run.report("mlflow", self._report())
 
     def ptrain_run_failed(self, run: Run, error: BaseException) -> None:
@@ -125,7 +126,9 @@ class MlflowLogger:
         status = "FAILED" if isinstance(error, Exception) and not run.leaving else "KILLED"
         ending = {"status": "failed", "reason": error_in_words(error), "step": run.progress.step}
         self._finish(run, status, ending, wait_s=_LEAVING_S if run.leaving else _END_S)
-        self._say_trouble()
+        if self._trouble:
+            for line in self._report().splitlines():
+                _say(line)
 
     # -------------------------------------------------------------------------------- in a thread
 
@@ -180,12 +183,14 @@ class MlflowLogger:
 
     def _say_trouble(self) -> None:
         """Say that the store is lost, once, and that it is back."""
-        assert self._mirror is not None or not self._trouble
         if self._trouble and not self._said:
             self._said = True
             _say(f"cannot log to {self._where()}: {self._trouble}")
             _say("training goes on; what it misses is sent later, from metrics.jsonl")
-        elif self._said and not self._trouble:
+        self._say_it_is_back()
+
+    def _say_it_is_back(self) -> None:
+        if self._said and not self._trouble:
             self._said = False
             _say(f"{self._where()} answers again; nothing is missing there")
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ptrain_mlflow.naming import without_password
 
@@ -92,6 +93,8 @@ def is_installed() -> bool:
 def connect(uri: str) -> MlflowClient:
     """A client of the store. Raises Mistake for a URI that is none, and what the store raises."""
     mlflow = imported()
+    if uri.startswith("http") and not urlsplit(uri).hostname:
+        raise Mistake(f"'{uri}' names no host; a server is written http://host:5000")
     path = sqlite_path(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -196,10 +196,21 @@ def test_training_is_the_same_to_the_bit_and_no_random_number_is_drawn(fit, stor
 # ------------------------------------------------------------------------ mistakes in settings
 
 
-def test_a_uri_that_is_none_stops_the_run_before_its_first_step(fit, tmp_path):
-    with pytest.raises(PtrainError, match="unsupported URI 'carrier-pigeon://x'") as caught:
-        fit(logger={"tracking_uri": "carrier-pigeon://x"})
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("carrier-pigeon://x", "unsupported URI 'carrier-pigeon://x'"),
+        ("http:/host:5000", "'http:/host:5000' names no host"),
+        ("mlruns", "filesystem tracking backend"),
+    ],
+)
+def test_a_uri_that_is_none_stops_the_run_before_its_first_step(
+    fit, tmp_path, capsys, uri, message
+):
+    with pytest.raises(PtrainError, match=message) as caught:
+        fit(logger={"tracking_uri": uri})
     assert caught.value.exit_code == 2
+    assert capsys.readouterr().err == ""
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

@@ -173,7 +173,7 @@ def test_two_runs_at_once_make_one_store_and_one_experiment(forked, fit, tmp_pat
         assert steps(store.history("train/loss", run)) == STEPS
 
 
-def test_a_failure_is_the_runs_own_where_the_store_is_away_too(fit, closed_port, at):
+def test_a_failure_is_the_runs_own_where_the_store_is_away_too(fit, closed_port, at, capsys):
     def fail():
         raise RuntimeError("the disk of dreams is full")
 
@@ -181,6 +181,9 @@ def test_a_failure_is_the_runs_own_where_the_store_is_away_too(fit, closed_port,
         fit(callbacks=(at(5, fail),), logger={"tracking_uri": f"http://127.0.0.1:{closed_port}"})
     assert "dreams" in str(caught.value)
     assert not getattr(caught.value, "__notes__", [])
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "training goes on" in line] == [lines[1]]
+    assert "not complete, 4 lines of metrics.jsonl could not be sent" in lines[3]
 
 
 def test_no_password_is_shown_or_kept(fit, closed_port, capsys, tmp_path):

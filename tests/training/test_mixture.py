@@ -165,6 +165,26 @@ def test_in_a_step_of_several_tasks_a_batch_without_a_label_counts_nothing(
     torch.testing.assert_close(result.model.shared.weight, expected)
 
 
+def test_a_step_skipped_under_the_loss_scale_has_no_share_of_the_gradient(mixed, metrics_of):
+    class Overflow:
+        def ptrain_forward(self, run, batch):
+            if run.model.training and run.progress.step + 1 in (2, 3):
+                outcome = run.forward(batch)
+                outcome.loss.register_hook(lambda grad: grad * torch.inf)
+                return outcome
+            return None
+
+    result = mixed(
+        loaders(20, 20), validation=loaders(4, 4), precision="fp16", device="cpu",
+        length="4 steps", log="4 steps", ema={"decay": 0.9}, callbacks=[Overflow()],
+    )  # fmt: skip
+    line = next(line for line in metrics_of(result.folder) if "train/loss" in line)
+    assert line["skipped_steps"] == 2 and line["train/rows/samples"] == 8
+    shares = [line[f"train/{task}/grad_norm_share"] for task in ("rows", "tokens")]
+    assert sum(shares) == pytest.approx(1) and min(shares) > 0
+    assert result.metrics["val_ema/rows/loss"] > 0
+
+
 class Reads(TorchDispatchMode):
     """Counts what makes the host wait: a tensor's value becoming a Python number."""
 

@@ -33,7 +33,9 @@ class Classification(Task):
 
     def read(self, part: Part) -> list[Row]:
         """The rows of a table, a split or the generator."""
-        return read_rows(part, columns=self._columns, settings=self.settings)
+        first = self._questions[0]
+        known = first.settings.labels if first.only else ()
+        return read_rows(part, columns=self._columns, settings=self.settings, known_labels=known)
 
     def learn(self, rows: Sequence[Row], part: Part) -> None:
         """The labels that are declared, else those of the rows; and whether rows are pairs."""
@@ -106,18 +108,13 @@ class Classification(Task):
         if not settings.heads:
             only = HeadSettings(labels=settings.labels)
             return [self._question(DEFAULT_HEAD, only, column=settings.label, table=self.table)]
-        several = len(settings.heads) > 1
-        return [
-            self._question(
-                name,
-                head,
-                column=head.column
-                if head.column != "auto"
-                else (name if several else settings.label),
-                table=f"{self.table}.heads.{name}",
-            )
-            for name, head in settings.heads.items()
-        ]
+        questions = []
+        for name, head in settings.heads.items():
+            usual = name if len(settings.heads) > 1 else settings.label
+            column = usual if head.column == "auto" else head.column
+            table = f"{self.table}.heads.{name}"
+            questions.append(self._question(name, head, column=column, table=table))
+        return questions
 
     def _question(
         self, name: str, head: HeadSettings, *, column: str | int, table: str
@@ -172,14 +169,19 @@ class Classification(Task):
         return torch.tensor(targets)
 
 
-def read_rows(part: Part, *, columns: Columns, settings: TaskSettings) -> list[Row]:
-    """The labelled texts of a part."""
+def read_rows(
+    part: Part, *, columns: Columns, settings: TaskSettings, known_labels: Sequence[str]
+) -> list[Row]:
+    """The labelled texts of a part.
+
+    known_labels  the label names that the settings list
+    """
     if part.path is not None:
         file = TextFile(part.path, part.key, columns, settings.header)
-        return file.rows(known_labels=settings.labels)
+        return file.rows(known_labels=known_labels)
     if part.split is not None:
         table = as_table(part, columns=columns, settings=settings)
-        return table.rows(known_labels=settings.labels)
+        return table.rows(known_labels=known_labels)
     return [
         Row(text=record["text"], label=record["label"], line=number)
         for number, record in enumerate(part.records or (), start=1)

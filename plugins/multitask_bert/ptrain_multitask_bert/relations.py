@@ -38,7 +38,12 @@ class Relations(Task):
         if part.path is not None and part.path.suffix.lower() == ".txt":
             rows = read_semeval(part.path, key=part.key, table=self.table)
         else:
-            rows = read_rows(part, columns=self._columns, settings=self.settings)
+            rows = read_rows(
+                part,
+                columns=self._columns,
+                settings=self.settings,
+                known_labels=self._question.settings.labels,
+            )
         broken = BrokenRows(part.where)
         for row in rows:
             try:

@@ -89,6 +89,20 @@ def test_several_heads_with_declared_labels_some_of_them_not_known(tmp_path: Pat
     assert labels(data, "stars") == pytest.approx([1.5, float("nan")], nan_ok=True)
 
 
+@pytest.mark.parametrize("of_head", [True, False])
+def test_names_of_ones_own_take_the_place_of_those_declared(tmp_path: Path, of_head: bool) -> None:
+    folder = saved(
+        tmp_path / "set",
+        {"text": ["x", "y"], "label": [1, 0]},
+        {"text": text(), "label": datasets.ClassLabel(names=["neg", "pos"])},
+    )
+    names = ("bad", "good")
+    heads = {"tone": HeadSettings(labels=names)} if of_head else {}
+    data = module(dataset=str(folder), heads=heads, labels=() if of_head else names)
+    assert data.heads()[0].labels == names
+    assert labels(data, data.heads()[0].name) == [1, 0]
+
+
 def test_a_parquet_file_and_a_part_of_a_split(tmp_path: Path) -> None:
     rows = {"text": ["x", "y", "z", "w"], "label": ["a", "b", "a", "b"]}
     path = tmp_path / "a.parquet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +111,3 @@ class Actor:
         restore(self._environment, state["environment"])
         self.observation = state["observation"]
         self.reward, self.length = float(state["reward"]), int(state["length"])
-
-
-Make = Callable[[], Env]

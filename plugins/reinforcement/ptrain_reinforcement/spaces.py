@@ -64,6 +64,8 @@ def _from_json(space: spaces.Space[Any], value: Any) -> Any:
         if array.shape != space.shape:
             # Out of its bounds it may be: an environment's own observations are, at times.
             raise ValueError(f"its shape is {array.shape} in place of {space.shape}")
+        if space.dtype == np.uint8 and not ((array >= 0) & (array <= 255)).all():
+            raise ValueError("its numbers are not all from 0 to 255")
         return array
     if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)) and isinstance(value, list):
         value = np.array(value, dtype=space.dtype)

@@ -187,6 +187,7 @@ def test_every_line_that_is_no_observation_is_named(make_data: Make) -> None:
         ("worlds:Parts", '{"place": 2}', "its keys are place in place of end, place"),
         ("worlds:Parts", '{"place": 7, "end": [4]}', "7 is none of Discrete"),
         ("worlds:Parts", "[1]", "is none of Dict"),
+        ("worlds:Picture", "[[0, 0, 256, 0, 0]]", "its numbers are not all from 0 to 255"),
     ],
 )
 def test_what_is_out_of_a_space_is_named(

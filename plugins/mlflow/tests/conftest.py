@@ -103,7 +103,7 @@ def train(
     tables = {"callback_settings": {"mlflow/logger": logger}, "plugins": ["mlflow"]}
     return plugin_trainer.fit(
         nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.Linear(4, 2)),
-        DataLoader(data, batch_size=4, shuffle=True),
+        DataLoader(data, batch_size=4, shuffle=True, num_workers=settings.pop("workers", 0)),
         settings.pop("validation", DataLoader(data, batch_size=4)),
         loss=nn.functional.cross_entropy,
         callbacks=[*quiet, *callbacks],

@@ -173,6 +173,12 @@ def test_what_is_new_is_sent_while_the_run_goes_on(fit, store):
     fit(callbacks=(Wait(),))
 
 
+def test_workers_that_are_forked_while_the_thread_sends_do_their_work(fit, store, logged):
+    fit(workers=2, length="12 epochs", logger={"send_every_s": 0.001})
+    assert len(store.history("train/loss")) == 36
+    assert store.history("train/loss") == logged("train/loss")
+
+
 def test_training_is_the_same_to_the_bit_and_no_random_number_is_drawn(fit, store, tmp_path):
     class Draws:
         """What the streams give at each step."""

@@ -226,14 +226,20 @@ def test_one_encoder_serves_the_heads_of_all_tasks(multitask, weights):
     assert {name.split(".")[0] for name in names} == {"encoder", "heads"}
 
 
-def test_a_tasks_loss_is_the_sum_of_its_heads_by_weight(multitask, lines):
+def test_a_tasks_loss_is_the_sum_of_its_heads_by_weight(multitask):
     """Feature: loss = sum of weight * loss over the heads."""
-    [*_, line] = lines(multitask / "run")
-    by_head = sum(line[f"val/reviews/{head}"] for head in ("mood", "topics", "stars"))
-    assert line["val/reviews/loss"] == pytest.approx(by_head, rel=1e-5)
-    trained = plugin_trainer.load_run(multitask / "run", checkpoint="last")
-    head = trained.model.heads["reviews/mood"].head
-    assert head.weight == 2.0
+    trained = plugin_trainer.load_run(multitask / "run")
+    batch = next(iter(trained.data.validation()["reviews"]))
+    with torch.no_grad():
+        outputs = trained.model.eval()(task="reviews", **batch)
+    logits, f = outputs["logits"], nn.functional
+    expected = {
+        "mood": 2.0 * f.cross_entropy(logits["mood"], batch["labels_mood"]),
+        "topics": f.binary_cross_entropy_with_logits(logits["topics"], batch["labels_topics"]),
+        "stars": f.mse_loss(logits["stars"], batch["labels_stars"]),
+    }
+    torch.testing.assert_close(outputs["parts"], expected)
+    torch.testing.assert_close(outputs["loss"], sum(expected.values()))
 
 
 def test_each_kind_of_head_has_its_scores(multitask, lines):
@@ -362,9 +368,11 @@ def test_bug_08_the_threshold_of_a_label_is_a_probability(multitask, typed, tmp_
         assert given["labels"] == over
     loaded = plugin_trainer.load_run(multitask / "run")
     fed = loaded.data.metrics()["reviews"]["topics"]["f1_micro"]
-    logits = torch.logit(torch.tensor([[0.29, 0.31]]))
-    batch = {"labels_topics": torch.tensor([[0.0, 1.0]])}
-    fed.metric.update(*fed.feed({"logits": {"topics": logits}}, batch))
+    below_and_above = torch.logit(torch.tensor([[0.29, 0.31]]))
+    like_probabilities = torch.tensor([[0.1, 0.29]])  # which they are not: of these, 0.52 and 0.57
+    for logits, labels in ((below_and_above, [0.0, 1.0]), (like_probabilities, [1.0, 1.0])):
+        batch = {"labels_topics": torch.tensor([labels])}
+        fed.metric.update(*fed.feed({"logits": {"topics": logits}}, batch))
     assert fed.metric.compute() == 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 
 from plugin_trainer.errors import PtrainError
 
@@ -13,12 +14,17 @@ def is_better(value: float, than: float, mode: str, *, min_delta: float = 0.0) -
 
 
 def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
-    """The metric that a setting names. Raises PtrainError listing the known ones if there is
-    none.
+    """The metric that a setting names.
+
+    Raises PtrainError if there is none, with the one most like it and a list of all.
     """
     if name in metrics:
         return metrics[name]
+    near = get_close_matches(name, list(metrics), n=1)
     raise PtrainError(
         f"{setting}: the evaluation gave no metric '{name}'",
-        hint=f"it gave: {', '.join(sorted(metrics))}",
+        hint=[
+            *(f"did you mean '{found}'?" for found in near),
+            f"it gave: {', '.join(sorted(metrics))}",
+        ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,17 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin_trainer.cli.options import configured, what_to_run
-from plugin_trainer.cli.printing import table
+from plugin_trainer.cli.printing import WIDTH, table
 from plugin_trainer.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
     from plugin_trainer.configuration import Configuration
     from plugin_trainer.training.result import Result
     from plugin_trainer.training.run import Run
+
+
+MANY_TASKS = 12
+"""Of more tasks than these a start does not list each."""
 
 
 @click.command()
@@ -126,8 +131,18 @@ def _run_to_resume(resume: str, out: Path | None) -> Path:
     return folder
 
 
-def _say(line: str) -> None:
-    click.echo(f"  {line}", err=True)
+def _say(line: str, *, label: str = "") -> None:
+    """A line for the user, wrapped under itself."""
+    start = f"  {label:<9}" if label else "  "
+    wrapped = textwrap.wrap(
+        line,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    click.echo("\n".join(wrapped), err=True)
 
 
 def _introduce(run: Run) -> None:
@@ -135,18 +150,26 @@ def _introduce(run: Run) -> None:
     settings = run.settings
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     click.echo(f"{settings.model} on {settings.data}", err=True)
-    _say(f"folder   {run.folder}")
-    _say(f"device   {run.device}, {settings.precision}")
-    _say(f"model    {_counted(trainable)} trainable parameters")
+    _say(f"{run.folder}", label="folder")
+    _say(f"{run.device}, {settings.precision}", label="device")
+    _say(f"{_counted(trainable)} trainable parameters", label="model")
     if hasattr(run.data, "describe"):
-        _say(f"data     {run.data.describe()}")
+        _say(f"{run.data.describe()}", label="data")
     if run.stream.quotas:
-        shares = ", ".join(f"{task} {quota}" for task, quota in run.stream.quotas.items())
-        _say(f"mixture  {settings.mixture.strategy}, batches an epoch: {shares}")
+        _say(f"{settings.mixture.strategy}, {_shares(run.stream.quotas)}", label="mixture")
     if "val" not in run.loaders:
-        _say("         no validation data: nothing is evaluated, and no checkpoint is the best")
+        _say("no validation data: nothing is evaluated, and no checkpoint is the best", label=" ")
     in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"
-    _say(f"length   {settings.length}{in_steps}")
+    _say(f"{settings.length}{in_steps}", label="length")
+
+
+def _shares(quotas: Mapping[str, int]) -> str:
+    """What each task gives to a mixed epoch; of many tasks only how unlike that is."""
+    if len(quotas) > MANY_TASKS:
+        least, most = min(quotas.values()), max(quotas.values())
+        return f"{len(quotas)} tasks of {least} to {most} batches an epoch"
+    shares = ", ".join(f"{task} {quota}" for task, quota in quotas.items())
+    return f"batches an epoch: {shares}"
 
 
 def _counted(number: int) -> str:

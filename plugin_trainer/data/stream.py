@@ -201,6 +201,12 @@ def training_stream(
     """
     source: Source | Mixture
     if isinstance(data, Mapping):
+        if type(data).__module__.startswith("datasets."):
+            raise DataError(
+                f"train() gave a {type(data).__name__} of the splits {', '.join(map(str, data))}",
+                hint="return one of them, such as data['train']; a dict of data sets is a mixture "
+                "of tasks",
+            )
         source = Mixture(
             data, mixing=mixing or Mixing(), seed=seed, batch_size=batch_size, limit=limit
         )

@@ -102,6 +102,7 @@ def rehearse(run: Scored) -> None:
             for batch in batches:
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
                 scores.add(moved, run.hooks.forward(run=run, batch=moved))
+        scores.check_names()
         if split == scored:
             scores.check_overall()
 

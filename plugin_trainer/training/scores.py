@@ -60,6 +60,16 @@ class Scores:
         for name, fed in self._metrics.get(task, {}).items():
             fed.metric.update(*_arguments(_joined(task, name), fed, outcome, batch))
 
+    def check_names(self) -> None:
+        """Raise PtrainError for a metric that is called as a part of the loss is."""
+        for task, meter in self._meters.items():
+            if both := [name for name in self._metrics.get(task, {}) if name in meter.names]:
+                raise PtrainError(
+                    f"metrics() gave '{_joined(task, both[0])}', and the loss has a part or a "
+                    "metric of that name",
+                    hint="give the metric another name",
+                )
+
     def check_overall(self) -> None:
         """Raise PtrainError for a member of `overall` that is no metric here."""
         known = [

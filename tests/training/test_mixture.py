@@ -442,3 +442,16 @@ def test_what_will_starve_or_be_alone_is_said_at_the_start(mixed):
 def test_run_json_tells_the_batches_of_each_task(mixed):
     about = json.loads((mixed().folder / "run.json").read_text())
     assert about["tasks"] == {"rows": 3, "tokens": 2}
+
+
+def test_a_metric_that_is_called_as_a_part_of_the_loss_is_refused_before_the_first_step(mixed):
+    with pytest.raises(PtrainError, match=r"metrics\(\) gave 'rows/loss', and the loss has a part"):
+        mixed(validation=loaders(seed=5), metrics={"rows": {"loss": accuracy()}})
+
+
+def test_the_splits_of_a_data_set_are_no_tasks(mixed):
+    from datasets import Dataset, DatasetDict
+
+    splits = DatasetDict({split: Dataset.from_dict({"x": [1]}) for split in ("train", "test")})
+    with pytest.raises(DataError, match="gave a DatasetDict of the splits train, test"):
+        mixed(splits)

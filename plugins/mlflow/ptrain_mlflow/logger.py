@@ -6,8 +6,6 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -69,7 +67,7 @@ class MlflowLogger:
 
     def ptrain_run_start(self, run: Run) -> None:
         """Find or make the MLflow run, and begin to send."""
-        if _is_dry_run(run.folder):
+        if run.is_dry:
             return
         self._environment.enter_context(store.environment(store.METRICS))
         active_run = self._active_run()
@@ -219,9 +217,3 @@ class MlflowLogger:
 def _say(text: str) -> None:
     # Above a progress bar, if one is drawn.
     tqdm.write(f"mlflow: {text}", file=sys.stderr)
-
-
-def _is_dry_run(folder: Path) -> bool:
-    """Whether the run is one of which nothing is kept, and so nothing logged."""
-    parent = folder.parent
-    return parent.parent == Path(gettempdir()) and parent.name.startswith("ptrain-dry-run-")

@@ -14,7 +14,7 @@ def test_a_metric_is_found_by_its_name():
 
 def test_a_mistyped_metric_of_many_names_the_nearest_first():
     metrics = {f"val/{task}/loss": 1.0 for task in ("sentiment", "entities", "relations")}
-    with pytest.raises(PtrainError, match="best.watch: the evaluation gave no metric") as caught:
+    with pytest.raises(PtrainError, match=r"best\.watch: the evaluation gave no metric") as caught:
         watched(metrics, "val/sentimnt/loss", setting="best.watch")
     nearest, known = caught.value.hint
     assert nearest == "did you mean 'val/sentiment/loss'?"

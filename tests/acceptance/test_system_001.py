@@ -118,6 +118,25 @@ def test_a_relation_model_learns_from_a_class_for_each_sentence(fit, lines):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_labels_stand_under_the_key_that_is_named(fit, lines):
+    """Feature: the key of the labels is found, there one of two."""
+    data = [
+        {"features": torch.eye(2), "labels": torch.tensor([1, 0]), "gold": torch.tensor([0, 1])}
+    ]
+
+    class Sure(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, features):
+            return self.scale * features
+
+    for key, loss in (("gold", 0.0), ("", 20.0)):
+        result = fit(Sure(), data, label=key, length="1 steps", out=f"run-{key}")
+        assert lines(result.folder, "train/loss") == [pytest.approx(loss, abs=1e-6)]
+
+
 def test_the_models_own_loss_is_what_is_trained_on(fit, lines):
     """Feature: `outputs.loss`."""
 

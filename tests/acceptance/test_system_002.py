@@ -606,13 +606,13 @@ def test_bug_10_what_is_not_finite_is_never_applied_and_never_a_best(fit, toy, w
 
 
 def test_bug_11_another_metric_to_stop_by_is_refused_in_words_or_taken_when_allowed(fit, toy):
-    def run(watch, **more):
+    def run(watch, *callbacks, **more):
         return fit(
-            validation=toy.loader(4), ema={"decay": 0.9}, callbacks=["early_stopping", *more.pop(
-                "callbacks", ())], callback_settings={"early_stopping": {"watch": watch}}, **more,
+            validation=toy.loader(4), ema={"decay": 0.9}, callbacks=["early_stopping", *callbacks],
+            callback_settings={"early_stopping": {"watch": watch}}, **more,
         )  # fmt: skip
 
-    run("val/loss", callbacks=[toy.Interrupt(4)])
+    run("val/loss", toy.Interrupt(4))
     with pytest.raises(ResumeError, match=r"early_stopping\"\.watch"):
         run("val_ema/loss", resume="auto")
     allowed = 'callback_settings."core/early_stopping".watch'

@@ -287,11 +287,12 @@ def test_mlflow_has_the_metrics_at_their_steps_and_the_settings(fit, tmp_path, m
     for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
         monkeypatch.delenv(name)
     store = f"sqlite:///{tmp_path}/logged.db"
+    client = MlflowClient(tracking_uri=store)
+    client.search_experiments()  # makes the database, for which a run does not wait for ever
     result = fit(
         TwoTasks(), tasks(), tasks(), loss=None, plugins=["mlflow"], callbacks=["mlflow/logger"],
         callback_settings={"mlflow/logger": {"tracking_uri": store, "experiment": "many"}},
     )  # fmt: skip
-    client = MlflowClient(tracking_uri=store)
     [run] = client.search_runs([client.get_experiment_by_name("many").experiment_id])
     assert run.info.status == "FINISHED" and run.data.params["length"] == "2 epochs"
     points = client.get_metric_history(run.info.run_id, "val/many/loss")

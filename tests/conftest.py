@@ -34,6 +34,9 @@ HOOKS = """
 if (cache := user_cache()) is not None:
     os.environ["PTRAIN_KERNELS_CACHE"] = cache
 
+# The profiler's library reads it once in a process: a test of another part may be the first to ask.
+os.environ["KINETO_LOG_LEVEL"] = "6"
+
 # A shell that runs the tests in the background has switched Ctrl-C off for them and for every
 # process they start: tests that send it would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin_trainer.cli.options import configured, what_to_run
-from plugin_trainer.cli.printing import WIDTH, table
+from plugin_trainer.cli.printing import facts, table
 from plugin_trainer.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -131,18 +130,14 @@ def _run_to_resume(resume: str, out: Path | None) -> Path:
     return folder
 
 
-def _say(line: str, *, label: str = "") -> None:
-    """A line for the user, wrapped under itself."""
-    start = f"  {label:<9}" if label else "  "
-    wrapped = textwrap.wrap(
-        line,
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=" " * len(start),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    click.echo("\n".join(wrapped), err=True)
+def _say(line: str) -> None:
+    """A line for the user, as it is: what it names can be found and copied."""
+    click.echo(f"  {line}", err=True)
+
+
+def _tell(label: str, text: str) -> None:
+    """A fact of the run, wrapped beside its label."""
+    click.echo(facts([(f"{label:<7}", text)]), err=True)
 
 
 def _introduce(run: Run) -> None:
@@ -150,17 +145,17 @@ def _introduce(run: Run) -> None:
     settings = run.settings
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     click.echo(f"{settings.model} on {settings.data}", err=True)
-    _say(f"{run.folder}", label="folder")
-    _say(f"{run.device}, {settings.precision}", label="device")
-    _say(f"{_counted(trainable)} trainable parameters", label="model")
+    _say(f"folder   {run.folder}")
+    _tell("device", f"{run.device}, {settings.precision}")
+    _tell("model", f"{_counted(trainable)} trainable parameters")
     if hasattr(run.data, "describe"):
-        _say(f"{run.data.describe()}", label="data")
+        _tell("data", f"{run.data.describe()}")
     if run.stream.quotas:
-        _say(f"{settings.mixture.strategy}, {_shares(run.stream.quotas)}", label="mixture")
+        _tell("mixture", f"{settings.mixture.strategy}, {_shares(run.stream.quotas)}")
     if "val" not in run.loaders:
-        _say("no validation data: nothing is evaluated, and no checkpoint is the best", label=" ")
+        _tell("", "no validation data: nothing is evaluated, and no checkpoint is the best")
     in_steps = "" if settings.length.unit == "steps" else f", {run.plan.total_steps} steps"
-    _say(f"{settings.length}{in_steps}", label="length")
+    _tell("length", f"{settings.length}{in_steps}")
 
 
 def _shares(quotas: Mapping[str, int]) -> str:

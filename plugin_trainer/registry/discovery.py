@@ -96,7 +96,10 @@ def _distribution(distribution: Distribution | None) -> tuple[str, str]:
     """Its name and version; metadata that a failed uninstall left half behind has neither."""
     if distribution is None:
         return "", ""
-    metadata = distribution.metadata.json
+    try:
+        metadata = distribution.metadata.json
+    except FileNotFoundError:  # so says importlib_metadata, which takes over once it is imported
+        return "", ""
     return str(metadata.get("name", "")), str(metadata.get("version", ""))
 
 

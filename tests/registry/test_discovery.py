@@ -2,6 +2,8 @@
 
 import sys
 
+import pytest
+
 from plugin_trainer.registry.discovery import hidden_plugins, installed_commands, installed_plugins
 
 
@@ -61,6 +63,16 @@ def test_unreadable_install_records_are_no_reason_to_fail(installed):
     (info / "METADATA").unlink()
     [vision] = installed_plugins()
     assert (vision.name, vision.version, vision.editable) == ("vision", "", False)
+
+
+def test_unreadable_install_records_are_none_to_importlib_metadata_either(installed, monkeypatch):
+    """The package takes the place of the standard library's in a process that imports it."""
+    importlib_metadata = pytest.importorskip("importlib_metadata")
+    monkeypatch.setattr(sys, "meta_path", [importlib_metadata.MetadataPathFinder(), *sys.meta_path])
+    installed.install("vision")
+    (installed.folder / "ptrain_vision-0.1.0.dist-info" / "METADATA").unlink()
+    [vision] = installed_plugins()
+    assert (vision.name, vision.version) == ("vision", "")
 
 
 def test_the_allow_list_hides_all_other_plugins_and_commands(installed, monkeypatch):

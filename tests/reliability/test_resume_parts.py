@@ -152,7 +152,8 @@ CALLBACKS = {
 
 
 def test_R14_every_callback_is_in_the_list():
-    assert {spec.name for spec in ptrain_callbacks()} == CALLBACKS.keys()
+    elsewhere = {"register_best"}  # tests/model_store/test_register_best.py
+    assert {spec.name for spec in ptrain_callbacks()} == CALLBACKS.keys() | elsewhere
 
 
 @pytest.mark.parametrize("name", CALLBACKS)

@@ -60,7 +60,7 @@ class RegisterBest:
             run.report(_TITLE, "nothing was registered: no evaluation was finite")
             return
         try:
-            registered = self._register(run, news=_how_it_ended(result))
+            registered = self._register(run, news={**result.record(), "ended": now()})
         except PtrainError as error:
             raise StoreError(
                 f"the run is whole, but its best checkpoint was not registered: {error.message}",
@@ -96,17 +96,3 @@ class RegisterBest:
             once=True,
             news=news,
         )
-
-
-def _how_it_ended(result: Result) -> dict[str, Any]:
-    """What run.json will say once the callbacks have been told of the end."""
-    return {
-        "status": result.status,
-        "reason": result.reason,
-        "step": result.step,
-        "epoch": result.epoch,
-        "samples": result.samples,
-        "metrics": dict(result.metrics),
-        "best": {weights: vars(best) for weights, best in result.best.items()},
-        "ended": now(),
-    }

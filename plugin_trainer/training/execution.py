@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from signal import SIGINT
-from typing import Any
 
 import torch
 
@@ -29,7 +28,7 @@ def execute(run: Run) -> Result:
     try:
         with signals.answered(run), determinism(run.settings.deterministic):
             result = train(run)
-        run.disk.write_about(**_about(result), restored_best=run.restored_best, ended=now())
+        run.disk.write_about(**result.record(), restored_best=run.restored_best, ended=now())
         return result
     except BaseException as error:
         failed = _failed(run, error)
@@ -44,19 +43,6 @@ def execute(run: Run) -> Result:
             # What one run compiled counts against the limit of the next one's recompilations.
             torch.compiler.reset()
         run.disk.release()
-
-
-def _about(result: Result) -> dict[str, Any]:
-    return {
-        "status": result.status,
-        "reason": result.reason,
-        "step": result.step,
-        "epoch": result.epoch,
-        "samples": result.samples,
-        "metrics": dict(result.metrics),
-        "best": {weights: vars(best) for weights, best in result.best.items()},
-        "seconds": round(result.seconds, 3),
-    }
 
 
 def _failed(run: Run, error: BaseException) -> BaseException:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,3 +52,16 @@ class Result:
     seconds: float
     signal: int = 0
     reports: Mapping[str, str] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """What run.json says of the end, as JSON values."""
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "step": self.step,
+            "epoch": self.epoch,
+            "samples": self.samples,
+            "metrics": dict(self.metrics),
+            "best": {weights: vars(best) for weights, best in self.best.items()},
+            "seconds": round(self.seconds, 3),
+        }

@@ -102,19 +102,9 @@ class MlflowLogger:
 
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Send the rest, close the MLflow run, and report where it is."""
-        ending = {
-            "status": result.status,
-            "reason": result.reason,
-            "step": result.step,
-            "epoch": result.epoch,
-            "samples": result.samples,
-            "metrics": dict(result.metrics),
-            "best": {weights: vars(best) for weights, best in result.best.items()},
-            "seconds": round(result.seconds, 3),
-        }
         if result.status != "interrupted":
             self._until = None  # nothing goes back behind an end
-        self._finish(run, _STATUS[result.status], ending, wait_s=_END_S)
+        self._finish(run, _STATUS[result.status], result.record(), wait_s=_END_S)
         if self._mirror is not None:
             self._say_it_is_back()
             run.report("mlflow", self._report())

@@ -99,7 +99,7 @@ def test_off_is_said_and_a_wrong_choice_is_an_error():
 @pytest.mark.slow
 def test_build_builds_once_and_again_when_it_is_forced(empty):
     done = kernels("build", **empty)
-    assert (done.returncode, done.stderr) == (0, "building the kernels, once: about 8 s\n")
+    assert (done.returncode, done.stderr) == (0, "building the kernels, once: about 5 s\n")
     path, reason = done.stdout.splitlines()
     assert Path(path).is_file() and reason == "  compiled kernels, built now"
     before = Path(path).stat().st_mtime_ns

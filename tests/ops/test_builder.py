@@ -139,7 +139,7 @@ def built(copy: Copy, ready: Path) -> Copy:
 def test_the_first_process_builds_says_so_in_one_line_and_the_next_finds_it(copy):
     out, err = copy.run(SHOW)
     assert out == "built small\n"
-    assert err == "ptrain: building the kernels, once: about 8 s\n"
+    assert err == "ptrain: building the kernels, once: about 5 s\n"
     assert copy.run(SHOW) == ("cached small\n", "")
     (entry,) = copy.entries()
     assert {path.name for path in copy.cache.iterdir()} == {

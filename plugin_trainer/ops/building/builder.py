@@ -232,7 +232,7 @@ def _build(
         raise Unavailable("this process has loaded other kernels already")
     private = caching.private_folder(folder.parent)
     try:
-        say(f"building the kernels, once: about {30 if toolchain.cuda else 8} s")
+        say(f"building the kernels, once: about {30 if toolchain.cuda else 5} s")
         try:
             library = compiling.compile_and_load(needs.sources, toolchain, private)
         except compiling.BuildFailed as error:

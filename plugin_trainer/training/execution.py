@@ -56,11 +56,14 @@ def _failed(run: Run, error: BaseException) -> BaseException:
         if isinstance(error, NonFiniteError):
             run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
-        reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
-        if not isinstance(error, PtrainError) and isinstance(error, Exception):
-            reason = f"{reason}: {in_words(error)}"
-        if run.leaving:
-            reason = "a second signal was received"
+    except Exception as second:
+        explained.add_note(f"and then, while closing the run: {in_words(second)}")
+    reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
+    if not isinstance(error, PtrainError) and isinstance(error, Exception):
+        reason = f"{reason}: {in_words(error)}"
+    if run.leaving:
+        reason = "a second signal was received"
+    try:
         run.disk.write_about(status="failed", reason=reason, step=step, ended=now())
     except Exception as second:
         explained.add_note(f"and then, while closing the run: {in_words(second)}")

@@ -224,3 +224,17 @@ def test_run_json_says_who_failed_and_with_what(fit, tmp_path):
     about = json.loads((tmp_path / "run" / "run.json").read_text())
     who = "callback 'Broken (1)' failed in ptrain_step_end at step 1"
     assert about["reason"] == f"{who}: ValueError: this and"
+
+
+def test_run_json_says_that_a_run_failed_though_a_callback_fails_while_it_is_told(fit, tmp_path):
+    class Broken:
+        def ptrain_run_start(self):
+            raise ValueError("first")
+
+        def ptrain_run_failed(self):
+            raise ValueError("second")
+
+    with pytest.raises(PtrainError):
+        fit(callbacks=[Broken()])
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["status"] == "failed" and about["reason"].endswith("ValueError: first")

@@ -80,7 +80,11 @@ class MlflowLogger:
             self._trouble = f"no answer in {_START_S:.0f} s"
         if self._mistake:
             self._mirror = None
-            raise PtrainError(f"mlflow: {self._mistake}", hint="see: ptrain plugins show mlflow")
+            raise PtrainError(
+                f"mlflow: {self._mistake}",
+                hint='[callback_settings."mlflow/logger"] tracking_uri is sqlite:///FILE, or the '
+                "http:// address of a server; see: ptrain plugins show mlflow",
+            )
         for note in self._mirror.notes:
             _say(note)
         self._say_trouble()
@@ -114,7 +118,7 @@ class MlflowLogger:
         status = "FAILED" if isinstance(error, Exception) and not run.leaving else "KILLED"
         ending = {"status": "failed", "reason": error_in_words(error), "step": run.progress.step}
         self._finish(run, status, ending, wait_s=_LEAVING_S if run.leaving else _END_S)
-        if self._trouble:
+        if self._trouble and self._mirror is not None:
             for line in self._report().splitlines():
                 _say(line)
 

@@ -218,6 +218,7 @@ def test_a_uri_that_is_none_stops_the_run_before_its_first_step(
     assert caught.value.exit_code == 2
     assert capsys.readouterr().err == ""
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert '"status": "failed"' in (tmp_path / "run" / "run.json").read_text()
 
 
 def test_a_database_without_its_driver_names_the_package(fit):

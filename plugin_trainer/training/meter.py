@@ -25,14 +25,14 @@ class Meter:
         self._counts: dict[str, Tensor | int] = {}
         self._kept: dict[str, Counted] = {}
 
-    def add(self, outcome: StepOutcome) -> None:
-        """Take in one outcome: its loss, its parts and its metrics."""
+    def add(self, outcome: StepOutcome, *, prefix: str = "") -> None:
+        """Take in one outcome: its loss, its parts and its metrics, their names behind `prefix`."""
         count = outcome.count
-        self.keep("loss", outcome.loss, count)
+        self.keep(prefix + "loss", outcome.loss, count)
         for name, value in outcome.parts.items():
-            self.keep(name, value, count)
+            self.keep(prefix + name, value, count)
         for name, value in outcome.metrics.items():
-            self.keep(name, value, count)
+            self.keep(prefix + name, value, count)
 
     def keep(self, name: str, value: Tensor, count: int | Tensor) -> None:
         """Take in one mean over so many items."""

@@ -91,7 +91,7 @@ class Scores:
         """Every number by its name. `overall` is among them if all of its members are."""
         values = {}
         for task, meter in self._meters.items():
-            means = {**meter.means()}
+            means = meter.means()
             means.update({name: _number(fed) for name, fed in self._metrics.get(task, {}).items()})
             values.update({_joined(task, name): value for name, value in means.items()})
         if self._by_task:

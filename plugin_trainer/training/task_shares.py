@@ -31,10 +31,7 @@ class TaskShares:
         """Take in one batch's outcome."""
         task = batch[TASK]
         self._samples[task] = self._samples.get(task, 0) + count_rows(batch)
-        self._means.keep(f"{task}/loss", outcome.loss, outcome.count)
-        for table in (outcome.parts, outcome.metrics):
-            for name, value in table.items():
-                self._means.keep(f"{task}/{name}", value, outcome.count)
+        self._means.add(outcome, prefix=f"{task}/")
 
     def add_step(self, micro_batches: Sequence[Any], grad_norm: Tensor) -> None:
         """Take in the gradient norm of a step, before clipping, if all of it is of one task."""

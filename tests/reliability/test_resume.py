@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from pathlib import Path
@@ -42,17 +41,6 @@ def whole_with_workers(toy, tmp_path_factory):
     return folder
 
 
-def cut_back(run: Path, to: Path, *, step: int) -> Path:
-    """A copy of a run as it was on disk when its process died right after saving a step."""
-    shutil.copytree(run, to)
-    for checkpoint in (to / "checkpoints").glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    about = json.loads((to / "run.json").read_text())
-    (to / "run.json").write_text(json.dumps({**about, "status": "running"}))
-    return to
-
-
 @pytest.mark.parametrize(
     "step",
     [
@@ -67,7 +55,7 @@ def cut_back(run: Path, to: Path, *, step: int) -> Path:
 def test_R01_R02_a_run_resumed_anywhere_equals_one_that_never_stopped(
     toy, whole, differences, tmp_path, step
 ):
-    resumed = cut_back(whole, tmp_path / "run", step=step)
+    resumed = toy.cut_back(whole, tmp_path / "run", step=step)
     toy.train(resumed)
     assert differences(whole, resumed) == []
 
@@ -75,7 +63,7 @@ def test_R01_R02_a_run_resumed_anywhere_equals_one_that_never_stopped(
 def test_R02_a_run_killed_after_its_last_evaluation_has_nothing_left_to_do_but_end(
     toy, whole, differences, tmp_path
 ):
-    resumed = cut_back(whole, tmp_path / "run", step=TOTAL)
+    resumed = toy.cut_back(whole, tmp_path / "run", step=TOTAL)
     assert toy.train(resumed).step == TOTAL
     assert differences(whole, resumed) == []
 
@@ -87,7 +75,7 @@ def test_R02_a_run_resumed_on_an_accumulation_boundary_is_exact(
 ):
     # Four batches a window leave a short window of two at each epoch's end.
     toy.train(tmp_path / "whole", accumulate=accumulate)
-    resumed = cut_back(tmp_path / "whole", tmp_path / "run", step=step)
+    resumed = toy.cut_back(tmp_path / "whole", tmp_path / "run", step=step)
     toy.train(resumed, accumulate=accumulate)
     assert differences(tmp_path / "whole", resumed) == []
 
@@ -147,7 +135,7 @@ def _wait_for_step(run: Path, step: int) -> None:
 def test_R03_R07_every_sample_is_seen_once_an_epoch_in_a_new_order_whatever_was_interrupted(
     toy, whole, tmp_path
 ):
-    resumed = cut_back(whole, tmp_path / "run", step=STEPS_PER_EPOCH)
+    resumed = toy.cut_back(whole, tmp_path / "run", step=STEPS_PER_EPOCH)
     toy.train(resumed)
     for run in (whole, resumed):
         model = read_snapshot(run / "checkpoints" / f"step-{TOTAL:08d}").model
@@ -356,14 +344,14 @@ def _no_schedule(state):
 def test_R11_a_checkpoint_that_lost_a_stream_or_a_counter_does_not_resume_exactly(
     toy, whole, differences, tmp_path, drop
 ):
-    resumed = cut_back(whole, tmp_path / "run", step=4)
+    resumed = toy.cut_back(whole, tmp_path / "run", step=4)
     edit_state(resumed, drop)
     toy.train(resumed)
     assert differences(whole, resumed) != []
 
 
 def test_R13_resuming_loads_no_sample_that_was_seen(toy, whole, tmp_path):
-    resumed = cut_back(whole, tmp_path / "run", step=9)
+    resumed = toy.cut_back(whole, tmp_path / "run", step=9)
     dataset = toy.Noisy()
     toy.train(resumed, dataset=dataset)
     samples_after_step_9 = 4 * toy.SAMPLES - toy.SAMPLES - 3 * toy.BATCH

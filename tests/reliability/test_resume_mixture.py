@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 
 import pytest
 
@@ -35,23 +34,12 @@ def whole(toy, tmp_path_factory):
     return run
 
 
-def cut_back(run, to, *, step):
-    """A copy of a run as it was on disk when its process died right after saving a step."""
-    shutil.copytree(run, to)
-    for checkpoint in (to / "checkpoints").glob("step-*"):
-        if int(checkpoint.name.removeprefix("step-")) > step:
-            shutil.rmtree(checkpoint)
-    about = json.loads((to / "run.json").read_text())
-    (to / "run.json").write_text(json.dumps({**about, "status": "running"}))
-    return to
-
-
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("step", [1, 3, STEPS_PER_EPOCH - 1, STEPS_PER_EPOCH, 14])
 def test_R01_R02_a_mixture_resumed_anywhere_equals_one_that_never_stopped(
     toy, whole, differences, tmp_path, mixture, step
 ):
-    resumed = cut_back(whole(mixture), tmp_path / "run", step=step)
+    resumed = toy.cut_back(whole(mixture), tmp_path / "run", step=step)
     toy.train(resumed, tasks=toy.TASKS, mixture=mixture)
     assert differences(whole(mixture), resumed) == []
 
@@ -61,7 +49,7 @@ def test_R02_a_mixture_resumed_on_an_accumulation_boundary_is_exact(
     toy, whole, differences, tmp_path, step
 ):
     mixture = {"strategy": "proportional"}
-    resumed = cut_back(whole(mixture, accumulate=2), tmp_path / "run", step=step)
+    resumed = toy.cut_back(whole(mixture, accumulate=2), tmp_path / "run", step=step)
     toy.train(resumed, tasks=toy.TASKS, mixture=mixture, accumulate=2)
     assert differences(whole(mixture, accumulate=2), resumed) == []
 
@@ -72,14 +60,14 @@ def test_R02_a_mixture_resumed_on_an_accumulation_boundary_is_exact(
 def test_R01_workers_that_stay_over_mixed_epochs_draw_the_same_after_a_resume(
     toy, whole, differences, tmp_path, mixture
 ):
-    resumed = cut_back(whole(mixture, workers=1), tmp_path / "run", step=7)
+    resumed = toy.cut_back(whole(mixture, workers=1), tmp_path / "run", step=7)
     toy.train(resumed, tasks=toy.TASKS, mixture=mixture, workers=1)
     assert differences(whole(mixture, workers=1), resumed) == []
 
 
 def test_R01_a_limited_mixture_resumes_as_exactly(toy, whole, differences, tmp_path):
     mixture, limit = {"strategy": "temperature"}, {"train": 5}
-    resumed = cut_back(whole(mixture, limit_batches=limit), tmp_path / "run", step=7)
+    resumed = toy.cut_back(whole(mixture, limit_batches=limit), tmp_path / "run", step=7)
     toy.train(resumed, tasks=toy.TASKS, mixture=mixture, limit_batches=limit)
     assert differences(whole(mixture, limit_batches=limit), resumed) == []
 
@@ -111,7 +99,7 @@ def test_a_checkpoint_tells_where_each_task_stands(whole):
 )
 def test_R12_a_place_that_the_tasks_are_not_at_any_more_is_refused(toy, whole, tmp_path, tasks):
     mixture = {"strategy": "round_robin"}
-    resumed = cut_back(whole(mixture), tmp_path / "run", step=8)
+    resumed = toy.cut_back(whole(mixture), tmp_path / "run", step=8)
     with pytest.raises(ResumeError, match=r"stood at its batch .* and with the data of now"):
         toy.train(resumed, tasks=tasks, mixture=mixture)
 
@@ -119,7 +107,7 @@ def test_R12_a_place_that_the_tasks_are_not_at_any_more_is_refused(toy, whole, t
 def test_R12_another_strategy_in_mid_epoch_is_refused_even_where_it_is_allowed(
     toy, whole, tmp_path
 ):
-    resumed = cut_back(whole({"strategy": "round_robin"}), tmp_path / "run", step=3)
+    resumed = toy.cut_back(whole({"strategy": "round_robin"}), tmp_path / "run", step=3)
     with pytest.raises(ResumeError, match=r"mixture\.strategy"):
         toy.train(resumed, tasks=toy.TASKS, mixture={"strategy": "proportional"})
     with pytest.raises(ResumeError, match="stood at its batch"):

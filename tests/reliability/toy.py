@@ -11,8 +11,10 @@ model that writes down the number of every sample it was trained on.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -167,6 +169,17 @@ def train(
             **settings,
         },
     )
+
+
+def cut_back(run: Path, to: Path, *, step: int) -> Path:
+    """A copy of a run as it was on disk when its process died right after saving a step."""
+    shutil.copytree(run, to)
+    for checkpoint in (to / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    about = json.loads((to / "run.json").read_text())
+    (to / "run.json").write_text(json.dumps({**about, "status": "running"}))
+    return to
 
 
 def ptrain_models():

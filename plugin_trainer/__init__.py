@@ -19,6 +19,7 @@ from plugin_trainer.specs import (
     ModelSpec,
     RecipeSpec,
     SchedulerSpec,
+    SpaceSpec,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "RecipeSpec",
     "Result",
     "SchedulerSpec",
+    "SpaceSpec",
     "StepOutcome",
     "fit",
     "hookimpl",

@@ -1,6 +1,7 @@
 """The hooks of plugin_trainer, and where in a run each of them is called.
 
     load      ptrain_models  ptrain_data  ptrain_callbacks  ptrain_schedulers  ptrain_recipes
+              ptrain_spaces
     run       ptrain_run_start                    (or ptrain_checkpoint_load first, when resuming)
                 one batch of each split: ptrain_move_batch, ptrain_forward     a fresh run only
     epoch       ptrain_epoch_start
@@ -35,7 +36,14 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.specs import CallbackSpec, DataSpec, ModelSpec, RecipeSpec, SchedulerSpec
+from plugin_trainer.specs import (
+    CallbackSpec,
+    DataSpec,
+    ModelSpec,
+    RecipeSpec,
+    SchedulerSpec,
+    SpaceSpec,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +61,7 @@ REGISTRATION_HOOKS = (
     "ptrain_callbacks",
     "ptrain_schedulers",
     "ptrain_recipes",
+    "ptrain_spaces",
 )
 
 
@@ -82,6 +91,11 @@ def ptrain_schedulers() -> Iterable[SchedulerSpec]:  # type: ignore[empty-body]
 @hookspec
 def ptrain_recipes() -> Iterable[RecipeSpec]:  # type: ignore[empty-body]
     """Offer run files. Called once when the plugin is loaded; must not import torch."""
+
+
+@hookspec
+def ptrain_spaces() -> Iterable[SpaceSpec]:  # type: ignore[empty-body]
+    """Offer search spaces for `ptrain tune`. Called once at load; must not import torch."""
 
 
 # -------------------------------------------------- behaviour: exactly one answer, the first given

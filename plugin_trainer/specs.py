@@ -60,10 +60,13 @@ class CallbackSpec(Spec):
               them is not installed
     last      a default callback that is called after those that a run lists: it shows or writes
               what they log
+    writes    it shows or writes and does nothing else: where several processes train one run, only
+              the first has it
     """
 
     requires: tuple[str, ...] = ()
     last: bool = False
+    writes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +79,10 @@ class SchedulerSpec(Spec):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeSpec:
-    """A run file that a plugin ships, so that `ptrain run --plugin NAME` needs nothing else.
+class FileSpec:
+    """A TOML file that a plugin ships.
 
-    name      unique within its plugin
+    name      unique among its plugin's files of this kind
     file      the TOML file, relative to the folder of the hook module
     """
 
@@ -87,3 +90,17 @@ class RecipeSpec:
     file: str
     summary: str = ""
     default: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(FileSpec):
+    """A run file that a plugin ships, so that `ptrain run --plugin NAME` needs nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpaceSpec(FileSpec):
+    """What a plugin searches: a [tune] table, and the settings of a run that go with it.
+
+    `ptrain tune` lays it over the recipe and under the run file. `default` means: taken where
+    nothing else says what to search.
+    """

@@ -22,7 +22,7 @@ LAYERS = [
     {"ops"},
     {"data", "callbacks"},
     {"training"},
-    {"model_store"},
+    {"model_store", "tuning"},
     {"testing"},
     {"cli", "__main__"},
 ]

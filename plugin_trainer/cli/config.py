@@ -36,7 +36,7 @@ def show(
     from plugin_trainer.settings.toml_lines import join_key
 
     configuration = configured(run_file, plugins, assignments)
-    values = configuration.values()
+    values = configuration.values_with_tuning()
     if json_:
         origins = {join_key(key): place for key, place in configuration.origins.items()}
         emit_json(

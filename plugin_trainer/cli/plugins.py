@@ -73,7 +73,7 @@ def show(name: str, json_: bool) -> None:
     ]
     click.echo(table(rows, ("kind", "name", "what it is", "default")))
     for kind, offer in offers:
-        if kind != "recipe":
+        if kind not in ("recipe", "space"):
             _show_settings(offer)
 
 
@@ -253,7 +253,7 @@ def _check_all(names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
             told = " ".join(problems)
             problems += [
                 f"{recipe}: {text}"
-                for recipe, text in _mistakes_in_recipes(plugin, typed=name)
+                for recipe, text in _mistakes_in_files(plugin, typed=name)
                 if text.partition(";")[0] not in told
             ]
         except PtrainError as error:
@@ -262,27 +262,37 @@ def _check_all(names: tuple[str, ...]) -> list[tuple[str, list[str]]]:
     return results
 
 
-def _mistakes_in_recipes(plugin: LoadedPlugin, *, typed: str) -> list[tuple[str, str]]:
-    """What is wrong in the run files that a plugin ships, but for what a user must give."""
+def _mistakes_in_files(plugin: LoadedPlugin, *, typed: str) -> list[tuple[str, str]]:
+    """What is wrong in recipes and search spaces that a plugin ships, but for what a user must
+    give.
+    """
+    from functools import partial
+
     from plugin_trainer.configuration import configure
     from plugin_trainer.errors import SettingsError
-    from plugin_trainer.registry.loading import recipe_path
+    from plugin_trainer.registry.loading import path_of
     from plugin_trainer.settings.layers import read_toml
+    from plugin_trainer.specs import SpaceSpec
+    from plugin_trainer.tuning.checking import refuse_wrong_space
 
     found = []
-    for recipe in plugin.recipes:
+    for spec in (*plugin.recipes, *plugin.spaces):
+        noun = "search space" if isinstance(spec, SpaceSpec) else "recipe"
+        name = f"{noun} '{spec.name}'"
         try:
-            layer = read_toml(recipe_path(plugin, recipe), where=recipe.file)
+            layer = read_toml(path_of(plugin, spec), where=spec.file)
         except PtrainError:
             continue  # told with the offers
         try:
-            configure(layer, plugins=[typed])
+            configuration = configure(layer, plugins=[typed])
+            if isinstance(spec, SpaceSpec):
+                refuse_wrong_space(configuration, partial(configure, layer, plugins=[typed]))
         except SettingsError as error:
             found += [
-                (f"recipe '{recipe.name}'", str(problem))
+                (name, str(problem))
                 for problem in error.problems
                 if not problem.text.startswith("is required")
             ]
         except PtrainError as error:
-            found.append((f"recipe '{recipe.name}'", "; ".join((error.message, *error.hint))))
+            found.append((name, "; ".join((error.message, *error.hint))))
     return found

@@ -23,6 +23,8 @@ def configure(
     overrides: Layer | None = None,
     folder: Path | None = None,
     parts: bool = True,
+    space: str | None = None,
+    over: Sequence[Layer] = (),
 ) -> Configuration:
     """Lay the sources over each other, open the plugins they name, and check everything.
 
@@ -32,11 +34,16 @@ def configure(
     folder     the folder that relative plugin paths start from
     parts      whether the run has a model and a data module of its own; the library's `fit` brings
                them
+    space      a plugin's search space to lay under the run file; empty for the default one, if
+               nothing else says what to search
+    over       what goes over --set: the values of a trial
 
     Raises SettingsError with every mistake, or what the registry raises for a plugin that cannot be
     used if that is all that is wrong.
     """
-    draft = Draft(*laid_over(run_file, overrides, plugins=plugins, folder=folder))
+    draft = Draft(
+        *laid_over(run_file, overrides, plugins=plugins, folder=folder, space=space, over=over)
+    )
     _spell_out_plugins(draft, origin="--plugin" if plugins else "default")
     draft.check(RunSettings, draft.values)
     model = data = None

@@ -54,4 +54,8 @@ class Configuration:
 
     def values(self) -> dict[str, Any]:
         """The whole run as a table of TOML values: what `run.toml` in the run folder says."""
+        return {key: value for key, value in self.values_with_tuning().items() if key != "tune"}
+
+    def values_with_tuning(self) -> dict[str, Any]:
+        """The whole run with the search that goes with it, which is no part of a run."""
         return to_values(self.settings)

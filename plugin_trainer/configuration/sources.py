@@ -10,8 +10,8 @@ from typing import Any
 from plugin_trainer.configuration.plugins_named import Unusable, open_usable
 from plugin_trainer.errors import PluginBroken
 from plugin_trainer.registry.catalog import Catalog, Offer
-from plugin_trainer.registry.loading import recipe_path
-from plugin_trainer.settings.layers import Layer, Merged, merge, read_toml
+from plugin_trainer.registry.loading import path_of
+from plugin_trainer.settings.layers import Layer, Merged, look_up, merge, read_toml
 from plugin_trainer.settings.schema import RunSettings
 from plugin_trainer.settings.validation import with_texts
 
@@ -22,17 +22,25 @@ def laid_over(
     *,
     plugins: Sequence[str],
     folder: Path | None,
+    space: str | None = None,
+    over: Sequence[Layer] = (),
 ) -> tuple[Merged, Catalog, Unusable]:
     """The sources over each other, the plugins that they name, and those that cannot be used.
 
     plugins  plugins named beside the sources, as typed
     folder   the folder that relative plugin paths start from
+    space    the search space of a plugin to lay under the run file; empty for the default one, if
+             nothing else says what to search
+    over     what goes over everything else
     """
-    given = [layer for layer in (run_file, overrides) if layer is not None]
+    given = [layer for layer in (run_file, overrides, *over) if layer is not None]
     values = merge(given).values
     catalog, _ = open_usable(values, plugins, folder=folder)  # one of them may have the recipe
     recipe = recipe_for(catalog, values, plugins=plugins)
-    merged = merge([recipe, *given] if recipe else given)
+    below = [recipe] if recipe else []
+    if space is not None and (found := _space_for(catalog, merge([*below, *given]), space)):
+        below.append(found)
+    merged = merge([*below, *given])
     catalog, unusable = open_usable(merged.values, plugins, folder=folder)
     values = with_texts(RunSettings, merged.values, merged.texts)
     return dataclasses.replace(merged, values=values), catalog, unusable
@@ -48,14 +56,36 @@ def recipe_for(
     return read_recipe(offer) if offer is not None else None
 
 
+def _space_for(catalog: Catalog, given: Merged, name: str) -> Layer | None:
+    """The named search space, or the default one where nothing given says what to search.
+
+    Raises UnknownOffer.
+    """
+    if name:
+        return read_space(catalog.find("space", name))
+    if look_up(given.values, ("tune", "space")) or look_up(given.values, ("tune", "stages")):
+        return None
+    offer = catalog.default("space")
+    return read_space(offer) if offer is not None else None
+
+
 def read_recipe(offer: Offer[Any]) -> Layer:
     """A plugin's recipe as a layer. Raises PluginBroken if the file is not there."""
+    return _read(offer, "recipe", where=f"{offer.owner}'s recipe")
+
+
+def read_space(offer: Offer[Any]) -> Layer:
+    """A plugin's search space as a layer. Raises PluginBroken if the file is not there."""
+    return _read(offer, "search space", where=f"{offer.owner}'s space {offer.spec.name}")
+
+
+def _read(offer: Offer[Any], noun: str, *, where: str) -> Layer:
     assert offer.plugin is not None
-    path = recipe_path(offer.plugin, offer.spec)
+    path = path_of(offer.plugin, offer.spec)
     if not path.is_file():
         raise PluginBroken(
-            f"plugin '{offer.owner}' offers the recipe '{offer.spec.name}', but not {path}",
+            f"plugin '{offer.owner}' offers the {noun} '{offer.spec.name}', but not {path}",
             plugin=offer.owner,
             hint="the file is named relative to the folder of the plugin's hook module",
         )
-    return read_toml(path, where=f"{offer.owner}'s recipe")
+    return read_toml(path, where=where)

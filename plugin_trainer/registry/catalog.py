@@ -17,14 +17,16 @@ from plugin_trainer.registry.resolution import PluginSource, core_source, resolv
 from plugin_trainer.specs import (
     CallbackSpec,
     DataSpec,
+    FileSpec,
     ModelSpec,
     RecipeSpec,
     SchedulerSpec,
+    SpaceSpec,
     Spec,
 )
 
-Kind = Literal["model", "data", "callback", "scheduler", "recipe"]
-S = TypeVar("S", bound="Spec | RecipeSpec", covariant=True)
+Kind = Literal["model", "data", "callback", "scheduler", "recipe", "space"]
+S = TypeVar("S", bound="Spec | FileSpec", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ KINDS: dict[Kind, _KindWords] = {
         "schedulers", "scheduler", "schedulers", SchedulerSpec, "--set schedule.name="
     ),
     "recipe": _KindWords("recipes", "recipe", "recipes", RecipeSpec, ""),
+    "space": _KindWords("spaces", "search space", "search spaces", SpaceSpec, ""),
 }
 
 
@@ -107,7 +110,7 @@ class Catalog:
 
         Raises UnknownOffer.
         """
-        if ":" in name and kind != "recipe":
+        if ":" in name and kind not in ("recipe", "space"):
             return _ad_hoc(kind, name)
         offers = self.offers(kind)
         found = [offer for offer in offers if name in (offer.address, offer.spec.name)]

@@ -14,7 +14,7 @@ from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import import_target, settings_class
 from plugin_trainer.registry.catalog import Offer
 from plugin_trainer.registry.discovery import installed_commands
-from plugin_trainer.registry.loading import LoadedPlugin, recipe_path
+from plugin_trainer.registry.loading import LoadedPlugin, path_of
 from plugin_trainer.registry.names import LOCAL_MODULE
 from plugin_trainer.registry.resolution import PluginSource
 
@@ -46,7 +46,7 @@ def problems_of(plugin: LoadedPlugin) -> list[str]:
         *_name_problems(plugin.source),
         *_torch_problems(plugin.source),
         *_offer_problems(plugin),
-        *_recipe_problems(plugin),
+        *_file_problems(plugin),
     ]
 
 
@@ -106,10 +106,11 @@ def _offer_problems(plugin: LoadedPlugin) -> Iterator[str]:
                 yield f"{spec.target}, offered as '{spec.name}', cannot be called"
 
 
-def _recipe_problems(plugin: LoadedPlugin) -> Iterator[str]:
-    for recipe in plugin.recipes:
-        file = recipe_path(plugin, recipe)
-        try:
-            tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            yield f"recipe '{recipe.name}': {file}: {error}"
+def _file_problems(plugin: LoadedPlugin) -> Iterator[str]:
+    for noun, specs in (("recipe", plugin.recipes), ("search space", plugin.spaces)):
+        for spec in specs:
+            file = path_of(plugin, spec)
+            try:
+                tomllib.loads(file.read_text(encoding="utf-8"))
+            except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                yield f"{noun} '{spec.name}': {file}: {error}"

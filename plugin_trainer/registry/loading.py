@@ -25,9 +25,11 @@ from plugin_trainer.specs import (
     API_VERSION,
     CallbackSpec,
     DataSpec,
+    FileSpec,
     ModelSpec,
     RecipeSpec,
     SchedulerSpec,
+    SpaceSpec,
 )
 
 SUPPORTED_API = tuple(version for version in (API_VERSION - 1, API_VERSION) if version >= 1)
@@ -49,6 +51,7 @@ class LoadedPlugin:
     callbacks: tuple[CallbackSpec, ...] = ()
     schedulers: tuple[SchedulerSpec, ...] = ()
     recipes: tuple[RecipeSpec, ...] = ()
+    spaces: tuple[SpaceSpec, ...] = ()
     import_ms: float = 0.0
 
     @property
@@ -77,14 +80,15 @@ def load(source: PluginSource) -> LoadedPlugin:
         callbacks=collect(manager, "ptrain_callbacks", CallbackSpec, source=source),
         schedulers=collect(manager, "ptrain_schedulers", SchedulerSpec, source=source),
         recipes=collect(manager, "ptrain_recipes", RecipeSpec, source=source),
+        spaces=collect(manager, "ptrain_spaces", SpaceSpec, source=source),
         import_ms=import_ms,
     )
 
 
-def recipe_path(plugin: LoadedPlugin, recipe: RecipeSpec) -> Path:
-    """Where a recipe's file lies: beside the plugin's hook module."""
+def path_of(plugin: LoadedPlugin, spec: FileSpec) -> Path:
+    """Where a recipe's or a search space's file lies: beside the plugin's hook module."""
     module = sys.modules[_module_name(plugin.source)]
-    return Path(module.__file__ or "").parent / recipe.file
+    return Path(module.__file__ or "").parent / spec.file
 
 
 def _module_name(source: PluginSource) -> str:

@@ -11,9 +11,9 @@ from plugin_trainer.registry.blame import what_and_where
 from plugin_trainer.registry.manager import PluginManager
 from plugin_trainer.registry.names import NAME, NAME_RULE, TARGET, TARGET_RULE
 from plugin_trainer.registry.resolution import PluginSource
-from plugin_trainer.specs import CallbackSpec, RecipeSpec, Spec
+from plugin_trainer.specs import CallbackSpec, FileSpec, Spec
 
-S = TypeVar("S", bound="Spec | RecipeSpec")
+S = TypeVar("S", bound="Spec | FileSpec")
 
 
 def collect(
@@ -51,7 +51,7 @@ def _call(
         answers = getattr(manager.hook, hook)()
         # pluggy leaves out an answer of None.
         returned = answers[0] if answers else None
-        if returned is not None and not isinstance(returned, (str, Spec, RecipeSpec)):
+        if returned is not None and not isinstance(returned, (str, Spec, FileSpec)):
             return tuple(cast("Iterable[S]", returned))
     except (Exception, SystemExit) as error:
         lines = what_and_where(error, target=source.target)
@@ -60,9 +60,9 @@ def _call(
     raise _broken(source, text, f"write: return [{kind.__name__}(...)]")
 
 
-def _check_strings(spec: Spec | RecipeSpec, *, hook: str, source: PluginSource) -> None:
+def _check_strings(spec: Spec | FileSpec, *, hook: str, source: PluginSource) -> None:
     offers = f"{hook} offers '{spec.name}' with"
-    if isinstance(spec, RecipeSpec):
+    if isinstance(spec, FileSpec):
         file = Path(spec.file)
         if not spec.file or file.is_absolute() or ".." in file.parts:
             beside = 'name a TOML file beside the hook module, such as "recipe.toml"'

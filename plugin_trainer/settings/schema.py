@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field
 
 from plugin_trainer.cadence import Span, parse_cadence, parse_length, parse_span, parse_warmup
 from plugin_trainer.quoting import shown
+from plugin_trainer.settings.tuning import TuneSettings
 from plugin_trainer.settings.words import Spelt
 
 _AMOUNT = r"(\d[\d_]*(\.\d+)?|\.\d+)\s*"
@@ -54,6 +55,12 @@ def _ema(value: Any) -> Any:
     if _is_table(value := _off(value), EmaSettings):
         return value
     raise ValueError(f"{shown(value)} is not a table: write a table [ema], or false")
+
+
+def _tune(value: Any) -> Any:
+    if _is_table(value := _off(value), TuneSettings):
+        return value
+    raise ValueError(f"{shown(value)} is not a table: write a table [tune], or false")
 
 
 def _compile(value: Any) -> Any:
@@ -201,6 +208,22 @@ class MixtureSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelSettings:
+    """How several processes, started by torchrun or `--processes`, train one run. One process
+    ignores it.
+
+    strategy           "ddp": each holds the whole model, the optimizer and the average; "fsdp2":
+                       each holds a shard of them
+    unused_parameters  of "ddp": "find out" sees in the first step whether the model leaves
+                       parameters out of it; "search" looks at every step, for a model that leaves
+                       out others each time, which costs a pass over its graph
+    """
+
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    unused_parameters: Literal["find out", "search"] = "find out"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompileSettings:
     """torch.compile of the model's forward pass.
 
@@ -275,7 +298,8 @@ class RunSettings:
                        every block (entry of a ModuleList), or a list of module name patterns
     accumulate         micro-batches in one optimizer step
     batch_size         the batch size for a data module that returns a data set; one that returns
-                       loaders has its own
+                       loaders has its own. Several processes share each batch
+    parallel           see [parallel]
     limit_batches      see [limit_batches]
     init_from          a run whose weights to start from: its folder or name; or see [init_from]
     label              the batch's key that holds the labels, where it is not one of labels, label
@@ -289,6 +313,7 @@ class RunSettings:
     overall            metrics whose mean is logged as val/overall, named without the split:
                        ["sentiment/label/accuracy", "entities/tags/f1"]
     mixture            see [mixture]
+    tune               see [tune]; read by `ptrain tune` alone
     model_settings     what the model takes; its plugin says which keys
     data_settings      what the data module takes
     schedule_settings  what the schedule takes
@@ -328,6 +353,7 @@ class RunSettings:
     ] = False
     accumulate: Annotated[int, Field(ge=1)] = 1
     batch_size: Annotated[int, Field(ge=1)] = 32
+    parallel: ParallelSettings = field(default_factory=ParallelSettings)
     limit_batches: LimitSettings = field(default_factory=LimitSettings)
     init_from: Annotated[
         InitSettings | None,
@@ -349,6 +375,11 @@ class RunSettings:
     best: BestSettings = field(default_factory=BestSettings)
     overall: tuple[str, ...] = ()
     mixture: MixtureSettings = field(default_factory=MixtureSettings)
+    tune: Annotated[
+        TuneSettings | None,
+        BeforeValidator(_tune),
+        Spelt("a table [tune], or false", also=({"const": False},)),
+    ] = None
     model_settings: Mapping[str, Any] = field(default_factory=dict)
     data_settings: Mapping[str, Any] = field(default_factory=dict)
     schedule_settings: Mapping[str, Any] = field(default_factory=dict)

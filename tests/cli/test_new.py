@@ -11,7 +11,7 @@ from plugin_trainer.cli.new import write_plugin
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import settings_class
 from plugin_trainer.registry.catalog import open_catalog
-from plugin_trainer.registry.loading import recipe_path
+from plugin_trainer.registry.loading import path_of
 from plugin_trainer.settings.describe import describe
 
 FILES = """
@@ -56,7 +56,7 @@ def test_what_it_writes_is_clean_and_loads(installed, ptrain):
         "my_rings/half_cosine",
     }
     recipe = catalog.default("recipe")
-    assert recipe_path(recipe.plugin, recipe.spec) == folder / "ptrain_my_rings" / "recipe.toml"
+    assert path_of(recipe.plugin, recipe.spec) == folder / "ptrain_my_rings" / "recipe.toml"
 
 
 def test_what_it_writes_passes_the_check_and_its_own_tests(installed):

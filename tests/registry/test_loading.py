@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from plugin_trainer.errors import PluginBroken
-from plugin_trainer.registry.loading import load, recipe_path
+from plugin_trainer.registry.loading import load, path_of
 from plugin_trainer.registry.resolution import resolve
 
 TOY = """
@@ -115,7 +115,7 @@ def test_a_recipe_lies_beside_the_hook_module(installed):
     )
     plugin = load(resolve("vision"))
     expected = installed.folder / "ptrain_vision" / "recipes" / "small.toml"
-    assert recipe_path(plugin, plugin.recipes[0]) == expected
+    assert path_of(plugin, plugin.recipes[0]) == expected
 
 
 MODEL = 'ModelSpec(name="a", target="pkg.mod:A"{more})'

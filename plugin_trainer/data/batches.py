@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugin_trainer.data.share import StandIn
 from plugin_trainer.errors import DataError
 
 IGNORED_LABEL = -100
@@ -25,7 +26,7 @@ def move_batch(batch: Any, device: torch.device) -> Any:
         return batch if batch.device == device else batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         moved = {name: move_batch(value, device) for name, value in batch.items()}
-        return moved if type(batch) is dict else _rebuilt(batch, moved)
+        return moved if type(batch) is dict else rebuilt(batch, moved)
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(move_batch(value, device) for value in batch))
     if isinstance(batch, (list, tuple)):
@@ -33,11 +34,12 @@ def move_batch(batch: Any, device: torch.device) -> Any:
     return batch.to(device) if hasattr(batch, "to") else batch
 
 
-def _rebuilt(batch: Mapping[str, Any], moved: dict[str, Any]) -> Any:
+def rebuilt(batch: Mapping[str, Any], entries: dict[str, Any]) -> Any:
+    """A mapping like the batch with other entries; a dict where its class cannot be made of one."""
     try:
-        return type(batch)(moved)  # type: ignore[call-arg]
+        return type(batch)(entries)  # type: ignore[call-arg]
     except TypeError:
-        return moved
+        return entries
 
 
 def find_labels(batch: Any, *, key: str = "") -> tuple[str, Any] | None:
@@ -83,7 +85,12 @@ def tensors_in(batch: Any) -> Iterator[Tensor]:
 
 
 def count_rows(batch: Any) -> int:
-    """How many samples a batch holds: the first axis of its first tensor that has one, else 1."""
+    """How many samples a batch holds: the first axis of its first tensor that has one, else 1.
+
+    A stand-in holds none.
+    """
+    if isinstance(batch, StandIn):
+        return 0
     for tensor in tensors_in(batch):
         if tensor.dim() > 0:
             return tensor.shape[0]

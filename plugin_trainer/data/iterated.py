@@ -11,6 +11,8 @@ import torch
 
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.private_streams import private_streams
+from plugin_trainer.data.rows import take_rows
+from plugin_trainer.data.share import WHOLE, Share
 from plugin_trainer.data.workers import Running, prepare_workers
 
 _NOTHING = object()
@@ -21,12 +23,25 @@ class AsItIs:
 
     batches_per_epoch  None if it has no length
     once               whether it is an iterator, which has a single pass in it
+
+    Several processes load all of each batch, seeded alike, and keep their rows of it.
     """
 
-    def __init__(self, loader: Any, *, because: str, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        because: str,
+        seed: int = 0,
+        task: str = "",
+        limit: int | None = None,
+        share: Share = WHOLE,
+    ) -> None:
         prepare_workers(loader)
         self._running = Running()
         self._loader = loader
+        self._seed = (seed, task)
+        self._share = share
         self.once = hasattr(loader, "__next__")
         self.batches_per_epoch = length_of(loader, limit=limit)
         self.inexact_because = because
@@ -34,10 +49,16 @@ class AsItIs:
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
         _tell_epoch(self._loader, epoch)
-        iterator = self._running.follow(iter(self._loader))
-        for _ in islice(iterator, start):
+        if self._share.size == 1:
+            batches = self._running.follow(iter(self._loader))
+        else:
+            # What a loader draws must be the same in all of them, or their rows would overlap.
+            with private_streams(derive_seed(*self._seed, epoch, "iterate")):
+                iterator = self._running.follow(iter(self._loader))
+            batches = Seeded(iterator, seed=self._seed, epoch=epoch, start=0, share=self._share)
+        for _ in islice(batches, start):
             pass
-        return iterator
+        return batches
 
     def close(self) -> None:
         """End the workers of the last iteration, unless the loader keeps them for another."""
@@ -51,16 +72,27 @@ class Stateful:
     What is drawn in this process while a batch is loaded is seeded by the batch's position: the
     process's own streams must not depend on how often the loader was entered, nor on how far it
     was looked ahead into. What the loader's workers draw is the loader's own affair.
+
+    Several processes load all of each batch and keep their rows of it.
     """
 
     inexact_because = ""
     once = False
 
-    def __init__(self, loader: Any, *, seed: int, task: str, limit: int | None = None) -> None:
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        seed: int,
+        task: str,
+        limit: int | None = None,
+        share: Share = WHOLE,
+    ) -> None:
         prepare_workers(loader)
         self._running = Running()
         self._loader = loader
         self._seed = (seed, task)
+        self._share = share
         self.batches_per_epoch = length_of(loader, limit=limit)
 
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
@@ -79,7 +111,7 @@ class Stateful:
         if not getattr(self._loader, "persistent_workers", False):
             self._running.end()
 
-    def batches_after(self, state: Mapping[str, Any], *, epoch: int, start: int) -> _Seeded:
+    def batches_after(self, state: Mapping[str, Any], *, epoch: int, start: int) -> Seeded:
         """The rest of an epoch in which the loader's state was taken after `start` batches."""
         self._loader.load_state_dict(state)
         return self._iterate(epoch=epoch, start=start)
@@ -98,12 +130,12 @@ class Stateful:
         del rest
         return self.batches(epoch=epoch + 1, start=0)
 
-    def _iterate(self, *, epoch: int, start: int) -> _Seeded:
+    def _iterate(self, *, epoch: int, start: int) -> Seeded:
         _tell_epoch(self._loader, epoch)
         self._seed_samplers(epoch)
         with private_streams(derive_seed(*self._seed, epoch, "iterate")):
             iterator = self._running.follow(iter(self._loader))
-        return _Seeded(iterator, seed=self._seed, epoch=epoch, start=start)
+        return Seeded(iterator, seed=self._seed, epoch=epoch, start=start, share=self._share)
 
     def _seed_samplers(self, epoch: int) -> None:
         """Make the order that a known sampler draws one of the epoch.
@@ -118,22 +150,30 @@ class Stateful:
                 part.generator = torch.Generator().manual_seed(derive_seed(*self._seed, epoch))
 
 
-class _Seeded:
-    """An iterator whose every batch is loaded under a seed of its own."""
+class Seeded:
+    """An iterator whose every batch is loaded under a seed of its own; a share gets its rows."""
 
     def __init__(
-        self, iterator: Iterator[Any], *, seed: tuple[int, str], epoch: int, start: int
+        self,
+        iterator: Iterator[Any],
+        *,
+        seed: tuple[int, str],
+        epoch: int,
+        start: int,
+        share: Share = WHOLE,
     ) -> None:
         self._iterator, self._seed, self._epoch, self._position = iterator, seed, epoch, start
+        self._share = share
 
-    def __iter__(self) -> _Seeded:
+    def __iter__(self) -> Seeded:
         return self
 
     def __next__(self) -> Any:
         seed = derive_seed(*self._seed, self._epoch, self._position)
         self._position += 1
         with private_streams(seed):
-            return next(self._iterator)
+            batch = next(self._iterator)
+        return batch if self._share.size == 1 else take_rows(batch, self._share)
 
 
 def is_stateful(loader: Any) -> bool:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.data.mixing import Mixing, warnings_of
+from plugin_trainer.data.rows import Part
+from plugin_trainer.data.share import WHOLE, Share, StandIn
 from plugin_trainer.data.sources import Source, source_of
 from plugin_trainer.data.unbatched import may_give_samples, refuse_sample
 from plugin_trainer.errors import DataError
@@ -22,10 +24,14 @@ _END = object()
 
 
 def with_task(batch: Any, task: str) -> Any:
-    """The batch with the name of its task in it.
+    """The batch with the name of its task in it; of a part or a stand-in, the batch within.
 
     Raises DataError for a batch that is no mapping, or that has another entry of that name.
     """
+    if isinstance(batch, Part):
+        return Part(with_task(batch.batch, task), batch.rows)
+    if isinstance(batch, StandIn):
+        return StandIn(with_task(batch.batch, task))
     if not isinstance(batch, Mapping):
         raise DataError(
             f"a batch of task '{task}' is a {type(batch).__name__}, and has no place for the "
@@ -73,6 +79,7 @@ class Mixture:
         seed: int,
         batch_size: int,
         limit: int | None = None,
+        share: Share = WHOLE,
     ) -> None:
         if not loaders:
             raise DataError("train() gave no task", hint="give it at least one loader by name")
@@ -82,7 +89,9 @@ class Mixture:
         self._to_be_checked = {task for task, data in loaders.items() if may_give_samples(data)}
         for task, data in loaders.items():
             check_task(task)
-            self._sources[task] = source_of(data, seed=seed, batch_size=batch_size, task=task)
+            self._sources[task] = source_of(
+                data, seed=seed, batch_size=batch_size, task=task, share=share
+            )
         self.tasks = tuple(self._sources)
         self._drawn = {task: _Drawn(source, task) for task, source in self._sources.items()}
         self._last_order: tuple[int, Tensor] | None = None

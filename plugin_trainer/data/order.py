@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from plugin_trainer.data.share import WHOLE, Share
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -51,9 +53,11 @@ class EpochBatches:
     order       the indices of an epoch
     size        how many those are
     batch_size  None takes the indices one by one, not in lists
+    as_lists    whether each of these is a list of indices, that of a batch
     with_seeds  yield SeededBatch instead of plain indices, for loaders whose workers must not
                 depend on which batches they loaded before
     limit       no more batches an epoch than this
+    share       which indices of each list are given; of a list that has none for it, the first
     """
 
     order: Callable[[int], Indices]
@@ -64,6 +68,8 @@ class EpochBatches:
     task: str = ""
     with_seeds: bool = False
     limit: int | None = None
+    as_lists: bool = False
+    share: Share = WHOLE
     epoch: int = 0
     start: int = 0
 
@@ -86,13 +92,37 @@ class EpochBatches:
         for position in range(start, self.per_epoch):
             indices = self._at(order, position)
             if self.with_seeds:
-                yield SeededBatch(derive_seed(self.seed, self.task, epoch, position), indices)
+                yield SeededBatch(self._seed(epoch, position), indices)
             else:
                 yield indices
+
+    @property
+    def is_split(self) -> bool:
+        """Whether only some of the indices of a batch are given."""
+        return self.share.size > 1 and (self.batch_size is not None or self.as_lists)
+
+    def rows(self, epoch: int, position: int) -> int:
+        """How many indices the list of a batch has, those of all shares."""
+        if self.batch_size is None:
+            listed: Any = self.order(epoch)[position]
+            return len(listed)
+        return min(self.batch_size, self.size - position * self.batch_size)
+
+    def _seed(self, epoch: int, position: int) -> int:
+        """The seed of a batch, and of a share of it, for the shares are of unlike rows."""
+        rank = (self.share.rank,) if self.is_split else ()
+        return derive_seed(self.seed, self.task, epoch, position, *rank)
 
     def _at(self, order: Indices, position: int) -> Any:
         """The indices of one batch as a list, or one index."""
         if self.batch_size is None:
-            return order[position].item() if isinstance(order, Tensor) else order[position]
-        taken = order[position * self.batch_size : (position + 1) * self.batch_size]
+            one: Any = order[position].item() if isinstance(order, Tensor) else order[position]
+            return self._own(list(one), 0, len(one)) if self.is_split else one
+        first = position * self.batch_size
+        taken = self._own(order, first, min(first + self.batch_size, self.size))
         return taken.tolist() if isinstance(taken, (Tensor, array)) else list(taken)
+
+    def _own(self, order: Any, first: int, end: int) -> Any:
+        """The share's indices of those from `first` to `end`."""
+        own = self.share.rows(end - first) or range(1)
+        return order[first + own.start : first + own.stop]

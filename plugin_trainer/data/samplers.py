@@ -19,6 +19,8 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from plugin_trainer.data.order import Chosen, Indices, derive_seed
+from plugin_trainer.data.share import Share
+from plugin_trainer.errors import DataError
 
 DRAWN = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 """The samplers whose order depends on their generator and on nothing else."""
@@ -50,6 +52,18 @@ def sampling_of(loader: DataLoader) -> Sampling:
     if type(outer) is BatchSampler:
         return Sampling(outer.sampler, outer.batch_size, outer.drop_last, as_list)
     return Sampling(outer, None, False, as_list)
+
+
+def check_shared(data: Any, share: Share, *, role: str) -> None:
+    """Raise DataError, naming the role of the data, for a loader that shards it of itself."""
+    batch_sampler = getattr(data, "batch_sampler", None)
+    samplers = (getattr(data, "sampler", None), getattr(batch_sampler, "sampler", None))
+    if share.size > 1 and any(isinstance(its, DistributedSampler) for its in samplers):
+        raise DataError(
+            f"the loader of the {role} data has a DistributedSampler, and a run shares its batches "
+            f"out among its {share.size} processes itself: the data would be divided twice",
+            hint="leave the sampler out, and give the loader the batch size of all processes",
+        )
 
 
 def why_order_unknown(loader: Any) -> str:

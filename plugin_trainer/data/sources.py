@@ -15,7 +15,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from plugin_trainer.data.iterated import AsItIs, Stateful, is_stateful
-from plugin_trainer.data.samplers import why_order_unknown
+from plugin_trainer.data.samplers import check_shared, sampling_of, why_order_unknown
+from plugin_trainer.data.share import WHOLE, Share
 from plugin_trainer.data.taken_over import TakenOver
 from plugin_trainer.data.unbatched import has_samples, is_map_style
 from plugin_trainer.errors import DataError
@@ -24,17 +25,26 @@ Source = TakenOver | Stateful | AsItIs
 
 
 def source_of(
-    data: Any, *, seed: int, batch_size: int, task: str = "", limit: int | None = None
+    data: Any,
+    *,
+    seed: int,
+    batch_size: int,
+    task: str = "",
+    limit: int | None = None,
+    share: Share = WHOLE,
 ) -> Source:
     """The source over a loader, a data set or an iterable of batches.
 
     batch_size  of the shuffled batches in which a map-style Dataset is loaded
     task        which task of a mixture it is, so that tasks draw unlike orders
     limit       an epoch is its first so many batches
+    share       which rows of each batch are this process's; a source gives parts of batches where
+                that is not the whole
 
-    Raises DataError for data that is empty or no data at all.
+    Raises DataError for data that is empty or no data at all, and for batches of a size that cannot
+    be shared out evenly.
     """
-    source = _source(data, seed=seed, batch_size=batch_size, task=task, limit=limit)
+    source = _source(data, seed=seed, batch_size=batch_size, task=task, limit=limit, share=share)
     if source.batches_per_epoch == 0:
         raise DataError(
             f"the training data{of_task(task)} holds no batch",
@@ -48,15 +58,39 @@ def of_task(task: str) -> str:
     return f" of task '{task}'" if task else ""
 
 
-def _source(data: Any, *, seed: int, batch_size: int, task: str, limit: int | None) -> Source:
+def _check_batch_size(data: Any, batch_size: int, share: Share, task: str) -> None:
+    """Raise DataError for batches that the processes cannot share evenly, the last one apart."""
+    its_own = not is_map_style(data)
+    size = getattr(data, "batch_size", None) if its_own else batch_size
+    if isinstance(data, DataLoader):
+        size = sampling_of(data).batch_size or size  # its sampler may give lists of that size
+    if not isinstance(size, int) or size % share.size == 0:
+        return
+    below = size - size % share.size
+    nearest = " or ".join(str(near) for near in (below, below + share.size) if near)
+    raise DataError(
+        f"the batch size of the training data{of_task(task)} is {size}, and {share.size} processes "
+        "cannot share out such a batch evenly",
+        hint=(
+            f"give its loader a batch size of {nearest}" if its_own else f"batch_size = {nearest}"
+        )
+        + ": it is that of all processes together",
+    )
+
+
+def _source(
+    data: Any, *, seed: int, batch_size: int, task: str, limit: int | None, share: Share
+) -> Source:
     role = f"training ('{task}')" if task else "training"
+    check_shared(data, share, role=role)
+    _check_batch_size(data, batch_size, share, task)
     if is_map_style(data):
         shuffle = has_samples(data, role=role)
         data = DataLoader(data, batch_size=batch_size, shuffle=shuffle)
     because = why_order_unknown(data)
     if not because:
         has_samples(data, role=role)
-        return TakenOver(data, seed=seed, task=task, limit=limit)
+        return TakenOver(data, seed=seed, task=task, limit=limit, share=share)
     if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
         raise DataError(
             f"the training data{of_task(task)} is a {type(data).__name__}, which cannot be "
@@ -64,5 +98,5 @@ def _source(data: Any, *, seed: int, batch_size: int, task: str, limit: int | No
             hint="train() returns a DataLoader, a Dataset or an iterable of batches",
         )
     if is_stateful(data):
-        return Stateful(data, seed=seed, task=task, limit=limit)
-    return AsItIs(data, because=because, limit=limit)
+        return Stateful(data, seed=seed, task=task, limit=limit, share=share)
+    return AsItIs(data, because=because, seed=seed, task=task, limit=limit, share=share)

@@ -8,10 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from plugin_trainer.data.batches import count_rows
 from plugin_trainer.data.epoch import Epoch
 from plugin_trainer.data.iterated import Stateful
 from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.mixture import Mixture
+from plugin_trainer.data.rows import Part
+from plugin_trainer.data.share import WHOLE, Share
 from plugin_trainer.data.sources import Source, source_of
 from plugin_trainer.data.unbatched import may_give_samples, refuse_sample
 from plugin_trainer.errors import DataError
@@ -23,9 +26,12 @@ class Window:
     epoch  counted from 0
     batch  how many batches of the epoch are consumed once this window is done
     first  whether it begins its epoch
+
+    Of several processes each has its own rows of the micro-batches, and a StandIn for one of which
+    no row is left for it.
     """
 
-    __slots__ = ("_last", "batch", "epoch", "first", "micro_batches")
+    __slots__ = ("_last", "_samples", "batch", "epoch", "first", "micro_batches")
 
     def __init__(
         self,
@@ -34,12 +40,21 @@ class Window:
         batch: int,
         first: bool,
         last: bool | Callable[[], bool],
+        samples: int | None = None,
     ) -> None:
         self.micro_batches = micro_batches
         self.epoch = epoch
         self.batch = batch
         self.first = first
         self._last = last
+        self._samples = samples
+
+    @property
+    def samples(self) -> int:
+        """The rows of its batches, those of all processes."""
+        if self._samples is None:
+            self._samples = sum(map(count_rows, self.micro_batches))
+        return self._samples
 
     @property
     def last(self) -> bool:
@@ -111,7 +126,7 @@ class TrainStream:
                 if self._to_be_checked:
                     refuse_sample(taken[0], role="training")
                     self._to_be_checked = False
-                window = Window(taken, now.number, now.batch, first, now.is_over)
+                window = _window(taken, now, first)
                 yield window
                 over = window.last
                 del taken, window  # not needed while the next batches are loaded
@@ -183,6 +198,14 @@ class TrainStream:
         return epoch
 
 
+def _window(taken: list[Any], epoch: Epoch, first: bool) -> Window:
+    if not isinstance(taken[0], Part):
+        return Window(taken, epoch.number, epoch.batch, first, epoch.is_over)
+    samples = sum(part.rows for part in taken)
+    batches = [part.batch for part in taken]
+    return Window(batches, epoch.number, epoch.batch, first, epoch.is_over, samples)
+
+
 def training_stream(
     data: Any,
     *,
@@ -191,13 +214,18 @@ def training_stream(
     batch_size: int = 32,
     limit: int | None = None,
     mixing: Mixing | None = None,
+    share: Share = WHOLE,
 ) -> TrainStream:
     """The stream over whatever a data module's `train()` gave; several, by name, are a mixture.
 
+    Lengths, positions and cursors are those of whole batches, whatever the share.
+
     batch_size  of the shuffled batches in which a map-style Dataset is loaded
     limit       an epoch is its first so many batches
+    share       which rows of each batch are this process's
 
-    Raises DataError for data that is empty or no data at all.
+    Raises DataError for data that is empty or no data at all, and for batches of a size that cannot
+    be shared out evenly.
     """
     source: Source | Mixture
     if isinstance(data, Mapping):
@@ -208,10 +236,15 @@ def training_stream(
                 "of tasks",
             )
         source = Mixture(
-            data, mixing=mixing or Mixing(), seed=seed, batch_size=batch_size, limit=limit
+            data,
+            mixing=mixing or Mixing(),
+            seed=seed,
+            batch_size=batch_size,
+            limit=limit,
+            share=share,
         )
         return TrainStream(source, accumulate=accumulate, limit=limit)
-    source = source_of(data, seed=seed, batch_size=batch_size, limit=limit)
+    source = source_of(data, seed=seed, batch_size=batch_size, limit=limit, share=share)
     return TrainStream(
         source, accumulate=accumulate, limit=limit, may_give_samples=may_give_samples(data)
     )

@@ -8,20 +8,33 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from plugin_trainer.data.iterated import Seeded
 from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
+from plugin_trainer.data.rows import Part
 from plugin_trainer.data.samplers import sampler_order, sampling_of
 from plugin_trainer.data.seeds import seed_everything
+from plugin_trainer.data.share import WHOLE, Share, StandIn
 from plugin_trainer.data.workers import Running, WorkerStart
 
 
 class TakenOver:
-    """A map-style DataLoader whose sampler is replaced by ours; everything else of it is kept."""
+    """A map-style DataLoader whose sampler is replaced by ours; everything else of it is kept.
+
+    Each of several processes loads only its own samples of a batch. Where a data set gives ready
+    batches, each loads all of it and keeps its rows.
+    """
 
     inexact_because = ""
     once = False
 
     def __init__(
-        self, loader: DataLoader, *, seed: int, task: str, limit: int | None = None
+        self,
+        loader: DataLoader,
+        *,
+        seed: int,
+        task: str,
+        limit: int | None = None,
+        share: Share = WHOLE,
     ) -> None:
         in_workers = loader.num_workers > 0
         sampling = sampling_of(loader)
@@ -38,7 +51,10 @@ class TakenOver:
             task=task,
             with_seeds=in_workers,
             limit=limit,
+            as_lists=sampling.as_list and sampling.batch_size is None,
+            share=share,
         )
+        self._seed = (seed, task)
         self._running = Running()
         self.batches_per_epoch = self._batches.per_epoch
         sampler: dict[str, Any] = (
@@ -66,7 +82,19 @@ class TakenOver:
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from position `start` on; none before it is loaded."""
         self._batches.epoch, self._batches.start = epoch, start
-        return self._running.follow(iter(self._loader))
+        batches = self._running.follow(iter(self._loader))
+        if self._batches.share.size == 1:
+            return batches
+        if self._batches.is_split:
+            return self._parts(batches, epoch, start)
+        return Seeded(batches, seed=self._seed, epoch=epoch, start=start, share=self._batches.share)
+
+    def _parts(self, batches: Iterator[Any], epoch: int, start: int) -> Iterator[Part]:
+        share = self._batches.share
+        for position, batch in enumerate(batches, start):
+            rows = self._batches.rows(epoch, position)
+            yield Part(batch if share.rows(rows) else StandIn(batch), rows)
+            del batch  # not needed while the next one is loaded
 
     def close(self) -> None:
         """End the loader's workers, those that would stay for another epoch too."""

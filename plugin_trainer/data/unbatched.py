@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from plugin_trainer.data.batches import find_labels
+from plugin_trainer.data.rows import Part
+from plugin_trainer.data.share import StandIn
 from plugin_trainer.errors import DataError
 
 
@@ -52,6 +54,8 @@ def refuse_sample(batch: Any, *, role: str) -> None:
     """Raise DataError, naming the role of the data, if a batch of it is a single sample: its label
     is one number.
     """
+    while isinstance(batch, (Part, StandIn)):
+        batch = batch.batch
     found = find_labels(batch)
     if found is None:
         return

@@ -4,6 +4,9 @@
                                  extra.safetensors  state.json  manifest.json
     checkpoints/latest.json  best.json  best_ema.json      {"checkpoint": "step-00000500", ...}
 
+Of a sharded model each process writes its own rows: in place of model.safetensors there is a folder
+model of several such files, and the same for ema and optimizer. What reads a checkpoint reads both.
+
 A checkpoint is written into a hidden folder beside its place, every file fsynced, the sizes and
 hashes put into manifest.json last, and then renamed. A folder without a manifest that fits is no
 checkpoint.
@@ -17,13 +20,14 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from plugin_trainer.errors import CheckpointError
 from plugin_trainer.files import (
@@ -33,10 +37,21 @@ from plugin_trainer.files import (
     sha256_of,
     write_json,
 )
+from plugin_trainer.training.sharding.files import (
+    described,
+    read_shards_into,
+    read_whole,
+    write_shards,
+)
+from plugin_trainer.training.sharding.tensors import empty_like, is_sharded, local_part, part_of
 from plugin_trainer.training.state_codec import decode, encode
 
 FORMAT = 1
-_ALWAYS = {"model.safetensors", "optimizer.safetensors", "state.json"}
+_ALWAYS = {
+    "whole": {"model.safetensors", "optimizer.safetensors", "state.json"},
+    "sharded": {"state.json"},
+}
+_SETS = ("model", "ema", "optimizer")
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -44,7 +59,8 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Snapshot:
     """Everything a run is at one step, in memory.
 
-    model, ema, optimizer  tensors by name; `ema` is None for a run without an average
+    model, ema, optimizer  tensors by name; `ema` is None for a run without an average. Of a sharded
+                           model they are sharded tensors, in all processes
     state                  all the rest: nested values, tensors among them
     """
 
@@ -52,6 +68,11 @@ class Snapshot:
     ema: dict[str, Tensor] | None
     optimizer: dict[str, Tensor]
     state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether a process holds only a part of it."""
+        return any(map(is_sharded, self.model.values()))
 
 
 @dataclass(frozen=True)
@@ -72,22 +93,42 @@ class CheckpointStore:
     # -------------------------------------------------------------------------------- writing
 
     def save(self, snapshot: Snapshot, *, step: int) -> Path:
-        """Write a checkpoint and commit it. Raises OSError if the disk refuses; then nothing is
-        left.
+        """Write a checkpoint and commit it, in one process.
+
+        Raises OSError if the disk refuses; then nothing is left.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        place = self.path_of(step)
-        beside = self.folder / f".{place.name}.tmp-{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
+        beside = self.begin(step)
         try:
-            beside.mkdir()
-            _write_files(beside, snapshot, step=step)
-            _put_in_place(beside, place)
+            if snapshot.is_sharded:
+                write_own_shards(snapshot, beside)
+            write_rest(snapshot, beside, step=step)
+            return self.commit(beside, step)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            self.abandon(beside)
             raise
+
+    def begin(self, step: int) -> Path:
+        """Make the hidden folder into which a checkpoint is written, for `commit` or `abandon`.
+
+        Of several processes the first calls it, and `commit` and `abandon` too. Into the folder,
+        which all must see, each writes its `write_own_shards`, and the first its `write_rest`.
+        """
+        beside = self.folder / f".{name_of(step)}.tmp-{os.getpid()}"
+        self.abandon(beside)
+        beside.mkdir(parents=True)
+        return beside
+
+    def commit(self, beside: Path, step: int) -> Path:
+        """Let what was written be the checkpoint of a step: all at once, or not at all."""
+        place = self.path_of(step)
+        _write_manifest(beside, step=step)
+        _put_in_place(beside, place)
         self.point("latest", place, step=step)
         return place
+
+    def abandon(self, beside: Path) -> None:
+        """Leave nothing of what was written."""
+        shutil.rmtree(beside, ignore_errors=True)
 
     def path_of(self, step: int) -> Path:
         """Where the checkpoint of a step stands, or will."""
@@ -209,23 +250,52 @@ def step_of(checkpoint: Path) -> int:
 # ---------------------------------------------------------------------------------------- content
 
 
-def _write_files(folder: Path, snapshot: Snapshot, *, step: int) -> None:
+def write_own_shards(snapshot: Snapshot, folder: Path, *, group: Any = None) -> None:
+    """Write this process's rows of a sharded snapshot; all processes of the group call it.
+
+    Raises OSError in all of them if the disk of one refuses.
+    """
+    model, _ = _without_aliases(snapshot.model)
+    for name, tensors in zip(_SETS, (model, snapshot.ema, snapshot.optimizer), strict=True):
+        if tensors is not None:
+            (folder / name).mkdir(exist_ok=True)
+            write_shards(tensors, folder / name, group=group)
+
+
+def write_rest(snapshot: Snapshot, folder: Path, *, step: int) -> None:
+    """Write what is not sharded: all of a whole snapshot, the state of a sharded one."""
     extra: dict[str, Tensor] = {}
     state = encode(snapshot.state, extra)
     model, aliases = _without_aliases(snapshot.model)
-    _write_tensors(folder / "model.safetensors", model, about={"weights": "raw"})
-    if snapshot.ema is not None:
-        _write_tensors(folder / "ema.safetensors", snapshot.ema, about={"weights": "ema"})
-    _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
+    if not snapshot.is_sharded:
+        _write_tensors(folder / "model.safetensors", model, about={"weights": "raw"})
+        if snapshot.ema is not None:
+            _write_tensors(folder / "ema.safetensors", snapshot.ema, about={"weights": "ema"})
+        _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
     if extra:
         _write_tensors(folder / "extra.safetensors", extra)
     text = json.dumps({"format": FORMAT, "step": step, "aliases": aliases, "state": state})
     (folder / "state.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_manifest(folder: Path, *, step: int) -> None:
     files = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            fsync_folder(path)
+            continue
         fsync_file(path)
-        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"format": FORMAT, "step": step, "torch": torch.__version__, "files": files}
+        files[path.relative_to(folder).as_posix()] = {
+            "size": path.stat().st_size,
+            "sha256": sha256_of(path),
+        }
+    manifest = {
+        "format": FORMAT,
+        "layout": "sharded" if (folder / "model").is_dir() else "whole",
+        "step": step,
+        "torch": torch.__version__,
+        "files": files,
+    }
     write_json(folder / "manifest.json", manifest)
 
 
@@ -270,7 +340,11 @@ def _without_aliases(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        where = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        # A process without a row of a sharded tensor has memory for one still, and so all processes
+        # find the same.
+        local = local_part(tensor)
+        memory = (local.untyped_storage().data_ptr(), local.storage_offset())
+        where = (tensor.device, *memory, tensor.shape, tensor.stride(), tensor.dtype)
         if tensor.numel() and where in first:
             aliases[name] = first[where]
         else:
@@ -296,7 +370,14 @@ def verify(checkpoint: Path) -> None:
     """Check every file against the manifest. Raises CheckpointError naming the first that does not
     fit.
     """
-    for name, (size, sha256) in _read_manifest(checkpoint).items():
+    files = _read_manifest(checkpoint)
+    for name in _SETS:  # all that is in these folders would be read
+        for path in (checkpoint / name).glob("*"):
+            if f"{name}/{path.name}" not in files:
+                raise CheckpointError(
+                    f"{checkpoint} is not sound: {name}/{path.name} is not in its manifest"
+                )
+    for name, (size, sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():
             raise CheckpointError(f"{checkpoint} is not sound: {name} is missing")
@@ -320,6 +401,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
             str(name): (int(file["size"]), str(file["sha256"]))
             for name, file in manifest["files"].items()
         }
+        always = _ALWAYS[manifest.get("layout", "whole")]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{checkpoint} is not sound: its manifest is broken") from None
     if version != FORMAT:
@@ -327,9 +409,15 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
             f"{checkpoint} has format {version}; this ptrain reads {FORMAT}",
             hint="upgrade plugin-trainer",
         )
-    if not files.keys() >= _ALWAYS or any(Path(name).name != name for name in files):
+    if not files.keys() >= always or not all(map(_is_inside, files)):
         raise CheckpointError(f"{checkpoint} is not sound: its manifest names other files")
     return files
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a checkpoint may have a file of this name."""
+    folder, slash, file = name.rpartition("/")
+    return Path(file).name == file and (folder in _SETS if slash else True)
 
 
 def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:
@@ -337,15 +425,14 @@ def read_weights(checkpoint: Path, *, weights: str) -> dict[str, Tensor]:
 
     Raises CheckpointError if the checkpoint has no EMA weights.
     """
-    tensors = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    tensors = _read_set(checkpoint, "model")
     if weights == "ema":
-        path = checkpoint / "ema.safetensors"
-        if not path.is_file():
+        if not _has_set(checkpoint, "ema"):
             raise CheckpointError(
                 f"{checkpoint} holds no EMA weights",
                 hint="the run had no [ema]: use the raw ones",
             )
-        average = safetensors.torch.load_file(path)
+        average = _read_set(checkpoint, "ema")
         tensors = {
             name: average[name].to(tensor.dtype) if name in average else tensor
             for name, tensor in tensors.items()
@@ -365,14 +452,67 @@ def read_model_state(checkpoint: Path, *, weights: str) -> dict[str, Any]:
 
 
 def read_snapshot(checkpoint: Path) -> Snapshot:
-    """Everything that was saved, on the CPU. The checkpoint must have been verified."""
-    ema_path = checkpoint / "ema.safetensors"
+    """Everything that was saved, whole, on the CPU. The checkpoint must have been verified."""
     return Snapshot(
         model=read_weights(checkpoint, weights="raw"),
-        ema=safetensors.torch.load_file(ema_path) if ema_path.is_file() else None,
-        optimizer=safetensors.torch.load_file(checkpoint / "optimizer.safetensors"),
+        ema=_read_set(checkpoint, "ema") if _has_set(checkpoint, "ema") else None,
+        optimizer=_read_set(checkpoint, "optimizer"),
         state=_read_state(checkpoint),
     )
+
+
+def read_own_shards(checkpoint: Path, model: nn.Module, *, group: Any = None) -> Snapshot:
+    """Everything that was saved, of a sharded model's tensors this process's rows.
+
+    The checkpoint may be whole, or of any number of processes; all processes of the group call it.
+    What is not in the model, or of another shape there, comes whole. It must have been verified.
+    """
+    own = {name: value for name, value in model.state_dict().items() if is_sharded(value)}
+    read = partial(_read_own, checkpoint, own, group=group)
+    tensors = read("model")
+    aliases = _read_state_file(checkpoint)["aliases"]
+    tensors.update({alias: tensors[name] for alias, name in aliases.items()})
+    return Snapshot(
+        model=tensors,
+        ema=read("ema") if _has_set(checkpoint, "ema") else None,
+        optimizer=read("optimizer"),
+        state=_read_state(checkpoint),
+    )
+
+
+def _read_own(
+    checkpoint: Path, own: Mapping[str, Tensor], which: str, *, group: Any
+) -> dict[str, Tensor]:
+    def like(name: str, shape: torch.Size) -> Tensor | None:
+        name = name.rpartition("/")[0] if which == "optimizer" else name
+        return own[name] if name in own and own[name].shape == shape else None
+
+    tensors: dict[str, Tensor] = {}
+    if (checkpoint / which).is_dir():
+        for name, (shape, dtype) in described(checkpoint / which).items():
+            its = like(name, shape)
+            tensors[name] = (
+                torch.empty(shape, dtype=dtype) if its is None else empty_like(its, dtype=dtype)
+            )
+        read_shards_into(tensors, checkpoint / which, group=group)
+        return tensors
+    with safe_open(checkpoint / f"{which}.safetensors", "pt") as file:
+        for name in file.keys():  # noqa: SIM118
+            whole = file.get_tensor(name)
+            its = like(name, whole.shape)
+            tensors[name] = whole if its is None else part_of(whole, its)
+    return tensors
+
+
+def _has_set(checkpoint: Path, which: str) -> bool:
+    return (checkpoint / which).is_dir() or (checkpoint / f"{which}.safetensors").is_file()
+
+
+def _read_set(checkpoint: Path, which: str) -> dict[str, Tensor]:
+    """The model's, the average's or the optimizer's tensors, whole."""
+    if (checkpoint / which).is_dir():
+        return read_whole(checkpoint / which)
+    return safetensors.torch.load_file(checkpoint / f"{which}.safetensors")
 
 
 def _read_state(checkpoint: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from plugin_trainer.ops import ema_decay
 from plugin_trainer.ops.ema import PreparedEma, shadow_dtype
+from plugin_trainer.training.sharding import LocalShards, local_part
 
 
 class Ema:
@@ -18,12 +19,17 @@ class Ema:
 
     The average is kept in float32 (float64 for float64 weights) on the model's device; integer
     buffers are copied. Frozen parameters are not kept twice. A buffer that a module assigns anew is
-    followed by its name.
+    followed by its name. Of a sharded model each process averages the rows that it holds.
+
+    shards  those of a sharded model
     """
 
-    def __init__(self, model: nn.Module, *, decay: float, warmup: bool) -> None:
+    def __init__(
+        self, model: nn.Module, *, decay: float, warmup: bool, shards: LocalShards | None = None
+    ) -> None:
         self._decay = decay
         self._warmup = warmup
+        self._shards = shards
         self.updates = 0
         averaged = {
             name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad
@@ -34,14 +40,21 @@ class Ema:
         averaged.update(
             (name, tensor) for name, tensor in model.named_buffers() if name in persistent
         )
-        self._weights: list[Tensor] = list(averaged.values())
+        self._weights: list[Tensor] = [
+            shards.local(tensor)
+            if shards is not None and isinstance(tensor, nn.Parameter)
+            else tensor
+            for tensor in averaged.values()
+        ]
         # Where the buffers are looked up, by their place among the weights.
         self._buffers = {
             place: _owner(model, name)
             for place, (name, tensor) in enumerate(averaged.items())
             if not isinstance(tensor, nn.Parameter)
         }
-        self.shadow = {name: _shadow_of(tensor) for name, tensor in averaged.items()}
+        self.shadow = {
+            name: _shadow_of(weight) for name, weight in zip(averaged, self._weights, strict=True)
+        }
         self._lent: set[int] = set()  # places among the weights
         self._prepare()
 
@@ -88,18 +101,24 @@ class Ema:
         happens.
         """
         self._follow_buffers()
-        raw = [weight.data for weight in self._weights]
         held = [(of, name, of[name]) for of, name in self._buffers.values() if name in of]
-        try:
+        with ExitStack() as undo:
+            if self._shards is not None:
+                undo.callback(self._shards.changed)
             for weight, shadow in zip(self._weights, self.shadow.values(), strict=True):
-                # A buffer may be changed by a forward pass; the average must not be.
-                weight.data = shadow.to(weight.dtype, copy=not isinstance(weight, nn.Parameter))
+                if self._shards is not None and isinstance(weight, nn.Parameter):
+                    # What gathers the rows reads them where they have always been.
+                    undo.callback(weight.data.copy_, weight.detach().clone())
+                    weight.data.copy_(shadow)
+                else:
+                    undo.callback(setattr, weight, "data", weight.data)
+                    # A buffer may be changed by a forward pass; the average must not be.
+                    weight.data = shadow.to(weight.dtype, copy=not isinstance(weight, nn.Parameter))
+            for buffers, name, buffer in held:  # a forward pass may assign them anew
+                undo.callback(buffers.__setitem__, name, buffer)
+            if self._shards is not None:
+                self._shards.changed()
             yield
-        finally:
-            for weight, tensor in zip(self._weights, raw, strict=True):
-                weight.data = tensor
-            for buffers, name, buffer in held:  # a forward pass may have assigned them anew
-                buffers[name] = buffer
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -110,14 +129,22 @@ class Ema:
         self.updates = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average by the names of the model's own state."""
-        return dict(self.shadow)
+        """The average by the names of the model's own state, sharded as its weights are."""
+        if self._shards is None:
+            return dict(self.shadow)
+        return {
+            name: self._shards.as_sharded(weight, shadow)
+            for (name, shadow), weight in zip(self.shadow.items(), self._weights, strict=True)
+        }
 
     @torch.no_grad()
     def load_state_dict(self, tensors: Mapping[str, Tensor], *, updates: int) -> None:
-        """Take the average and its counter back. Raises KeyError if a tensor is missing."""
+        """Take the average and its counter back, of a sharded model's weights sharded as they are.
+
+        Raises KeyError if a tensor is missing.
+        """
         for name, shadow in self.shadow.items():
-            shadow.copy_(tensors[name])
+            shadow.copy_(local_part(tensors[name]))
         self.updates = updates
 
     def counters(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def checkpoint_activations(model: nn.Module, which: bool | tuple[str, ...]) -> l
     if which is False:
         return []
     modules = dict(model.named_modules())
-    names = _blocks(modules) if which is True else _matching(modules, which)
+    names = _all_blocks(model) if which is True else _matching(modules, which)
     for name in names:
         module = modules[name]
         module.forward = partial(_recomputed, module, module.forward)
@@ -116,16 +116,38 @@ def _on_copies_of_buffers(module: nn.Module) -> Iterator[None]:
             owned[name] = buffer
 
 
-def _blocks(modules: dict[str, nn.Module]) -> list[str]:
-    lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
-    outermost = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    blocks = [f"{name}.{index}" for name in outermost for index in range(len(modules[name]))]
-    if not blocks:
+def _all_blocks(model: nn.Module) -> list[str]:
+    names = blocks(model)
+    if not names:
         raise PtrainError(
             "activation_checkpointing: the model has no ModuleList, so its blocks are not known",
             hint=["name its modules by patterns:", 'activation_checkpointing = ["layers.*"]'],
         )
-    return blocks
+    return names
+
+
+def blocks(model: nn.Module) -> list[str]:
+    """The names of a model's blocks, each module once: the entries of every ModuleList that is not
+    inside another's entry. Of an entry that is only a list itself, its own entries.
+    """
+    names: dict[nn.Module, str] = {}
+    for name, module in _entries(model, "", inside=False):
+        names.setdefault(module, name)
+    return list(names.values())
+
+
+def _entries(module: nn.Module, path: str, *, inside: bool) -> Iterator[tuple[str, nn.Module]]:
+    """inside  whether the module's children are entries of a list"""
+    for name, child in module.named_children():
+        place = f"{path}{name}"
+        is_list = isinstance(child, (nn.ModuleList, nn.ModuleDict)) and (
+            type(child).forward is nn.Module.forward
+        )
+        if inside and not is_list:
+            yield place, child
+        else:
+            deeper = inside or isinstance(child, nn.ModuleList)
+            yield from _entries(child, f"{place}.", inside=deeper)
 
 
 def _matching(modules: dict[str, nn.Module], patterns: tuple[str, ...]) -> list[str]:

@@ -15,6 +15,7 @@ from plugin_trainer.ops import FusedAdamW
 from plugin_trainer.registry.building import import_target, wrong_keywords
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
 from plugin_trainer.training.one_pass import why_not_in_one_pass
+from plugin_trainer.training.sharding import LocalShards, check_elementwise, local_part
 
 Named = list[tuple[str, nn.Parameter]]
 
@@ -32,23 +33,31 @@ _AS_STARTED = (
 )
 
 
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+def freeze(model: nn.Module, groups: Mapping[str, GroupSettings]) -> None:
+    """Freeze the parameters of the groups that say so. Raises as `match_groups` does."""
+    for parameter, pattern in match_groups(model, groups).items():
+        if pattern and groups[pattern].frozen:
+            parameter.requires_grad_(False)
+
+
+def build_optimizer(
+    model: nn.Module, settings: OptimizerSettings, *, shards: LocalShards | None = None
+) -> torch.optim.Optimizer:
     """The optimizer over the model's trainable parameters.
 
-    Raises PtrainError for an unknown optimizer, settings it does not take, or a model with nothing
-    to train.
+    shards  those of a sharded model: the optimizer moves them, by the names of the whole parameters
+
+    Raises PtrainError for an unknown optimizer, settings it does not take, a model with nothing to
+    train, or an optimizer that cannot do with parts of a parameter where there are shards.
     """
+    freeze(model, settings.groups)
     pattern_of = match_groups(model, settings.groups)
-    for parameter, pattern in pattern_of.items():
-        if pattern and settings.groups[pattern].frozen:
-            parameter.requires_grad_(False)
     decayed, exempt = split_by_decay(model, settings.no_decay)
     if not decayed and not exempt:
         raise PtrainError(
             f"the model {type(model).__name__} has no parameter to train",
             hint="every parameter is frozen, or there are none",
         )
-    groups = _groups(decayed, exempt, settings, pattern_of)
     cls = optimizer_class(settings.name)
     if isinstance(cls, type) and issubclass(cls, torch.optim.LBFGS):
         raise PtrainError(
@@ -56,6 +65,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             "step does once",
             hint="a plugin can make the whole step itself: see ptrain_train_step",
         )
+    if shards is not None:
+        check_elementwise(cls)
+        pattern_of = {shards.local(p): pattern for p, pattern in pattern_of.items()}
+        decayed = [(name, shards.local(p)) for name, p in decayed]
+        exempt = [(name, shards.local(p)) for name, p in exempt]
+    groups = _groups(decayed, exempt, settings, pattern_of)
     options = dict(settings.settings)
     if options.get("differentiable"):
         raise PtrainError(
@@ -227,19 +242,22 @@ def _all_on_fused_devices(named: Named) -> bool:
 
 
 def optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module
+    optimizer: torch.optim.Optimizer, model: nn.Module, *, shards: LocalShards | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's tensors as "parameter/key", and the rest: other values and the groups'
-    options.
+    options. What belongs to a sharded parameter's elements is sharded as it is.
     """
-    names = _names_in_order(optimizer, model)
+    names = _names_in_order(optimizer, model, shards)
+    moved = [p for group in optimizer.param_groups for p in group["params"]]
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
         for key, value in entries.items():
             if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{key}"] = value
+                tensors[f"{names[index]}/{key}"] = (
+                    value if shards is None else shards.as_sharded(moved[index], value)
+                )
             else:
                 values.setdefault(names[index], {})[key] = value
     groups = [
@@ -265,16 +283,18 @@ def load_optimizer_state(
     rest: Mapping[str, Any],
     *,
     with_new_settings: bool = False,
+    shards: LocalShards | None = None,
 ) -> None:
     """Put the state back by parameter names.
 
+    tensors            sharded where `optimizer_state` gives them so
     with_new_settings  the options of the groups, learning rates included, stay those the optimizer
                        was built with; a rate that a schedule has lowered is lowered as far again
 
     Raises PtrainError if the parameters are not the same.
     """
     built = [dict(group) for group in optimizer.param_groups]
-    names = _names_in_order(optimizer, model)
+    names = _names_in_order(optimizer, model, shards)
     saved = [name for group in rest["groups"] for name in group["params"]]
     if sorted(saved) != sorted(names):
         differing = sorted(set(saved) ^ set(names))[:6]
@@ -288,7 +308,7 @@ def load_optimizer_state(
         state.setdefault(index_of[name], {}).update(entries)
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition("/")
-        state.setdefault(index_of[name], {})[key] = tensor
+        state.setdefault(index_of[name], {})[key] = local_part(tensor)
     groups = [
         {**group, "params": [index_of[name] for name in group["params"]]}
         for group in rest["groups"]
@@ -310,6 +330,11 @@ def load_optimizer_state(
             group["lr"] = new["initial_lr"] * lowered
 
 
-def _names_in_order(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+def _names_in_order(
+    optimizer: torch.optim.Optimizer, model: nn.Module, shards: LocalShards | None
+) -> list[str]:
+    if shards is not None:
+        names = shards.names
+    else:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]

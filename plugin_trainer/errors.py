@@ -12,9 +12,11 @@ class PtrainError(Exception):
     message    what happened and where, in one line without a final full stop
     hint       what to do, one line or several; empty if the message says it all
     exit_code  what the command line exits with: 2 the user must change something, 1 training failed
+    told       whether the other processes of a run know of it, of which the first tells the user
     """
 
     exit_code = 2
+    told = False
 
     def __init__(self, message: str, *, hint: str | Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -117,6 +119,10 @@ class NonFiniteError(TrainingFailed):
 
 class NotSaved(TrainingFailed):
     """A checkpoint could not be written."""
+
+
+class StudyError(PtrainError):
+    """A study that is missing, has changed, or whose database cannot be used."""
 
 
 class MissingExtra(PtrainError):

@@ -21,6 +21,7 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             summary="a bar on a terminal, plain lines elsewhere",
             default=True,
             last=True,
+            writes=True,
         ),
         CallbackSpec(
             name="learning_rate_monitor",
@@ -37,6 +38,7 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             default=True,
             last=True,
             requires=("tensorboard",),
+            writes=True,
         ),
         CallbackSpec(
             name="early_stopping",
@@ -49,12 +51,14 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             target=f"{_HERE}.profiler:Profiler",
             settings=f"{_HERE}.settings:ProfilerSettings",
             summary="records a few steps with torch.profiler: a trace and a table",
+            writes=True,
         ),
         CallbackSpec(
             name="register_best",
             target=f"{_MODEL_STORE}.register_best:RegisterBest",
             settings=f"{_MODEL_STORE}.settings:RegisterBestSettings",
             summary="makes the best checkpoint a version in the model store",
+            writes=True,
         ),
     ]
 

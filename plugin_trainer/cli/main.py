@@ -17,6 +17,7 @@ import click
 
 from plugin_trainer import __version__
 from plugin_trainer.cli.interrupts import noting_ctrl_c
+from plugin_trainer.cli.launching import speaks
 from plugin_trainer.cli.printing import print_error
 from plugin_trainer.errors import PluginBroken, PluginDuplicate, PtrainError
 
@@ -137,6 +138,10 @@ def _report_interruption() -> int:
 
 
 def _report(error: Exception, *, debug: bool) -> int:
+    if not speaks() and (isinstance(error, click.ClickException) or getattr(error, "told", False)):
+        if debug:
+            traceback.print_exc()
+        return getattr(error, "exit_code", 1)
     if isinstance(error, click.ClickException):
         return _report_usage(error)
     if isinstance(error, BrokenPipeError):

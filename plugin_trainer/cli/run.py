@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from plugin_trainer.cli.launching import is_launched, launch, speaks
 from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.cli.printing import facts, table
 from plugin_trainer.errors import RunFolderError, SettingsError
@@ -45,6 +49,12 @@ MANY_TASKS = 12
     help="A setting that may differ from what the run was started with.",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train in N processes of this machine, which torchrun starts.",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Two steps, one evaluation and one checkpoint, in a folder that is thrown away.",
@@ -56,6 +66,7 @@ def run(
     out: Path | None,
     resume: str,
     allow: tuple[str, ...],
+    processes: int | None,
     dry_run: bool,
 ) -> int:
     """Train a model.
@@ -63,30 +74,99 @@ def run(
     What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both,
     with --set over them.
     """
-    if resume not in ("never", "auto"):
-        out, resume = _run_to_resume(resume, out), "auto"
-        if run_file is None and not plugins:
+    asked = _Asked(run_file, plugins, assignments, out, resume, allow, dry_run)
+    if is_launched():
+        return _in_one_of_several(asked)
+    if processes is None or processes == 1:
+        return _train(asked)
+    _configured(asked)  # a mistake in what was typed is told once, before anything starts
+    return launch(asked.arguments(), processes=processes)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What was typed."""
+
+    run_file: str | None
+    plugins: tuple[str, ...]
+    assignments: tuple[str, ...]
+    out: Path | None
+    resume: str
+    allow: tuple[str, ...]
+    dry_run: bool
+
+    def arguments(self) -> list[str]:
+        """The same, to be typed again."""
+        repeated = (
+            ("--plugin", self.plugins),
+            ("--set", self.assignments),
+            ("--allow", self.allow),
+            ("--out", [self.out] if self.out is not None else []),
+            ("--resume", [self.resume]),
+        )
+        options = [f"{name}={value}" for name, values in repeated for value in values]
+        files = ["--", self.run_file] if self.run_file is not None else []
+        return ["run", *options, *(["--dry-run"] if self.dry_run else []), *files]
+
+
+def _in_one_of_several(asked: _Asked) -> int:
+    """The same run in one of the processes that torchrun has started: the first one speaks."""
+    from plugin_trainer.training.parallel.joining import join, leave, restarts
+
+    world = join()
+    with redirect_stdout(sys.stdout if world.is_first else StringIO()), world.telling():
+        if restarts() and asked.resume == "never":
+            asked = replace(asked, resume="auto", out=asked.out or _begun_by_this_launch())
+        code = _train(asked)
+    leave()
+    return code
+
+
+def _begun_by_this_launch() -> Path | None:
+    """The run that the same launch began, before its processes were started again."""
+    from plugin_trainer.files import read_json
+    from plugin_trainer.run_folder import list_runs
+    from plugin_trainer.training.parallel.joining import launch_id
+
+    for folder in reversed(list_runs()):
+        if launch_id() and (read_json(folder / "run.json") or {}).get("launch") == launch_id():
+            return folder
+    return None
+
+
+def _configured(asked: _Asked) -> tuple[_Asked, Configuration]:
+    """What to run, checked; and what was asked, the run to go on with found."""
+    if asked.resume not in ("never", "auto"):
+        out = _run_to_resume(asked.resume, asked.out)
+        run_file = asked.run_file
+        if run_file is None and not asked.plugins:
             run_file = str(out / "run.toml")
-    configuration = configured(run_file, plugins, assignments)
+        asked = replace(asked, out=out, resume="auto", run_file=run_file)
+    configuration = configured(asked.run_file, asked.plugins, asked.assignments)
 
     from plugin_trainer.cli.config_check import problems_in
 
     if problems := problems_in(configuration):
         raise SettingsError(problems)
+    return asked, configuration
+
+
+def _train(asked: _Asked) -> int:
+    asked, configuration = _configured(asked)
 
     from plugin_trainer.training.assemble import AlreadyDone, assemble
     from plugin_trainer.training.execution import execute
 
     for notice in configuration.catalog.notices:
         _say(notice)
-    if dry_run:
+    if asked.dry_run:
         return _dry_run(configuration)
     try:
         made = assemble(
             configuration,
-            out=out,
-            resume="auto" if resume == "auto" else "never",
-            allow=allow,
+            out=asked.out,
+            resume="auto" if asked.resume == "auto" else "never",
+            allow=asked.allow,
             notify=_say,
         )
     except AlreadyDone as done:
@@ -132,11 +212,15 @@ def _run_to_resume(resume: str, out: Path | None) -> Path:
 
 def _say(line: str) -> None:
     """A line for the user, as it is: what it names can be found and copied."""
+    if not speaks():
+        return
     click.echo(f"  {line}", err=True)
 
 
 def _tell(label: str, text: str) -> None:
     """A fact of the run, wrapped beside its label."""
+    if not speaks():
+        return
     click.echo(facts([(f"{label:<7}", text)]), err=True)
 
 
@@ -144,9 +228,11 @@ def _introduce(run: Run) -> None:
     """What is about to be trained, and where."""
     settings = run.settings
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
-    click.echo(f"{settings.model} on {settings.data}", err=True)
+    if speaks():
+        click.echo(f"{settings.model} on {settings.data}", err=True)
     _say(f"folder   {run.folder}")
-    _tell("device", f"{run.device}, {settings.precision}")
+    several = f", {run.world.size} processes ({run.together.name})" if run.together else ""
+    _tell("device", f"{run.device}, {settings.precision}{several}")
     _tell("model", f"{_counted(trainable)} trainable parameters")
     if hasattr(run.data, "describe"):
         _tell("data", f"{run.data.describe()}")

@@ -16,6 +16,7 @@ import plugin_trainer
 from plugin_trainer.configuration import Configuration
 from plugin_trainer.ops import library
 from plugin_trainer.training.code_state import code_of_object, code_of_plugin
+from plugin_trainer.training.parallel.joining import launch_id
 from plugin_trainer.training.run import Run
 
 _PACKAGES = (
@@ -35,6 +36,7 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
     return {
         "ptrain": plugin_trainer.__version__,
         "command": sys.argv,
+        "launch": launch_id(),
         "plugins": plugins_of(configuration),
         "code": {name: code_of_object(part) for name, part in parts.items()},
         "packages": packages(),
@@ -44,6 +46,8 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
             "system": platform.platform(),
             "device": str(device),
             "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+            "processes": run.world.size,
+            "strategy": run.together.name if run.together is not None else "",
             "threads": torch.get_num_threads(),
             "precision": run.precision.name,
             "guard": type(run.guard).__name__,

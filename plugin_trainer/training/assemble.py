@@ -18,6 +18,7 @@ from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.data.evaluated import evaluation_loaders
 from plugin_trainer.data.mixing import Mixing
+from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.data.stream import TrainStream, training_stream
 from plugin_trainer.errors import (
@@ -42,6 +43,10 @@ from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
 from plugin_trainer.training.model_options import checkpoint_activations, compiled
 from plugin_trainer.training.optimizers import build_optimizer
+from plugin_trainer.training.parallel.buffers import same_weights
+from plugin_trainer.training.parallel.bystanders import SeenFolder, SeenStore
+from plugin_trainer.training.parallel.joining import join
+from plugin_trainer.training.parallel.strategies import make_together
 from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
 from plugin_trainer.training.resume_plan import plan_of
@@ -51,6 +56,7 @@ from plugin_trainer.training.scores import check_metrics
 from plugin_trainer.training.snapshots import restore
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
+from plugin_trainer.training.world import World
 
 Resume = Literal["never", "auto"]
 
@@ -87,38 +93,96 @@ def assemble(
 
     The run folder is held when this returns. Raises PtrainError, or AlreadyDone.
     """
-    settings = configuration.settings
+    world = join()
+    with world.telling():
+        folder, disk, resuming = _open(configuration, world, out=out, resume=resume)
+        try:
+            run = _build(
+                configuration, world=world, disk=disk, resuming=resuming, model=model, data=data,
+                criterion=criterion, callbacks=callbacks,
+            )  # fmt: skip
+            _begin_or_go_on(
+                run, configuration, resuming=resuming, allow=allow,
+                notify=notify if world.is_first else lambda line: None,
+            )  # fmt: skip
+            return run
+        except BaseException:
+            disk.release()
+            if out is None and not configuration.settings.name and not is_run(folder):
+                shutil.rmtree(folder, ignore_errors=True)  # made here, nothing was begun in it
+            raise
+
+
+def _open(
+    configuration: Configuration, world: World, *, out: Path | None, resume: Resume
+) -> tuple[Path, RunFolder, bool]:
+    """The run folder, held by the first process, and whether it holds a run."""
+    if not world.is_first:
+        seen: tuple[Path, bool] = world.from_first(None)
+        return seen[0], SeenFolder(seen[0]), seen[1]
     folder = _folder(configuration, out=out, resume=resume)
     disk = open_folder(folder, resume=resume == "auto")
     try:
-        resuming = is_run(folder)
-        seed_everything(settings.seed)
-        device = pick_device(settings.device)
-        assets = disk.assets if resuming and disk.assets.is_dir() else None
-        data = data if data is not None else build_part(configuration.data, assets=assets)
-        model = (
-            model
-            if model is not None
-            else build_part(configuration.model, data=data, assets=assets)
-        )
-        run = _run(
-            configuration, disk=disk, device=device, model=model.to(device), data=data,
-            criterion=criterion, callbacks=callbacks,
-        )  # fmt: skip
-        around = surroundings(configuration, run)
-        resumption = _resumption(run, configuration, around, allow=allow) if resuming else None
-        with _writing_in(folder):
-            if resumption is not None:
-                _go_on(run, resumption, notify=notify)
-            else:
-                _begin(run, resuming=resuming, notify=notify)
-            _write_down(run, configuration, around, resumed=resumption is not None)
-        return run
+        return folder, disk, world.from_first((folder, is_run(folder)))[1]
     except BaseException:
         disk.release()
-        if out is None and not settings.name and not is_run(folder):
-            shutil.rmtree(folder, ignore_errors=True)  # made here, and nothing was begun in it
         raise
+
+
+def _build(
+    configuration: Configuration,
+    *,
+    world: World,
+    disk: RunFolder,
+    resuming: bool,
+    model: nn.Module | None,
+    data: Any,
+    criterion: Criterion | None,
+    callbacks: Sequence[object],
+) -> Run:
+    settings = configuration.settings
+    seed_everything(settings.seed)
+    device = pick_device(settings.device, local_rank=world.local_rank)
+    assets = disk.assets if resuming and disk.assets.is_dir() else None
+    data = data if data is not None else build_part(configuration.data, assets=assets)
+    if model is None:
+        model = build_part(configuration.model, data=data, assets=assets)
+    model = model.to(device)
+    same_weights(model, world)
+    run = _run(
+        configuration, world=world, disk=disk, device=device, model=model, data=data,
+        criterion=criterion, callbacks=callbacks,
+    )  # fmt: skip
+    if not world.is_first:  # the weights are alike by now, and what is drawn from here on is not
+        seed_everything(derive_seed(settings.seed, "process", world.rank))
+    return run
+
+
+def _begin_or_go_on(
+    run: Run,
+    configuration: Configuration,
+    *,
+    resuming: bool,
+    allow: Sequence[str],
+    notify: Callable[[str], None],
+) -> None:
+    world, around, resumption = run.world, {}, None
+    if world.is_first:
+        around = surroundings(configuration, run)
+        if resuming:
+            resumption = _resumption(run, configuration, around, allow=allow)
+    resumption = world.from_first(resumption)
+    if resumption is not None and resumption.done:
+        raise AlreadyDone(run.folder, run.disk.read_about())
+    with _writing_in(run.folder):
+        if resumption is not None:
+            _go_on(run, resumption, notify=notify)
+        else:
+            _begin(run, resuming=resuming, notify=notify)
+        if world.is_first:
+            _write_down(run, configuration, around, resumed=resumption is not None)
+    world.gather(None)  # from here on all go on, or none
+    run.agree_to_stop()
 
 
 @contextmanager
@@ -158,16 +222,20 @@ def build_part(choice: Choice | None, *, assets: Path | None = None, **context: 
     return build(choice.offer, choice.settings, **context)
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
     """The device a name stands for; "auto" is CUDA, then what else torch offers, then the CPU.
+
+    local_rank  of several processes on a machine, which of its devices is this one's
 
     Raises PtrainError for a device that is not there.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else torch.device(found.type, 0)
+        return torch.device("cpu") if found is None else torch.device(found.type, local_rank)
     try:
         device = torch.device(name)
+        if local_rank and device.type != "cpu":
+            device = torch.device(device.type, local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PtrainError(
@@ -179,6 +247,7 @@ def pick_device(name: str) -> torch.device:
 def _run(
     configuration: Configuration,
     *,
+    world: World,
     disk: RunFolder,
     device: torch.device,
     model: nn.Module,
@@ -194,6 +263,7 @@ def _run(
         batch_size=settings.batch_size,
         limit=settings.limit_batches.train,
         mixing=Mixing(**vars(settings.mixture)),
+        share=world.share,
     )
     stream.inexact_because = stream.inexact_because or getattr(data, "inexact_because", "")
     plan = make_plan(settings, stream)
@@ -212,7 +282,7 @@ def _run(
         check_metrics(data, tasks={*stream.tasks, *(task for its in by_task for task in its)})
     guard = build_guard(optimizer, device, scaler)
     ema = _ema(settings, model)
-    return Run(
+    run = Run(
         settings=settings,
         model=model,
         data=data,
@@ -232,15 +302,18 @@ def _run(
         ),
         schedule=_schedule(configuration, optimizer, plan, evaluates="val" in loaders),
         ema=ema,
-        hooks=make_hooks(configuration, callbacks=callbacks),
+        hooks=make_hooks(configuration, callbacks=callbacks, first=world.is_first),
         stream=stream,
         loaders=loaders,
         plan=plan if "val" in loaders else replace(plan, evaluate=None),
         best=_bests(settings) if "val" in loaders else {},
         disk=disk,
-        store=CheckpointStore(disk.path, keep=settings.keep),
+        store=(CheckpointStore if world.is_first else SeenStore)(disk.path, keep=settings.keep),
         tasks=TaskShares() if stream.is_mixture else None,
+        world=world,
     )
+    run.together = make_together(run)
+    return run
 
 
 def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
@@ -357,22 +430,29 @@ def _bests(settings: RunSettings) -> dict[str, Best]:
 
 
 def make_hooks(
-    configuration: Configuration, *, callbacks: Sequence[object] = (), configured: bool = True
+    configuration: Configuration,
+    *,
+    callbacks: Sequence[object] = (),
+    configured: bool = True,
+    first: bool = True,
 ) -> RunHooks:
     """The hooks of the active plugins and of the callbacks: the configured ones, then these
     objects, then those that show or write what the others log.
+
+    first  whether this is the first process, which alone has those that write something
     """
-    first: list[tuple[str, object]] = []
+    early: list[tuple[str, object]] = []
     last: list[tuple[str, object]] = []
     for choice in configuration.callbacks if configured else ():
-        built = (choice.address, build(choice.offer, choice.settings))
-        (last if choice.offer.spec.last else first).append(built)
+        if first or not choice.offer.spec.writes:
+            built = (choice.address, build(choice.offer, choice.settings))
+            (last if choice.offer.spec.last else early).append(built)
     names = [
         f"{type(callback).__name__} ({number})" for number, callback in enumerate(callbacks, 1)
     ]
     return RunHooks(
         plugins=[(plugin.name, plugin.module) for plugin in configuration.catalog.plugins],
-        callbacks=[*first, *zip(names, callbacks, strict=True), *last],
+        callbacks=[*early, *zip(names, callbacks, strict=True), *last],
         core=engine,
     )
 
@@ -380,16 +460,13 @@ def make_hooks(
 def _resumption(
     run: Run, configuration: Configuration, around: Mapping[str, Any], *, allow: Sequence[str]
 ) -> Resumption | None:
-    resumption = find_resumption(
+    return find_resumption(
         run.disk,
         configuration.values(),
         allow=allow,
         around=around,
         inexact_because=run.stream.inexact_because,
     )
-    if resumption is not None and resumption.done:
-        raise AlreadyDone(run.folder, run.disk.read_about())
-    return resumption
 
 
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from plugin_trainer.configuration import Configuration
 from plugin_trainer.training.assemble import assemble
 from plugin_trainer.training.execution import execute
+from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 
@@ -25,7 +26,8 @@ class _StopEarly:
 
 def dry_run(configuration: Configuration) -> Result:
     """Everything that a run does, once. Raises what the run would raise."""
-    with tempfile.TemporaryDirectory(prefix="ptrain-dry-run-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ptrain-dry-run-") as own:
+        folder = join().from_first(own)
         run = assemble(configuration, out=Path(folder) / "run", callbacks=[_StopEarly()])
         run.is_dry = True
         return execute(run)

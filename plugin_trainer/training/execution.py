@@ -12,6 +12,7 @@ from plugin_trainer.registry.blame import hint_for, in_words
 from plugin_trainer.run_folder import now
 from plugin_trainer.training import signals
 from plugin_trainer.training.loop import train
+from plugin_trainer.training.parallel.failing import all_can_save
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import determinism
@@ -49,7 +50,7 @@ def _failed(run: Run, error: BaseException) -> BaseException:
     """Save what is sound, tell the callbacks, and put the error into words."""
     step = run.progress.step
     explained = _explain(run, error)
-    saved = _save_what_is_sound(run, error)
+    saved = _save_what_is_sound(run, explained)
     if isinstance(explained, PtrainError) and saved:
         explained.hint = (*explained.hint, saved)
     try:
@@ -89,14 +90,9 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
     """A checkpoint of the last completed step, unless it is there or cannot be; what to tell the
     user.
     """
-    if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
-        return ""
-    if run.leaving:
-        return ""  # whoever sent a second signal wants the process gone
-    if isinstance(error, NonFiniteError) and error.step <= run.progress.step:
-        return "steps were counted since that were not applied: the checkpoint before it is sound"
-    if run.saved_at != run.progress.step and _has_nan(run):
-        return "its state was not saved: a buffer of the model holds NaN"
+    why_not = _why_not_saved(run, error)
+    if not all_can_save(run, error, can=why_not is None):
+        return why_not or ""
     if run.saved_at != run.progress.step:
         try:
             # A step was begun and has drawn random numbers, so that what follows will not be the
@@ -108,6 +104,19 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
         except Exception as second:
             return f"its state could not be saved: {in_words(second)}"
     return f"the run was saved to {run.store.path_of(run.progress.step)} before stopping"
+
+
+def _why_not_saved(run: Run, error: BaseException) -> str | None:
+    """Why there is nothing to be saved, as far as a user wants to know; None if there is."""
+    if not run.sound or run.progress.step == 0 or isinstance(error, NotSaved):
+        return ""
+    if run.leaving:
+        return ""  # whoever sent a second signal wants the process gone
+    if isinstance(error, NonFiniteError) and error.step <= run.progress.step:
+        return "steps were counted since that were not applied: the checkpoint before it is sound"
+    if run.saved_at != run.progress.step and _has_nan(run):
+        return "its state was not saved: a buffer of the model holds NaN"
+    return None
 
 
 def _has_nan(run: Run) -> bool:

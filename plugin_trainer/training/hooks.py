@@ -68,6 +68,14 @@ class RunHooks:
             return caller
         return _directly(impls, caller.spec)
 
+    @property
+    def makes_steps(self) -> str:
+        """The plugin or callback that makes the training step itself; empty if the engine does."""
+        for impl in self._manager.hook.ptrain_train_step.get_hookimpls():
+            if impl.plugin_name != _CORE:
+                return f"{self._noun.get(impl.plugin_name, 'plugin')} '{impl.plugin_name}'"
+        return ""
+
     def blame(self, error: BaseException) -> tuple[str, str] | None:
         """The plugin or callback, and its hook, out of which an error came; None if it is the
         engine's.

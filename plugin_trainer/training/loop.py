@@ -6,6 +6,7 @@ import time
 
 from plugin_trainer.cadence import Span
 from plugin_trainer.training.evaluation import evaluate, rehearse
+from plugin_trainer.training.parallel.buffers import same_buffers
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.snapshots import restore_streams, save
@@ -31,11 +32,12 @@ def train(run: Run) -> Result:
         run.stopwatch.lap("optimizer")
         run.progress.advance(window, samples=run.speed.count(window.micro_batches))
         run.sound = True
+        run.hear_of_stops()
         run.meter.add(outcome)
         hooks.step_end(run=run, outcome=outcome)
         run.stopwatch.lap("callbacks")
 
-        metrics = evaluate(run) if run.is_due(plan.evaluate) else {}
+        metrics = _evaluate(run) if run.is_due(plan.evaluate) else {}
         if metrics:
             run.stopwatch.lap("evaluation")
         if (training := run.is_due(plan.log)) or metrics:
@@ -52,13 +54,21 @@ def train(run: Run) -> Result:
     return _finish(run, seconds=time.perf_counter() - started)
 
 
+def _evaluate(run: Run) -> dict[str, float]:
+    """An evaluation, after which all processes stop if one of them wants to."""
+    same_buffers(run)
+    metrics = evaluate(run)
+    run.agree_to_stop()
+    return metrics
+
+
 def _finish(run: Run, *, seconds: float) -> Result:
     """The last evaluation and checkpoint, where the last step had none; then the test split."""
     done = run.progress.step >= run.plan.total_steps
     status: Status = "finished" if done else run.stop_status
     best_of = []
     if status != "interrupted":
-        metrics = evaluate(run) if run.evaluated_at != run.progress.step else {}
+        metrics = _evaluate(run) if run.evaluated_at != run.progress.step else {}
         if metrics or not run.meter.is_empty:
             run.write_log(metrics, training=not run.meter.is_empty)
             run.saved_at = -1  # a checkpoint of this step knows nothing of it: write it again

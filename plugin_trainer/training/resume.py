@@ -24,7 +24,7 @@ _HARMLESS = ("keep", "log", "save")
 # What differs beside the settings.
 _AROUND = ("plugins", "packages", "code")
 # What the bits of a result depend on.
-_MACHINE = ("device", "accelerator", "threads", "precision")
+_MACHINE = ("device", "accelerator", "processes", "threads", "precision")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from plugin_trainer.training.guard import Guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.meter import Meter
 from plugin_trainer.training.numbers import make_numbers
+from plugin_trainer.training.parallel.together import Together
 from plugin_trainer.training.precision import Precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
@@ -31,8 +32,27 @@ from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import Update
+from plugin_trainer.training.world import ALONE, World
 
 Cadence = Recurrence | EpochEnds | None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """That a run stop, and why.
+
+    signal  the number of the signal that is the reason, else 0
+    """
+
+    reason: str
+    status: Status
+    signal: int = 0
+
+    def outweighs(self, other: Wish) -> bool:
+        """Whether it takes the place of another: a run that has come to its own end has ended,
+        though a signal came first.
+        """
+        return self.status == "stopped early" and other.status == "interrupted"
 
 
 @dataclass(frozen=True)
@@ -53,6 +73,8 @@ class Plan:
 class Run:
     """One run. What hooks may use is listed in plugin_trainer.hookspecs.
 
+    world    this process and those that train with it
+    together  how they make one step; None for the only process
     sound    whether the weights are those that `progress.step` steps made: false while an optimizer
              moves them
     signal   the signal that interrupts it
@@ -81,6 +103,8 @@ class Run:
     disk: RunFolder
     store: CheckpointStore
     tasks: TaskShares | None = None
+    world: World = ALONE
+    together: Together | None = None
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -91,6 +115,7 @@ class Run:
     stop_reason: str = ""
     stop_status: Status = "stopped early"
     signal: int = 0
+    wish: Wish | None = None
     leaving: int = 0
     sound: bool = True
     restored_best: bool = False
@@ -113,20 +138,39 @@ class Run:
             self.logged[name] = value.detach() if isinstance(value, Tensor) else value
 
     def request_stop(self, reason: str) -> None:
-        """Stop for good after the step at hand, with a checkpoint. The first reason is kept."""
-        self._stop(reason, "stopped early")
+        """Stop for good after the step at hand, with a checkpoint. The first reason is kept.
+
+        Several processes stop together: after an evaluation at once, otherwise a step later.
+        """
+        self._wish(Wish(reason, "stopped early"))
 
     def interrupt(self, reason: str, *, signal: int) -> None:
         """Stop as request_stop does, but as a run that is to be resumed."""
-        self.signal = signal
-        self._stop(reason, "interrupted")
+        self._wish(Wish(reason, "interrupted", signal))
 
-    def _stop(self, reason: str, status: Status) -> None:
-        # A run that has come to its own end has ended, though a signal came first.
-        if not self.stop_reason or (
-            status == "stopped early" and self.stop_status == "interrupted"
-        ):
-            self.stop_reason, self.stop_status = reason, status
+    def _wish(self, wish: Wish) -> None:
+        if self.wish is None or wish.outweighs(self.wish):
+            self.wish = wish
+        if self.together is None:
+            self._stop(self.wish)
+
+    def agree_to_stop(self) -> None:
+        """Stop if any process wants to, and all for the same reason. All must call it."""
+        if self.together is not None:
+            for wish in self.world.gather(self.wish):
+                if wish is not None:
+                    self._stop(wish)
+
+    def hear_of_stops(self) -> None:
+        """Agree to stop if, as of the step just made, any process wants to."""
+        if self.together is not None and self.together.stop_wanted:
+            self.agree_to_stop()
+
+    def _stop(self, wish: Wish) -> None:
+        before = Wish(self.stop_reason, self.stop_status)
+        if not self.stop_reason or wish.outweighs(before):
+            self.stop_reason, self.stop_status = wish.reason, wish.status
+        self.signal = self.signal or wish.signal
 
     def report(self, title: str, text: str) -> None:
         """Add a section to what the run prints at its end."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from plugin_trainer.training.run import Run
+
+# A scheduler may signal every process, and torchrun passes on to all what it receives itself.
+_PASSED_ON_S = 5.0
 
 _NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
@@ -27,13 +31,16 @@ def answered(run: Run) -> Iterator[None]:
         yield
         return
     process = os.getpid()
+    first_at: list[float] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # a forked worker that is just starting has inherited it
             if number == signal.SIGINT:
                 return  # Ctrl-C is the main process's to answer
             raise SystemExit(128 + number)
-        if run.signal:
+        if first_at and run.world.size > 1 and time.monotonic() - first_at[0] < _PASSED_ON_S:
+            return
+        if first_at:
             # Python swallows what is raised in some places: a third signal finds no handler here.
             for other, handler in earlier.items():
                 signal.signal(other, handler)
@@ -42,6 +49,7 @@ def answered(run: Run) -> Iterator[None]:
             if callable(before):
                 before(number, frame)
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+        first_at.append(time.monotonic())
         run.interrupt(f"{_NAMES[signal.Signals(number)]} was received", signal=number)
 
     earlier: dict[int, Any] = {}

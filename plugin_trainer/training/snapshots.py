@@ -16,6 +16,7 @@ from plugin_trainer.training.optimizers import (
     load_optimizer_state,
     optimizer_state,
 )
+from plugin_trainer.training.parallel.buffers import own_buffers, restore_buffers
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import capture_rng, restore_rng
 
@@ -30,14 +31,17 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
     """
     run.guard.settle()
     try:
+        path = run.store.path_of(run.progress.step)
         if run.saved_at != run.progress.step:
-            path = run.store.save(capture(run, exact=exact), step=run.progress.step)
-        else:
-            path = run.store.path_of(run.progress.step)
-        for pointer in best_of:
-            best = run.best[pointer]
-            run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
-        run.store.prune()
+            snapshot = capture(run, exact=exact)
+            if run.world.is_first:
+                run.store.save(snapshot, step=run.progress.step)
+        if run.world.is_first:
+            for pointer in best_of:
+                best = run.best[pointer]
+                run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
+            run.store.prune()
+        run.world.gather(None)  # none goes on before the checkpoint is whole
     except OSError as error:
         raise NotSaved(
             f"the checkpoint of step {run.progress.step} could not be written: {error.strerror}",
@@ -54,6 +58,11 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
     optimizer_tensors, optimizer_rest = optimizer_state(run.optimizer, run.model)
     callbacks = _OneEach()
     run.hooks.checkpoint_save(run=run, state=callbacks)
+    own = {
+        "meter": run.meter.state_dict(),
+        "tasks": run.tasks.state_dict() if run.tasks is not None else None,
+        "rng": capture_rng(),
+    }
     return Snapshot(
         model=tensors,
         ema=run.ema.state_dict() if run.ema is not None else None,
@@ -69,17 +78,23 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "stream": run.stream.state_dict(),
             "ema": run.ema.counters() if run.ema is not None else None,
             "best": {pointer: best.state_dict() for pointer, best in run.best.items()},
-            "meter": run.meter.state_dict(),
-            "tasks": run.tasks.state_dict() if run.tasks is not None else None,
             "cursors": run.stream.cursors(epoch=run.progress.epoch, batch=run.progress.batch),
             "logged": run.logged,
             "metric_lines": run.disk.count_metrics(),
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
             "model_extra": extra,
             "callbacks": dict(callbacks),
-            "rng": capture_rng(),
+            **own,
+            **(_of_processes(run, own) if run.together is not None else {}),
         },
     )
+
+
+def _of_processes(run: Run, own: Mapping[str, Any]) -> dict[str, Any]:
+    """How several processes make a step, and what each but the first has of its own."""
+    assert run.together is not None
+    each = run.world.gather({**own, "buffers": own_buffers(run)})
+    return {"together": run.together.state_dict(), "processes": each[1:]}
 
 
 class _OneEach(UserDict[str, Any]):
@@ -132,15 +147,38 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
                 run.store.point_again(
                     pointer, path, step=best.step, watch=best.watch, value=best.value
                 )
-    run.meter.load_state_dict(state["meter"], device=run.device)
-    if run.tasks is not None and state.get("tasks") is not None:
-        run.tasks.load_state_dict(state["tasks"], device=run.device)
     run.logged = dict(state["logged"])
     run.metrics = dict(state["metrics"])
     run.evaluated_at = run.progress.step if run.metrics else -1
     run.saved_at = run.progress.step
+    if run.together is not None:
+        run.together.load_state_dict(state.get("together", {}))
     run.hooks.checkpoint_load(run=run, state=state["callbacks"])
-    run.rng = state["rng"]
+    _restore_own(run, _own_part(run, state))
+
+
+def processes_of(snapshot: Snapshot) -> int:
+    """How many processes the snapshot was taken in."""
+    return 1 + len(snapshot.state.get("processes", ()))
+
+
+def _own_part(run: Run, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What this process had of its own; nothing for a process that was not there then."""
+    if run.world.is_first:
+        return state
+    others = state.get("processes", ())
+    return others[run.world.rank - 1] if run.world.size == 1 + len(others) else {}
+
+
+def _restore_own(run: Run, own: Mapping[str, Any]) -> None:
+    """The sums that are not logged yet, the random streams, the buffers."""
+    if not own:
+        return
+    run.meter.load_state_dict(own["meter"], device=run.device)
+    if run.tasks is not None and own.get("tasks") is not None:
+        run.tasks.load_state_dict(own["tasks"], device=run.device)
+    run.rng = own["rng"]
+    restore_buffers(run, own.get("buffers", {}))
 
 
 def same_optimizer(run: Run, snapshot: Snapshot) -> bool:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from plugin_trainer.data.batches import count_rows, move_batch
 from plugin_trainer.data.mixture import TASK
+from plugin_trainer.data.share import StandIn, batch_of
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.training.meter import sum_of_means
+from plugin_trainer.training.parallel.together import Together
 
 if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
@@ -39,71 +42,127 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
     for parameter in parameters:
         parameter.grad = None
-    outcome, divisor = _backward(run, micro_batches)
-    if divisor is not None:
-        with torch.no_grad():
-            torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
-    run.grad_norm = run.update.measure()
+    step = _Backward(run, several=_are_several(run, micro_batches))
+    if run.together is None:
+        step.alone(micro_batches, parameters)
+        run.grad_norm, of_all = run.update.measure(), step.outcome
+    else:
+        run.grad_norm, of_all = step.together(run.together, micro_batches, parameters)
     run.stopwatch.lap("forward_backward")
-    if run.guard.passes(outcome, run.grad_norm, step=run.progress.step + 1):
+    if run.guard.passes(of_all, run.grad_norm, step=run.progress.step + 1):
         if run.tasks is not None:
-            run.tasks.add_step(micro_batches, run.grad_norm)
+            run.tasks.add_step([batch_of(batch) for batch in micro_batches], run.grad_norm)
         run.sound = False
         run.update.apply(run.grad_norm)
         run.schedule.step()
     else:
         run.update.skip()
-    return outcome
+    return step.outcome
 
 
-def _backward(
-    run: Run, micro_batches: Sequence[Any]
-) -> tuple[StepOutcome, int | float | Tensor | None]:
-    """The outcome of all micro-batches, and what their gradients are still to be divided by."""
-    outcomes: list[StepOutcome] = []
-    unit: int | Tensor = 1
-    several = run.tasks is not None and len({batch[TASK] for batch in micro_batches}) > 1
-    for batch in micro_batches:
+def _are_several(run: Run, micro_batches: Sequence[Any]) -> bool:
+    """Whether the step mixes tasks."""
+    return run.tasks is not None and len({batch_of(its)[TASK] for its in micro_batches}) > 1
+
+
+class _Backward:
+    """The gradients of one step's micro-batches, added up.
+
+    A loss that is a mean over its own items weighs as much as it has items: it is differentiated as
+    a sum, and the gradients are divided by all items later. A micro-batch that is all of the step
+    needs none of that.
+    """
+
+    def __init__(self, run: Run, *, several: bool) -> None:
+        self._run = run
+        self._several = several
+        self._outcomes: list[StepOutcome] = []
+        # Under the loss scale of fp16 a sum would overflow long before a mean does: it is counted
+        # in units of the first micro-batch's items.
+        self._unit: int | Tensor = 1
+
+    def alone(self, micro_batches: Sequence[Any], parameters: Sequence[nn.Parameter]) -> None:
+        """As the only process."""
+        run = self._run
+        for batch in micro_batches:
+            outcome = self._forward(batch)
+            loss = outcome.loss if len(micro_batches) == 1 else self._sum(outcome)
+            (loss if run.scaler is None else run.scaler.scale(loss)).backward()
+        if run.scaler is not None:
+            run.scaler.unscale_(run.optimizer)
+        if len(micro_batches) > 1:
+            count = self.outcome.count
+            with torch.no_grad():
+                torch._foreach_div_(
+                    [p.grad for p in parameters if p.grad is not None],
+                    count if run.scaler is None else count / self._unit,
+                )
+
+    def together(
+        self,
+        together: Together,
+        micro_batches: Sequence[Any],
+        parameters: Sequence[nn.Parameter],
+    ) -> tuple[Tensor, StepOutcome]:
+        """With other processes: the norm of the step's gradient, and its loss over all of them."""
+        run = self._run
+
+        def weighted(batch: Any) -> tuple[StepOutcome, Tensor]:
+            outcome = self._forward(batch)
+            loss = self._sum(outcome)
+            return outcome, loss if run.scaler is None else run.scaler.scale(loss)
+
+        for number, batch in enumerate(micro_batches, 1):
+            together.backward(partial(weighted, batch), last=number == len(micro_batches))
+        if run.scaler is not None:
+            run.scaler.unscale_(run.optimizer)
+        norm, totals = together.finish(parameters, run.update.measure, unit=self._unit)
+        return norm, StepOutcome(totals.loss, count=totals.count)
+
+    @cached_property
+    def outcome(self) -> StepOutcome:
+        """That of this process's micro-batches as one."""
+        return self._outcomes[0] if len(self._outcomes) == 1 else _as_one(self._outcomes)
+
+    def _forward(self, batch: Any) -> StepOutcome:
+        run = self._run
+        counts, batch = not isinstance(batch, StandIn), batch_of(batch)
         moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
         outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
-        if run.tasks is not None:
+        if not counts:
+            outcome = replace(outcome, count=0)
+        elif run.tasks is not None:
             run.tasks.add(moved, outcome)
-        if several:
-            outcome = replace(outcome, count=_rows(moved, outcome.count))
-        outcomes.append(outcome)
-        if run.scaler is not None and len(outcomes) == 1:
-            count = outcome.count
-            unit = count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
-        _differentiate(run, outcome, alone=len(micro_batches) == 1, unit=unit)
-    if run.scaler is not None:
-        run.scaler.unscale_(run.optimizer)
-    if len(outcomes) == 1:
-        return outcomes[0], None
-    whole = _as_one(outcomes)
-    return whole, whole.count if run.scaler is None else whole.count / unit
+        if self._several:
+            outcome = replace(outcome, count=self._rows(moved if counts else None, outcome.count))
+        if run.scaler is not None and not self._outcomes:
+            self._unit = self._first_count(outcome.count)
+        self._outcomes.append(outcome)
+        return outcome
 
+    def _rows(self, batch: Any | None, count: int | Tensor) -> int | Tensor:
+        """By how many items a batch counts in a step of several tasks: its rows.
 
-def _rows(batch: Any, count: int | Tensor) -> int | Tensor:
-    """By how many items a batch counts in a step of several tasks: its rows.
+        One task's loss is a mean over tokens, another's over rows: rows are what all have. A batch
+        without an item still counts nothing, for the mean over none is NaN.
+        """
+        rows = count_rows(batch) if batch is not None else 0
+        together = self._run.together
+        if together is not None:  # all processes' rows, by this one's share of all their items
+            return together.total(rows) * count / together.total(count).clamp(min=1)
+        if isinstance(count, Tensor):
+            return torch.where(count == 0, 0, rows)
+        return rows if count else 0
 
-    One task's loss is a mean over tokens, another's over rows: rows are what all have. A batch
-    without an item still counts nothing, for the mean over none is NaN.
-    """
-    rows = count_rows(batch)
-    if isinstance(count, Tensor):
-        return torch.where(count == 0, 0, rows)
-    return rows if count else 0
+    def _first_count(self, count: int | Tensor) -> int | Tensor:
+        """The unit: the first micro-batch's items, at least one, the same in all processes."""
+        if self._run.together is not None:
+            return (self._run.together.total(count) / self._run.world.size).clamp(min=1)
+        return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
-
-def _differentiate(run: Run, outcome: StepOutcome, *, alone: bool, unit: int | Tensor) -> None:
-    # A mean over its own items weighs as much as it has items: the sum is divided by all of them
-    # later.
-    loss = outcome.loss if alone else outcome.loss * outcome.count
-    if run.scaler is not None:
-        # Under the loss scale a sum would overflow long before a mean does: it is counted in units
-        # of the first micro-batch.
-        loss = run.scaler.scale(loss if alone else loss / unit)
-    loss.backward()
+    def _sum(self, outcome: StepOutcome) -> Tensor:
+        loss = outcome.loss * outcome.count
+        return loss if self._run.scaler is None else loss / self._unit
 
 
 def _as_one(outcomes: Sequence[StepOutcome]) -> StepOutcome:

@@ -17,5 +17,6 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             summary="settings, metrics and files in MLflow: a local store, or a server",
             default=True,
             last=True,
+            writes=True,
         )
     ]

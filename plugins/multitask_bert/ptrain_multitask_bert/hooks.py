@@ -43,6 +43,7 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             settings="ptrain_multitask_bert.settings:ExportSettings",
             summary="encoder and tokenizer in Hugging Face format at the end, heads beside them",
             default=True,
+            writes=True,
         )
     ]
 

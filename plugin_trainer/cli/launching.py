@@ -1,0 +1,47 @@
+"""Start a command in several processes of this machine, by torchrun, and end as they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+
+def is_launched() -> bool:
+    """Whether torchrun has started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def speaks() -> bool:
+    """Whether this process is the one of those started together that tells the user things."""
+    return not is_launched() or os.environ.get("RANK", "0") == "0"
+
+
+def launch(arguments: Sequence[str], *, processes: int) -> int:
+    """Run `ptrain` with these arguments in so many processes; the exit code of the first to end.
+
+    A signal is passed on, and they end as a run ends that gets it.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args
+    from torch.distributed.run import run as torchrun
+
+    # It tells of every process that ends otherwise than by 0, which that process has done itself.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    own = ["--standalone", "--nproc-per-node", str(processes), "-m", "plugin_trainer"]
+    try:
+        torchrun(parse_args([*own, *arguments]))
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        code: int = first.exitcode
+        if code < 0:
+            print(f"error: a process was ended by signal {-code}", file=sys.stderr)
+        return code if code > 0 else 128 - code
+    except SignalException as error:
+        return 128 + int(error.sigval)
+    return 0

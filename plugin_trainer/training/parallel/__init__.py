@@ -1,0 +1,1 @@
+"""One step made by several processes: who they are, how their gradients become one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,16 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.training.world import ALONE, World
 
 # Adding a 0-dim tensor to a sum costs several launches a step; keeping it costs one append. What is
 # kept is summed up in one go each time there are this many, and when the means are wanted.
 _AT_ONCE = 64
 
 Counted = tuple[list[Tensor], list[int | Tensor]]
+
+Totals = dict[str, tuple[float, float]]
+"""By name: the sum of value * count, and that of the counts."""
 
 
 class Meter:
@@ -63,15 +68,32 @@ class Meter:
         """What means there are."""
         return [*self._sums, *(name for name in self._kept if name not in self._sums)]
 
-    def means(self) -> dict[str, float]:
-        """The mean of each name so far. One transfer from the device for all of them."""
-        names = self.names
-        for name in list(self._kept):
-            self._sum_up(name)
+    def means(self, world: World = ALONE) -> dict[str, float]:
+        """The mean of each name so far, over all processes. One transfer from the device for all
+        of them.
+        """
+        if world.size > 1:
+            return means_of(world.gather(self.totals()))
+        names = self._summed_up()
         if not names:
             return {}
         values = torch.stack([self._sums[name] / self._counts[name] for name in names])
         return dict(zip(names, values.tolist(), strict=True))
+
+    def totals(self) -> Totals:
+        """What this process has taken in so far, read from the device."""
+        names = self._summed_up()
+        if not names:
+            return {}
+        sums = torch.stack([self._sums[name] for name in names])
+        counts = torch.stack([torch.as_tensor(self._counts[n], device=sums.device) for n in names])
+        return dict(zip(names, zip(sums.tolist(), counts.tolist(), strict=True), strict=True))
+
+    def _summed_up(self) -> list[str]:
+        names = self.names
+        for name in list(self._kept):
+            self._sum_up(name)
+        return names
 
     def reset(self) -> None:
         """Forget everything."""
@@ -105,6 +127,19 @@ class Meter:
             name: (list(kept["values"].to(device).unbind()), _apart(kept["counts"], device))
             for name, kept in state["kept"].items()
         }
+
+
+def means_of(given: Sequence[Totals]) -> dict[str, float]:
+    """The means over all processes, from the totals of each; added in one order, so that all of
+    them have the same to the bit. A process may lack a name.
+    """
+    names = dict.fromkeys(name for totals in given for name in totals)
+    means = {}
+    for name in names:
+        having = [totals[name] for totals in given if name in totals]
+        total, count = sum(its[0] for its in having), sum(its[1] for its in having)
+        means[name] = total / count if count else math.nan
+    return means
 
 
 def sum_of_means(values: Sequence[Tensor], counts: Sequence[int | Tensor]) -> tuple[Tensor, Any]:

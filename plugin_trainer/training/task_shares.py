@@ -14,7 +14,8 @@ from torch import Tensor
 from plugin_trainer.data.batches import count_rows
 from plugin_trainer.data.mixture import TASK
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.meter import Meter
+from plugin_trainer.training.meter import Meter, means_of
+from plugin_trainer.training.world import ALONE, World
 
 
 class TaskShares:
@@ -46,27 +47,41 @@ class TaskShares:
         """Whether nothing was taken in since the last reset."""
         return not self._samples
 
-    def means(self) -> dict[str, float]:
-        """`loss`, the mean of the tasks' losses, and by task `<task>/loss`, its parts,
-        `<task>/samples` and `<task>/grad_norm_share`.
+    def means(self, world: World = ALONE) -> dict[str, float]:
+        """Over all processes: `loss`, the mean of the tasks' losses, and by task `<task>/loss`, its
+        parts, `<task>/samples` and `<task>/grad_norm_share`.
 
         The share is that of the sum of gradient norms over steps of one task alone; it is left out
-        where no step was.
+        where no step was. Empty if none of the processes took in anything.
         """
-        means = self._means.means()
-        losses = [means[f"{task}/loss"] for task in self._samples]
+        means, samples_of = self._gathered(world)
+        if not samples_of:
+            return {}
+        losses = [means[f"{task}/loss"] for task in samples_of]
+        # A step's gradient is that of all processes: each knows its norm.
         sums = {task: mean * self._steps[task] for task, mean in self._norms.means().items()}
         total = sum(sums.values())
         entries = {"loss": sum(losses) / len(losses)}
-        by_task: dict[str, dict[str, float]] = {task: {} for task in self._samples}
+        by_task: dict[str, dict[str, float]] = {task: {} for task in samples_of}
         for name, mean in means.items():
             by_task[name.partition("/")[0]][name] = mean
-        for task, samples in self._samples.items():
+        for task, samples in samples_of.items():
             entries.update(by_task[task])
             entries[f"{task}/samples"] = samples
             if total > 0:
                 entries[f"{task}/grad_norm_share"] = sums.get(task, 0.0) / total
         return entries
+
+    def _gathered(self, world: World) -> tuple[dict[str, float], dict[str, int]]:
+        """The means and the samples of all processes. A process may have seen fewer tasks."""
+        if world.size == 1:
+            return self._means.means(), self._samples
+        given = world.gather((self._means.totals(), self._samples))
+        samples: dict[str, int] = {}
+        for _, its in given:
+            for task, count in its.items():
+                samples[task] = samples.get(task, 0) + count
+        return means_of([totals for totals, _ in given]), samples
 
     def reset(self) -> None:
         """Forget everything."""

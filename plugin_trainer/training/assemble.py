@@ -42,17 +42,18 @@ from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
 from plugin_trainer.training.model_options import checkpoint_activations, compiled
-from plugin_trainer.training.optimizers import build_optimizer
+from plugin_trainer.training.optimizers import build_optimizer, freeze
 from plugin_trainer.training.parallel.buffers import same_weights
 from plugin_trainer.training.parallel.bystanders import SeenFolder, SeenStore
 from plugin_trainer.training.parallel.joining import join
-from plugin_trainer.training.parallel.strategies import make_together
+from plugin_trainer.training.parallel.strategies import make_together, split_over
 from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
 from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.scores import check_metrics
+from plugin_trainer.training.sharding import LocalShards
 from plugin_trainer.training.snapshots import restore
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
@@ -268,7 +269,9 @@ def _run(
     stream.inexact_because = stream.inexact_because or getattr(data, "inexact_because", "")
     plan = make_plan(settings, stream)
     checkpoint_activations(model, settings.activation_checkpointing)
-    optimizer = build_optimizer(model, settings.optimizer)
+    freeze(model, settings.optimizer.groups)
+    shards = split_over(world, model, device, settings)
+    optimizer = build_optimizer(model, settings.optimizer, shards=shards)
     precision = pick_precision(settings.precision, device)
     scaler = precision.scaler()
     if scaler is not None and any(p.dtype == torch.float16 for p in model.parameters()):
@@ -281,7 +284,7 @@ def _run(
     if by_task:
         check_metrics(data, tasks={*stream.tasks, *(task for its in by_task for task in its)})
     guard = build_guard(optimizer, device, scaler)
-    ema = _ema(settings, model)
+    ema = _ema(settings, model, shards)
     run = Run(
         settings=settings,
         model=model,
@@ -311,6 +314,7 @@ def _run(
         store=(CheckpointStore if world.is_first else SeenStore)(disk.path, keep=settings.keep),
         tasks=TaskShares() if stream.is_mixture else None,
         world=world,
+        shards=shards,
     )
     run.together = make_together(run)
     return run
@@ -409,10 +413,10 @@ def _rates_by_group(values: Any, optimizer: torch.optim.Optimizer, *, learning_r
     }
 
 
-def _ema(settings: RunSettings, model: nn.Module) -> Ema | None:
+def _ema(settings: RunSettings, model: nn.Module, shards: LocalShards | None) -> Ema | None:
     if settings.ema is None:
         return None
-    return Ema(model, decay=settings.ema.decay, warmup=settings.ema.warmup)
+    return Ema(model, decay=settings.ema.decay, warmup=settings.ema.warmup, shards=shards)
 
 
 def _bests(settings: RunSettings) -> dict[str, Best]:

@@ -30,7 +30,9 @@ def train(run: Run) -> Result:
         run.sound = False
         outcome = hooks.train_step(run=run, micro_batches=window.micro_batches)
         run.stopwatch.lap("optimizer")
-        run.progress.advance(window, samples=run.speed.count(window.micro_batches))
+        run.progress.advance(
+            window, samples=run.speed.count(window.micro_batches, samples=window.samples)
+        )
         run.sound = True
         run.hear_of_stops()
         run.meter.add(outcome)

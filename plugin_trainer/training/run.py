@@ -28,6 +28,7 @@ from plugin_trainer.training.precision import Precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
 from plugin_trainer.training.schedules import Schedule
+from plugin_trainer.training.sharding import LocalShards
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
 from plugin_trainer.training.task_shares import TaskShares
@@ -75,6 +76,7 @@ class Run:
 
     world    this process and those that train with it
     together  how they make one step; None for the only process
+    shards   what this process holds of a model that is split over them
     sound    whether the weights are those that `progress.step` steps made: false while an optimizer
              moves them
     signal   the signal that interrupts it
@@ -105,6 +107,7 @@ class Run:
     tasks: TaskShares | None = None
     world: World = ALONE
     together: Together | None = None
+    shards: LocalShards | None = None
     progress: Progress = field(default_factory=Progress)
     meter: Meter = field(default_factory=Meter)
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
@@ -250,13 +253,14 @@ class Run:
 
     def _training_metrics(self) -> dict[str, Any]:
         # A plugin that makes the whole step itself may tell nothing of its tasks.
-        told = self.tasks if self.tasks is not None and not self.tasks.is_empty else self.meter
-        entries: dict[str, Any] = {f"train/{name}": value for name, value in told.means().items()}
+        told = self.tasks.means(self.world) if self.tasks is not None else {}
+        told = told or self.meter.means(self.world)
+        entries: dict[str, Any] = {f"train/{name}": value for name, value in told.items()}
         if self.grad_norm is not None:
             entries["train/grad_norm"] = float(self.grad_norm)
         if self.guard.skipped:
             entries["skipped_steps"] = self.guard.skipped
-        entries.update(self.speed.per_second(self.stopwatch.training_seconds()))
+        entries.update(self.speed.per_second(self.stopwatch.training_seconds(), self.world))
         for phase, seconds in self.stopwatch.seconds().items():
             entries[f"seconds/{phase}"] = round(seconds, 4)
         self.meter.reset()

@@ -38,7 +38,8 @@ def all_can_save(run: Run, error: BaseException, *, can: bool) -> bool:
         if isinstance(error, PeerFailed) and not error.met:
             error.learn(run.world.fail(None))
         elif not isinstance(error, NonFiniteError):  # which all find, and none waits for another
-            run.together.go_along()
+            if not run.together.go_along():
+                return False
             if not isinstance(error, PeerFailed):
                 run.world.fail(error)
         places = run.world.gather((can, run.progress.step, run.saved_at))

@@ -15,11 +15,9 @@ from torch.utils.hooks import RemovableHandle
 
 from plugin_trainer.errors import TrainingFailed
 from plugin_trainer.training.parallel.failing import is_lost
-from plugin_trainer.training.parallel.together import Totals, Weighted, having_failed, told
-from plugin_trainer.training.world import PeerFailed, PeerLost, World
-
-# Where the host would have to wait for a device to see what the others want, it looks this often.
-_LOOK_EVERY = 8
+from plugin_trainer.training.parallel.together import Totals, Weighted
+from plugin_trainer.training.parallel.words import SIZE, Heard, having_failed, told
+from plugin_trainer.training.world import PeerLost, World
 
 
 class _Driven(nn.Module):
@@ -33,7 +31,7 @@ class _Driven(nn.Module):
         super().__init__()
         self.model = model
         # The gradient of (told * words).sum() with respect to `told` is `words`.
-        self.told = nn.Parameter(torch.zeros(4, device=device))
+        self.told = nn.Parameter(torch.zeros(SIZE, device=device))
         # Without one that is, DDP warns that a search for what is left out finds nothing.
         self.left_out = nn.Parameter(torch.zeros(1, device=device))
 
@@ -68,15 +66,18 @@ class Replicas:
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._names = {p: name for name, p in model.named_parameters()}
         self._world = world
-        self._reads_each_step = device.type == "cpu"
+        self._heard = Heard(device)
         self._wants_stop = wants_stop
-        self._steps = 0
         self._backward_of: DistributedDataParallel | None = None
         self._used: set[nn.Parameter] = set()
         self._watching: list[RemovableHandle] = []
-        self.in_backward = False
-        self.stop_wanted = False
+        self._torn = False
         self.unused = unused
+
+    @property
+    def stop_wanted(self) -> bool:
+        """Whether, as of the step just finished, any process wants to stop."""
+        return self._heard.stop_wanted
 
     def backward(self, forward: Weighted, *, last: bool) -> None:
         """Add this process's gradients; exchange them all after the last micro-batch."""
@@ -89,14 +90,14 @@ class Replicas:
 
         self._used.clear()
         loss = ddp(with_words)
-        self.in_backward = True
+        self._torn = True
         try:
             loss.backward()
         except RuntimeError as error:
             if is_lost(error):
                 raise PeerLost from error
             raise
-        self.in_backward = False
+        self._torn = False
 
     def finish(
         self,
@@ -110,7 +111,7 @@ class Replicas:
         assert words is not None
         self._driven.told.grad = None
         words = words * self._world.size  # DDP has taken the mean
-        self._look(words)
+        self._heard.listen(words)
         if self.unused is None:
             self._find_unused()
         elif not self.unused:
@@ -127,12 +128,12 @@ class Replicas:
         dist.all_reduce(items)
         return items
 
-    def go_along(self) -> None:
-        """Take part in one more exchange of gradients, to say in it that this process has failed;
-        in a thread, for the others may be waiting elsewhere. Then they do the same, and it ends.
+    def go_along(self) -> bool:
+        """Take part in one more exchange of gradients, with zeros, to say in it that this process
+        has failed. Within a backward pass there is no going along.
         """
-        if self.in_backward:
-            return  # torn: there is no going along with this one
+        if self._torn:
+            return False
 
         def exchange() -> None:
             ddp = self._ddp()
@@ -141,6 +142,7 @@ class Replicas:
                 ddp(lambda: self._nothing(failed=True)).backward()
 
         threading.Thread(target=exchange, daemon=True).start()
+        return True
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the first step has left parameters out."""
@@ -171,16 +173,6 @@ class Replicas:
         sums = [p.flatten()[:1].sum().float() for p in self._parameters]
         words = having_failed(self._driven.told.device) * failed
         return torch.stack(sums).sum() * 0, words
-
-    def _look(self, words: Tensor) -> None:
-        """Read whether others want to stop or have failed."""
-        self._steps += 1
-        self.stop_wanted = False
-        if self._reads_each_step or self._steps % _LOOK_EVERY == 0:
-            _, _, stop, failed = words.tolist()
-            if failed:
-                raise PeerFailed
-            self.stop_wanted = stop > 0
 
     def _watch(self) -> None:
         for parameter in self._parameters:

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+from torch import nn
+
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.parallel.replicas import Replicas
+from plugin_trainer.training.parallel.shards import Shards
 from plugin_trainer.training.parallel.together import Together
+from plugin_trainer.training.sharding import LocalShards, shard
+from plugin_trainer.training.world import World
 
 if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
+
+
+def split_over(
+    world: World, model: nn.Module, device: torch.device, settings: RunSettings
+) -> LocalShards | None:
+    """Split the model over the processes if the settings say so; the part of this one.
+
+    Before the optimizer and the average are made. Raises PtrainError for a model that cannot be
+    split, and for settings that do not go with that.
+    """
+    if world.size == 1 or settings.parallel.strategy != "fsdp2":
+        return None
+    if settings.precision == "fp16":
+        raise PtrainError(
+            'parallel.strategy: "fsdp2" does not go with precision = "fp16", whose loss scale every '
+            "process would move by itself",
+            hint='use precision = "bf16", or parallel.strategy = "ddp"',
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+
+    shard(model, init_device_mesh(device.type, (world.size,)))
+    return LocalShards(model)
 
 
 def make_together(run: Run) -> Together | None:
@@ -25,12 +54,17 @@ def make_together(run: Run) -> Together | None:
             "share it",
             hint="train it in one process",
         )
-    settings = run.settings.parallel
-    search = settings.unused_parameters == "search" or run.stream.is_mixture
+
+    def wants_stop() -> bool:
+        return run.wish is not None
+
+    if run.shards is not None:
+        return Shards(run.model, run.shards, run.world, device=run.device, wants_stop=wants_stop)
+    search = run.settings.parallel.unused_parameters == "search" or run.stream.is_mixture
     return Replicas(
         run.model,
         run.world,
         device=run.device,
         unused=True if search else None,
-        wants_stop=lambda: run.wish is not None,
+        wants_stop=wants_stop,
     )

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from plugin_trainer.outcome import StepOutcome
@@ -68,8 +67,12 @@ class Together(Protocol):
         """The items of all processes in one micro-batch: a collective of its own."""
         ...
 
-    def go_along(self) -> None:
-        """Tell the others, should they wait for this process's gradients, that it has failed."""
+    def go_along(self) -> bool:
+        """Tell the others, should they wait for this process's gradients, that it has failed.
+
+        In a thread, for they may be waiting elsewhere; then they go along too, and it ends. False
+        if this process cannot: then they will find it gone.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,18 +87,3 @@ class Together(Protocol):
     def stop_wanted(self) -> bool:
         """Whether, as of the step just finished, any process wants to stop."""
         ...
-
-
-def told(outcome: StepOutcome, *, stop: bool) -> Tensor:
-    """What travels with the gradients of one micro-batch: items, their summed loss, whether to
-    stop, and whether this process has failed. Shape: [4], float32.
-    """
-    loss, device = outcome.loss.detach().float(), outcome.loss.device
-    items = torch.as_tensor(outcome.count, device=device, dtype=torch.float32)
-    flags = torch.tensor([stop, False], device=device, dtype=torch.float32)
-    return torch.cat((torch.stack((items, torch.where(items == 0, 0.0, loss * items))), flags))
-
-
-def having_failed(device: torch.device) -> Tensor:
-    """What a process tells that cannot go on."""
-    return torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)

@@ -1,0 +1,51 @@
+"""What processes tell each other within a step: it travels with the gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.training.world import PeerFailed
+
+SIZE = 4
+
+# Where the host would have to wait for a device to see what the others want, it looks this often.
+_LOOK_EVERY = 8
+
+
+def told(outcome: StepOutcome, *, stop: bool) -> Tensor:
+    """Of one micro-batch: items, their summed loss, whether to stop, whether this process has
+    failed. Shape: [4], float32.
+    """
+    loss, device = outcome.loss.detach().float(), outcome.loss.device
+    items = torch.as_tensor(outcome.count, device=device, dtype=torch.float32)
+    flags = torch.tensor([stop, False], device=device, dtype=torch.float32)
+    return torch.cat((torch.stack((items, torch.where(items == 0, 0.0, loss * items))), flags))
+
+
+def having_failed(device: torch.device) -> Tensor:
+    """What a process tells that cannot go on."""
+    return torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)
+
+
+class Heard:
+    """Reads what all have told: at each step where that costs nothing.
+
+    stop_wanted  whether, as of the step just made, any process wants to stop
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._every = 1 if device.type == "cpu" else _LOOK_EVERY
+        self._steps = 0
+        self.stop_wanted = False
+
+    def listen(self, words: Tensor) -> None:
+        """Take in the sum over all processes. Raises PeerFailed if one has failed."""
+        self._steps += 1
+        self.stop_wanted = False
+        if self._steps % self._every == 0:
+            _, _, stop, failed = words.tolist()
+            if failed:
+                raise PeerFailed
+            self.stop_wanted = stop > 0

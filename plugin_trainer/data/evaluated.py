@@ -11,8 +11,11 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from plugin_trainer.data.dealt import deal
 from plugin_trainer.data.iterated import length_of
 from plugin_trainer.data.mixture import check_task, with_task
+from plugin_trainer.data.samplers import check_shared
+from plugin_trainer.data.share import WHOLE, Share
 from plugin_trainer.data.unbatched import (
     has_samples,
     is_map_style,
@@ -64,25 +67,36 @@ def _check(loader: Any, method: str) -> None:
         raise DataError(f"the {method} data is empty", hint="check its file, or leave it out")
 
 
-def evaluation_batches(loader: Any, *, batch_size: int, limit: int | None = None) -> Any:
+def evaluation_batches(
+    loader: Any, *, batch_size: int, limit: int | None = None, share: Share = WHOLE, task: str = ""
+) -> Any:
     """What an evaluation iterates: a data set in order, in batches; anything else as it is; several
     by name one after the other, each batch labelled with its task.
 
     limit  only so many batches, of each task; workers may load some more ahead
+    share  which of several processes this is: the batches of each task are dealt out to them, and
+           a StandIn is given where others have one batch more
+    task   the one of which these are, for messages
 
-    Iterating it raises DataError if it gives samples in place of batches.
+    Raises DataError for a loader that shards its data of itself, and while it is iterated, for one
+    that gives samples in place of batches.
     """
     if isinstance(loader, Mapping):
         return ByTask(
             {
-                task: evaluation_batches(its, batch_size=batch_size, limit=limit)
+                task: evaluation_batches(
+                    its, batch_size=batch_size, limit=limit, share=share, task=task
+                )
                 for task, its in loader.items()
             }
         )
+    check_shared(loader, share, role=f"evaluation ('{task}')" if task else "evaluation")
     if is_map_style(loader):
         loader = DataLoader(loader, batch_size=batch_size)
     elif may_give_samples(loader):
         loader = Batches(loader)
+    if share.size > 1:
+        return deal(loader, share, limit=limit)
     return loader if limit is None else Limited(loader, limit)
 
 

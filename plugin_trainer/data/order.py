@@ -90,7 +90,7 @@ class EpochBatches:
     def _from(self, start: int, epoch: int) -> Iterator[Any]:
         order = self.order(epoch)
         for position in range(start, self.per_epoch):
-            indices = self._at(order, position)
+            indices = self.at(order, position)
             if self.with_seeds:
                 yield SeededBatch(self._seed(epoch, position), indices)
             else:
@@ -113,7 +113,7 @@ class EpochBatches:
         rank = (self.share.rank,) if self.is_split else ()
         return derive_seed(self.seed, self.task, epoch, position, *rank)
 
-    def _at(self, order: Indices, position: int) -> Any:
+    def at(self, order: Indices, position: int) -> Any:
         """The indices of one batch as a list, or one index."""
         if self.batch_size is None:
             one: Any = order[position].item() if isinstance(order, Tensor) else order[position]

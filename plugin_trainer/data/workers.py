@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from plugin_trainer.data.dealt import end_dealt_workers
+
 
 class WorkerStart:
     """Prepares a worker process: signals are the main process's to answer."""
@@ -58,6 +60,7 @@ def end_kept_workers(loader: Any) -> None:
         for its in loader.values():
             end_kept_workers(its)
         return
+    end_dealt_workers(loader)
     shut_down = getattr(getattr(loader, "_iterator", None), "_shutdown_workers", None)
     if shut_down is not None:
         shut_down()

@@ -1,0 +1,149 @@
+"""The batches of an evaluation dealt out to several processes, each whole to one of them.
+
+They are dealt in rounds, in their order: one batch to each process. In a last round that does not
+reach all, the others get a stand-in, so that all put equally many through the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch.utils.data import DataLoader, SequentialSampler
+
+from plugin_trainer.data.order import EpochBatches
+from plugin_trainer.data.samplers import Sampling, sampler_order, sampling_of
+from plugin_trainer.data.share import Share, StandIn
+
+_IN_ORDER = (SequentialSampler, range, list, tuple)
+"""The samplers that give the same each time."""
+
+_KEPT: WeakKeyDictionary[DataLoader, DealtLoader] = WeakKeyDictionary()
+"""Of the loaders that keep their workers, what deals out their batches and has workers to keep."""
+
+
+def deal(batches: Any, share: Share, *, limit: int | None = None) -> Any:
+    """What gives the share's batches of a loader or an iterable, each time it is iterated.
+
+    limit  only so many batches, those of all shares together
+
+    Of a map-style DataLoader whose order is known, no others are loaded. Anything else each process
+    goes through whole; it has to give all of them the same batches in the same order.
+    """
+    if type(batches) is not DataLoader or type(sampling_of(batches).sampler) not in _IN_ORDER:
+        return Dealt(batches, share, limit)
+    if not batches.persistent_workers:
+        return DealtLoader(batches, share, limit)
+    kept = _KEPT.get(batches)
+    if kept is None or (kept.share, kept.limit) != (share, limit):
+        end_dealt_workers(batches)
+        kept = _KEPT[batches] = DealtLoader(batches, share, limit)
+    return kept
+
+
+def end_dealt_workers(loader: Any) -> None:
+    """End the workers that are kept to load a share of this loader's batches; the next iteration
+    starts others.
+    """
+    kept = _KEPT.pop(loader, None) if isinstance(loader, DataLoader) else None
+    if kept is not None:
+        kept.close()
+
+
+class Dealt:
+    """The share's batches of anything that can be iterated."""
+
+    def __init__(self, batches: Any, share: Share, limit: int | None) -> None:
+        self._batches, self._share, self._limit = batches, share, limit
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = self._share.rank, self._share.size
+        seen, first = 0, None
+        for batch in islice(self._batches, self._limit):
+            turn, seen = seen % size, seen + 1
+            if turn == rank:
+                first = None
+                yield batch
+            elif turn == 0:
+                first = batch  # it stands in if the round ends before this process's turn
+            del batch  # not needed while the next one is loaded
+        if 0 < seen % size <= rank:
+            yield StandIn(first)
+
+
+class DealtLoader:
+    """The share's batches of a map-style DataLoader that gives the same order each time."""
+
+    def __init__(self, loader: DataLoader, share: Share, limit: int | None) -> None:
+        self.share, self.limit = share, limit
+        sampling = sampling_of(loader)
+        self._own = OwnBatches(sampling, share, limit)
+        sampler: dict[str, Any] = (
+            {"batch_sampler": self._own}
+            if sampling.as_list
+            else {"sampler": self._own, "batch_size": None}
+        )
+        self._loader = DataLoader(
+            loader.dataset,
+            **sampler,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=loader.generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        stand_in = self._own.stand_in()
+        for number, batch in enumerate(self._loader):
+            yield StandIn(batch) if number == stand_in else batch
+            del batch  # not needed while the next one is loaded
+
+    def close(self) -> None:
+        """End the workers."""
+        shut_down = getattr(self._loader._iterator, "_shutdown_workers", None)
+        if shut_down is not None:
+            shut_down()
+            self._loader._iterator = None
+
+
+@dataclass(frozen=True, eq=False)
+class OwnBatches:
+    """A sampler of the share's batches, with the first one of the last round where it has none."""
+
+    sampling: Sampling
+    share: Share
+    limit: int | None
+
+    def __len__(self) -> int:
+        return -(-self._batches().per_epoch // self.share.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._batches()
+        order = batches.order(0)
+        for first in range(0, batches.per_epoch, self.share.size):
+            own = first + self.share.rank
+            yield batches.at(order, own if own < batches.per_epoch else first)
+
+    def stand_in(self) -> int:
+        """Which of them is a stand-in; -1 if none is."""
+        rounds, over = divmod(self._batches().per_epoch, self.share.size)
+        return rounds if 0 < over <= self.share.rank else -1
+
+    def _batches(self) -> EpochBatches:
+        sampler = self.sampling.sampler
+        return EpochBatches(
+            order=lambda epoch: sampler_order(sampler, seed=0, task="", epoch=epoch),
+            size=len(sampler),
+            batch_size=self.sampling.batch_size,
+            drop_last=self.sampling.drop_last,
+            seed=0,
+            limit=self.limit,
+        )

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from plugin_trainer.data.evaluated import evaluation_batches
+from plugin_trainer.data.share import StandIn, batch_of
+from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
@@ -18,6 +20,7 @@ from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
+from plugin_trainer.training.world import World
 
 
 class Scored(Protocol):
@@ -28,6 +31,7 @@ class Scored(Protocol):
     data: Any
     device: torch.device
     hooks: RunHooks
+    world: World
 
     @property
     def loaders(self) -> Mapping[str, Any]:
@@ -46,6 +50,8 @@ def evaluate(run: Scored) -> dict[str, float]:
     Named val/... and val_ema/.... Draws from random streams of its own, so that training after an
     evaluation is the same as training without one, and leaves the model in training mode. Empty if
     there is no such split.
+
+    The values are those of all processes, and the same in each.
     """
     if "val" not in run.loaders:
         return {}
@@ -66,17 +72,25 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
     """Losses and metrics of the model with the weights it has now, over one pass of the split.
 
     limit  only so many batches of it, of each task where there are several
+
+    Of several processes, each scores some of the batches. All put equally many through the model,
+    for one whose weights they share works only with all of them.
     """
     scores = _scores(run, split)
     batches = evaluation_batches(
-        run.loaders[split], batch_size=run.settings.batch_size, limit=limit
+        run.loaders[split],
+        batch_size=run.settings.batch_size,
+        limit=limit,
+        share=run.world.share,
     )
     empty = True
     with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
         for batch in batches:
             empty = False
-            moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
+            moved = run.hooks.move_batch(run=run, batch=batch_of(batch), device=run.device)
             outcome: StepOutcome = run.hooks.forward(run=run, batch=moved)
+            if isinstance(batch, StandIn):
+                continue
             scores.add(moved, outcome)
             run.hooks.evaluation_batch_end(
                 run=run, split=split, weights=weights, batch=moved, outcome=outcome
@@ -86,13 +100,14 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
             f"the data of the split '{split}' is empty", hint="check its file or loader"
         )
     prefix = split if weights == "raw" else f"{split}_{weights}"
-    return {f"{prefix}/{name}": value for name, value in scores.values().items()}
+    return {f"{prefix}/{name}": value for name, value in scores.values(run.world).items()}
 
 
 def rehearse(run: Scored) -> None:
     """Put one batch of each split through the model and its metrics, and forget what comes of it.
 
-    Before the first step, so that an evaluation that cannot work fails now and not in hours.
+    Before the first step, so that an evaluation that cannot work fails now and not in hours. Each
+    of several processes does it with the same batch.
     """
     scored = "val" if "val" in run.loaders else "test"
     for split, loader in run.loaders.items():
@@ -101,7 +116,12 @@ def rehearse(run: Scored) -> None:
         with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
             for batch in batches:
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-                scores.add(moved, run.hooks.forward(run=run, batch=moved))
+                outcome = run.hooks.forward(run=run, batch=moved)
+                scores.add(moved, outcome)
+                if run.world.size > 1:
+                    scores.check_merging(moved, outcome)
+        if run.world.size > 1:
+            end_kept_workers(loader)  # an evaluation has others, which load a share
         scores.check_names()
         if split == scored:
             scores.check_overall()

@@ -25,6 +25,7 @@ from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.precision import Precision, pick_precision
 from plugin_trainer.training.progress import Progress
+from plugin_trainer.training.world import ALONE, World
 
 Weights = Literal["raw", "ema"]
 
@@ -57,6 +58,7 @@ class LoadedRun:
     progress: Progress
     loaders: dict[str, Any] = field(default_factory=dict)
     ema: None = None
+    world: World = ALONE
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""

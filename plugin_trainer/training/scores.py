@@ -16,7 +16,9 @@ from plugin_trainer.data.module import Fed
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings.validation import unknown
-from plugin_trainer.training.meter import Meter
+from plugin_trainer.training.merging import merge, states_of, why_not_mergeable
+from plugin_trainer.training.meter import Meter, means_of
+from plugin_trainer.training.world import ALONE, World
 
 _ALL = ""
 """The one task of data that has none."""
@@ -60,6 +62,21 @@ class Scores:
         for name, fed in self._metrics.get(task, {}).items():
             fed.metric.update(*_arguments(_joined(task, name), fed, outcome, batch))
 
+    def check_merging(self, batch: Any, outcome: StepOutcome) -> None:
+        """Raise PtrainError for a metric that several processes cannot compute together, as far as
+        one batch tells. The metrics of its task are reset.
+        """
+        task = batch[TASK] if self._by_task else _ALL
+        for name, fed in self._metrics.get(task, {}).items():
+            arguments = _arguments(_joined(task, name), fed, outcome, batch)
+            if because := why_not_mergeable(fed.metric, arguments):
+                raise PtrainError(
+                    f"the metric '{_joined(task, name)}' cannot be merged over several processes: "
+                    f"{because}",
+                    hint="keep all that it adds up in states, add_state(..., dist_reduce_fx=...), "
+                    "or train in one process",
+                )
+
     def check_names(self) -> None:
         """Raise PtrainError for a metric that is called as a part of the loss is."""
         for task, meter in self._meters.items():
@@ -87,11 +104,13 @@ class Scores:
                 ],
             )
 
-    def values(self) -> dict[str, float]:
-        """Every number by its name. `overall` is among them if all of its members are."""
+    def values(self, world: World = ALONE) -> dict[str, float]:
+        """Every number by its name, over the batches of all processes. `overall` is among them if
+        all of its members are.
+        """
+        means_by_task = self._merged(world)
         values = {}
-        for task, meter in self._meters.items():
-            means = meter.means()
+        for task, means in means_by_task.items():
             means.update({name: _number(fed) for name, fed in self._metrics.get(task, {}).items()})
             values.update({_joined(task, name): value for name, value in means.items()})
         if self._by_task:
@@ -101,6 +120,21 @@ class Scores:
             chosen = [values[name] for name in self._overall]
             values["overall"] = sum(chosen) / len(chosen)
         return values
+
+    def _merged(self, world: World) -> dict[str, dict[str, float]]:
+        """The means of each task. The metrics have the updates of all processes from now on."""
+        if world.size == 1:
+            return {task: meter.means() for task, meter in self._meters.items()}
+        totals = {task: meter.totals() for task, meter in self._meters.items()}
+        states = {
+            task: {name: states_of(fed.metric) for name, fed in metrics.items()}
+            for task, metrics in self._metrics.items()
+        }
+        given = world.gather((totals, states))
+        for task, metrics in self._metrics.items():
+            for name, fed in metrics.items():
+                merge(fed.metric, [its[task][name] for _, its in given])
+        return {task: means_of([its[task] for its, _ in given]) for task in self._meters}
 
 
 def check_metrics(data: Any, *, tasks: Collection[str]) -> None:

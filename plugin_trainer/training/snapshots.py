@@ -55,7 +55,9 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
 def capture(run: Run, *, exact: bool) -> Snapshot:
     """The run as it is between two steps."""
     tensors, extra = _split(run.model.state_dict())
-    optimizer_tensors, optimizer_rest = optimizer_state(run.optimizer, run.model)
+    optimizer_tensors, optimizer_rest = optimizer_state(
+        run.optimizer, run.model, shards=run.shards
+    )
     callbacks = _OneEach()
     run.hooks.checkpoint_save(run=run, state=callbacks)
     own = {
@@ -124,6 +126,7 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
             run.model,
             snapshot.optimizer,
             state["optimizer"],
+            shards=run.shards,
             with_new_settings=any(key.startswith("optimizer.") for key in changed),
         )
     run.schedule.load_state_dict(state["schedule"], anew=any(map(_moves_rates, changed)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ class Replicas:
         def exchange() -> None:
             ddp = self._ddp()
             ddp.require_backward_grad_sync = True
-            with torch.enable_grad():
+            with suppress(Exception), torch.enable_grad():  # the others may be gone by now
                 ddp(lambda: self._nothing(failed=True)).backward()
 
         threading.Thread(target=exchange, daemon=True).start()

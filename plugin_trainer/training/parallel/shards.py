@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -98,9 +99,9 @@ class Shards:
             return False
 
         def exchange() -> None:
-            with torch.enable_grad():
+            with suppress(Exception), torch.enable_grad():  # the others may be gone by now
                 self._differentiate(forward, last=True, share=0.0)
-            self._exchange(having_failed(self._device), torch.zeros((), dtype=torch.float64))
+                self._exchange(having_failed(self._device), torch.zeros((), dtype=torch.float64))
 
         threading.Thread(target=exchange, daemon=True).start()
         return True

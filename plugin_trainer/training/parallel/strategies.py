@@ -31,8 +31,8 @@ def split_over(
         return None
     if settings.precision == "fp16":
         raise PtrainError(
-            'parallel.strategy: "fsdp2" does not go with precision = "fp16", whose loss scale every '
-            "process would move by itself",
+            'parallel.strategy: "fsdp2" does not go with precision = "fp16", whose loss scale '
+            "every process would move by itself",
             hint='use precision = "bf16", or parallel.strategy = "ddp"',
         )
     from torch.distributed.device_mesh import init_device_mesh

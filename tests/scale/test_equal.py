@@ -1,0 +1,68 @@
+"""Two and three real processes make the losses, the metrics and the weights that one makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+# What is computed in 16 bits depends in its last digits on how many rows are computed at once.
+CASES = {
+    "plain": 2e-6,
+    "accumulated": 2e-6,
+    "sgd": 2e-6,
+    "tokens": 2e-6,
+    "left_out": 2e-6,
+    "tasks": 2e-6,
+    "bf16": 3e-2,
+    "fp16": 1e-2,
+}
+# A sharded model has no weights that only some batches reach, and no loss scale.
+SHARDED = [name for name in CASES if name not in ("fp16",)]
+
+
+@pytest.fixture(scope="module")
+def alone(runs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    runs.make(folder, CASES)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["ddp-2", "ddp-3"])
+def several(request, together, tmp_path_factory) -> Path:
+    strategy, processes = request.param.split("-")
+    folder = tmp_path_factory.mktemp(request.param)
+    names = SHARDED if strategy == "fsdp2" else CASES
+    done = together(
+        Path(__file__).with_name("runs.py"), folder, strategy, *names, processes=int(processes)
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_log_what_one_does(case, alone, several, log_of):
+    if not (several / case).is_dir():
+        pytest.skip("not offered with this strategy")
+    ours, theirs = log_of(several / case), log_of(alone / case)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    compared = 0
+    for line, one in zip(ours, theirs, strict=True):
+        told = {name for name in one if name.startswith(("train/", "val", "samples"))}
+        told -= {name for name in one if name.endswith("_per_second")}
+        for name in told:
+            assert line[name] == pytest.approx(one[name], rel=CASES[case], abs=CASES[case]), name
+            compared += 1
+    assert compared > len(ours)
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_end_with_the_weights_of_one(case, weights, alone, several, weights_of):
+    if not (several / case).is_dir():
+        pytest.skip("not offered with this strategy")
+    ours, theirs = weights_of(several / case, weights), weights_of(alone / case, weights)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert torch.allclose(ours[name], tensor, rtol=0, atol=10 * CASES[case]), name

@@ -212,18 +212,18 @@ def list_runs(folder: Path = RUNS) -> list[Path]:
     return sorted(found, key=lambda entry: ((entry / "run.toml").stat().st_mtime, entry.name))
 
 
-def new_folder(base: str) -> Path:
+def new_folder(base: str, *, under: Path = RUNS) -> Path:
     """Make the first free of runs/base-1, base-2, ...; two processes never get the same one."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", base).strip("-.") or "run"
-    RUNS.mkdir(exist_ok=True)
+    under.mkdir(exist_ok=True)
     taken = [
         int(match[1])
-        for entry in RUNS.iterdir()
+        for entry in under.iterdir()
         if (match := re.fullmatch(rf"{re.escape(stem)}-(\d+)", entry.name))
     ]
     number = max(taken, default=0) + 1
     while True:
-        path = RUNS / f"{stem}-{number}"
+        path = under / f"{stem}-{number}"
         try:
             path.mkdir()
         except FileExistsError:

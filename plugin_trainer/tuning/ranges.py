@@ -83,14 +83,14 @@ def draw(ranges: Sequence[Range], trial: optuna.Trial) -> dict[str, Any]:
     return drawn
 
 
-def grid(ranges: Sequence[Range], *, seed: int, at_most: int) -> list[dict[str, Any]]:
+def grid(ranges: Sequence[Range], *, seed: int) -> list[dict[str, Any]]:
     """Every combination once, in a random order by the seed, so that any first part is spread out.
 
     Of more than 100 000 only so many are looked at.
     """
     found = list(itertools.islice(_combinations(list(ranges), {}), _MOST_GRID_POINTS))
     random.Random(seed).shuffle(found)
-    return found[:at_most]
+    return found
 
 
 def _combinations(ranges: list[Range], drawn: dict[str, Any]) -> Iterator[dict[str, Any]]:

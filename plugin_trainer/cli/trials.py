@@ -1,0 +1,59 @@
+"""Trials of a study as a table: what was tried, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from plugin_trainer.cli.printing import table
+
+if TYPE_CHECKING:
+    from plugin_trainer.tuning.studies import Stage, Trial
+
+
+def trials_table(stage: Stage, trials: Iterable[Trial]) -> str:
+    """One row a trial: number, state, the objectives' values, steps, parameters."""
+    shown = list(trials)
+    keys = list(dict.fromkeys(key for trial in shown for key in trial.params))
+    names = short_names(keys)
+    rows = [
+        [
+            trial.number,
+            trial.state,
+            *(_number(value) for value in _values(trial, len(stage.objectives))),
+            "" if trial.steps is None else trial.steps,
+            *(_number(trial.params.get(key, "")) for key in keys),
+        ]
+        for trial in shown
+    ]
+    metrics = [its.metric for its in stage.objectives]
+    return table(rows, ["trial", "state", *metrics, "steps", *(names[key] for key in keys)])
+
+
+def best_first(stage: Stage) -> list[Trial]:
+    """The trials that have ended: the front, the others that finished, the pruned, the failed."""
+    by = [its.metric for its in stage.objectives].index(stage.winner_by)
+    sign = 1 if stage.objectives[by].mode == "min" else -1
+    front = {trial.number for trial in stage.front()} if len(stage.objectives) > 1 else set()
+    order = ("finished", "pruned", "failed")
+
+    def rank(trial: Trial) -> tuple[Any, ...]:
+        value = sign * trial.values[by] if len(trial.values) > by else 0.0
+        return order.index(trial.state), trial.number not in front, value, trial.number
+
+    return sorted((trial for trial in stage.trials if trial.state in order), key=rank)
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each dotted key by its last part, where no other ends the same."""
+    keys = list(keys)
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+
+
+def _values(trial: Trial, count: int) -> list[Any]:
+    return [*trial.values, *[""] * (count - len(trial.values))]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

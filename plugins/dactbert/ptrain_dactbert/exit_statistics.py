@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from plugin_trainer import StepOutcome
 from ptrain_dactbert.settings import ExitStatisticsSettings
 
 # R rows of a split
+
+Key = tuple[str, str]
+"""A split and a weight set."""
 
 UNKNOWN = -1
 """The difficulty of a row that has none, and the number of a row that has none."""
@@ -90,9 +94,13 @@ class Gathered:
             }
         )
 
+    def on_cpu(self) -> Gathered:
+        """The same, where other processes can read it."""
+        return Gathered([{key: its.cpu() for key, its in part.items()} for part in self.parts])
+
     def exits(self, *, num_blocks: int) -> Exits:
         """All batches as one, in the order of the rows."""
-        merged = {key: torch.cat([part[key].cpu() for part in self.parts]) for key in self.parts[0]}
+        merged = {key: torch.cat([part[key] for part in self.parts]) for key in self.parts[0]}
         order_R = merged["row_R"].argsort(stable=True)
         # Another model may report exits and not say how many blocks it has.
         num_blocks = max(num_blocks, int(merged["block_R"].max()))
@@ -100,13 +108,29 @@ class Gathered:
         return Exits(num_blocks=num_blocks, **ordered)
 
 
+def joined(given: Sequence[Mapping[Key, Gathered]]) -> dict[Key, Gathered]:
+    """What all processes gathered, as one would have: they take the batches in turns."""
+    return {
+        key: Gathered(
+            [
+                part
+                for part in chain.from_iterable(
+                    zip_longest(*[its[key].parts if key in its else () for its in given])
+                )
+                if part is not None
+            ]
+        )
+        for key in dict.fromkeys(chain.from_iterable(given))
+    }
+
+
 class ExitStatistics:
     """The callback. It listens to evaluations only, so a training step costs nothing."""
 
     def __init__(self, settings: ExitStatisticsSettings) -> None:
         self.settings = settings
-        self.latest: dict[tuple[str, str], Exits] = {}
-        self._open: dict[tuple[str, str], Gathered] = {}
+        self.latest: dict[Key, Exits] = {}
+        self._open: dict[Key, Gathered] = {}
 
     def ptrain_evaluation_batch_end(
         self, run: Any, split: str, weights: str, batch: Any, outcome: StepOutcome
@@ -117,11 +141,16 @@ class ExitStatistics:
             self._open.setdefault((split, weights), Gathered()).add(batch, outcome.outputs)
 
     def ptrain_evaluation_end(self, run: Any, metrics: MutableMapping[str, float]) -> None:
-        """Close the evaluation: its statistics replace those of the one before."""
+        """Close the evaluation: its statistics, over the rows of all processes, replace those of
+        the one before.
+        """
         del metrics  # the mean exit block and the agreement are there already, from the model
-        for key, gathered in self._open.items():
+        own = {key: gathered.on_cpu() for key, gathered in self._open.items()}
+        for key, gathered in joined(run.world.gather(own)).items():
             self.latest[key] = gathered.exits(num_blocks=getattr(run.model, "num_blocks", 1))
         self._open.clear()
+        if not run.world.is_first:
+            return
         if run.folder is not None and self.settings.file and self.latest:
             write_json(self.document(), to=Path(run.folder) / self.settings.file)
 

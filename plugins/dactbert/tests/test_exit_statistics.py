@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ptrain_dactbert.exit_statistics import ExitStatistics
 from ptrain_dactbert.settings import ExitStatisticsSettings
 
 from plugin_trainer import StepOutcome
+from plugin_trainer.training.world import ALONE, World
 
 
 class Run(SimpleNamespace):
     """What the callback uses of a run."""
 
-    def __init__(self, folder: Path | None, num_blocks: int = 4) -> None:
-        super().__init__(folder=folder, model=SimpleNamespace(num_blocks=num_blocks), reports={})
+    def __init__(self, folder: Path | None, num_blocks: int = 4, world: World = ALONE) -> None:
+        model = SimpleNamespace(num_blocks=num_blocks)
+        super().__init__(folder=folder, model=model, reports={}, world=world)
 
     def report(self, title: str, text: str) -> None:
         self.reports[title] = text
@@ -110,6 +115,48 @@ def test_the_table_has_a_line_per_difficulty_and_fits_the_terminal(
         "         1       2    0.500      3.50     .     .   50%   50%",
         "       all       4    0.750      2.50   25%   25%   25%   25%",
     ]
+
+
+def meet(rank: int, folder: Path) -> None:
+    """Evaluate three batches of rows without a number, taken in turns with another process."""
+    method = f"file://{folder / 'meeting'}"
+    dist.init_process_group("gloo", init_method=method, rank=rank, world_size=2)
+    run = Run(folder / str(rank), world=World(rank, 2, rank))
+    run.folder.mkdir()
+    callback = ExitStatistics(ExitStatisticsSettings())
+    for number in range(rank, 3, 2):
+        blocks = [number + 1, 4][: 2 - number // 2]
+        answers = [1] * len(blocks)
+        callback.ptrain_evaluation_batch_end(
+            run, "val", "raw", batch(labels=answers), outcome(blocks, answers=answers, full=answers)
+        )
+    if rank == 0:  # another split, of which the second process has seen no batch
+        callback.ptrain_evaluation_batch_end(
+            run, "test", "raw", batch(labels=[1]), outcome([2], answers=[1], full=[1])
+        )
+    callback.ptrain_evaluation_end(run, {})
+    (run.folder / "known.json").write_text(json.dumps(callback.document()))
+    dist.destroy_process_group()
+
+
+def test_two_processes_know_the_rows_of_both_and_one_writes(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util as u, pathlib as p, sys; "
+        "spec = u.spec_from_file_location('checks', sys.argv[1]); "
+        "checks = u.module_from_spec(spec); spec.loader.exec_module(checks); "
+        "checks.meet(int(sys.argv[2]), p.Path(sys.argv[3]))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, __file__, str(rank), tmp_path])
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{n}/known.json").read_text()) for n in range(2))
+    assert first == second
+    assert first["val/raw"]["rows"] == [1, 4, 2, 4, 3]
+    assert first["test/raw"]["rows"] == [2]
+    assert json.loads((tmp_path / "0/exit_statistics.json").read_text()) == first
+    assert not (tmp_path / "1/exit_statistics.json").exists()
 
 
 @pytest.mark.parametrize("num_blocks", [1, 6, 12, 24, 48])

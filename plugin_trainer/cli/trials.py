@@ -5,29 +5,48 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from plugin_trainer.cli.printing import table
+from plugin_trainer.cli.printing import WIDTH, table
 
 if TYPE_CHECKING:
     from plugin_trainer.tuning.studies import Stage, Trial
 
 
 def trials_table(stage: Stage, trials: Iterable[Trial]) -> str:
-    """One row a trial: number, state, the objectives' values, steps, parameters."""
+    """One row a trial: number, state, the objectives' values, steps, parameters.
+
+    A parameter has a column of its own, or one with all others where they are too many.
+    """
     shown = list(trials)
     keys = list(dict.fromkeys(key for trial in shown for key in trial.params))
     names = short_names(keys)
-    rows = [
+    left = [
         [
             trial.number,
             trial.state,
             *(_number(value) for value in _values(trial, len(stage.objectives))),
             "" if trial.steps is None else trial.steps,
-            *(_number(trial.params.get(key, "")) for key in keys),
         ]
         for trial in shown
     ]
-    metrics = [its.metric for its in stage.objectives]
-    return table(rows, ["trial", "state", *metrics, "steps", *(names[key] for key in keys)])
+    heads = ["trial", "state", *(its.metric for its in stage.objectives), "steps"]
+    columns = [[_number(trial.params.get(key, "")) for key in keys] for trial in shown]
+    rows = [[*one, *two] for one, two in zip(left, columns, strict=True)]
+    if _fits(found := table(rows, [*heads, *(names[key] for key in keys)], width=_ANY)):
+        return found
+    together = [
+        ", ".join(f"{names[key]} {_number(value)}" for key, value in trial.params.items())
+        for trial in shown
+    ]
+    rows = [[*one, two] for one, two in zip(left, together, strict=True)]
+    return table(rows, [*heads, "parameters"])
+
+
+_ANY = 1_000_000
+"""A width at which nothing is wrapped."""
+
+
+def _fits(text: str) -> bool:
+    return max(map(len, text.splitlines())) <= WIDTH
 
 
 def best_first(stage: Stage) -> list[Trial]:

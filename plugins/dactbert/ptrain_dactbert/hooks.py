@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from plugin_trainer import CallbackSpec, DataSpec, ModelSpec, RecipeSpec
+from plugin_trainer import CallbackSpec, DataSpec, ModelSpec, RecipeSpec, SpaceSpec
 
 PTRAIN_API = 1
 
@@ -55,4 +55,21 @@ def ptrain_recipes() -> list[RecipeSpec]:
             summary="three epochs; without a data file, on a small generated task",
             default=True,
         )
+    ]
+
+
+def ptrain_spaces() -> list[SpaceSpec]:
+    """Two searches over the recipe: what learns best, and what a block of depth is worth."""
+    return [
+        SpaceSpec(
+            name="loss",
+            file="spaces/loss.toml",
+            summary="the task loss, by the learning rate and the depth to begin with",
+            default=True,
+        ),
+        SpaceSpec(
+            name="loss_and_depth",
+            file="spaces/loss_and_depth.toml",
+            summary="the task loss and the mean exit block, by tau as well: a front",
+        ),
     ]

@@ -97,16 +97,18 @@ class InOrder(Metric):
 
 
 class RunningMean(Metric):
-    """A mean over updates, as a state of its own."""
+    """A mean over updates as a state, and a maximum that does not begin with the least number."""
 
     def __init__(self) -> None:
         super().__init__()
         self.add_state("mean", default=torch.tensor(0.0), dist_reduce_fx="mean")
-        self.add_state("largest", default=torch.tensor(-99.0), dist_reduce_fx="max")
+        self.add_state("largest", default=torch.tensor(0.0), dist_reduce_fx="max")
 
     def update(self, values: Tensor) -> None:
         self.mean += (values.mean() - self.mean) / self._update_count
-        self.largest = torch.maximum(self.largest, values.max())
+        largest = values.max() - 99
+        first = self._update_count == 1
+        self.largest = largest if first else torch.maximum(self.largest, largest)
 
     def compute(self) -> Tensor:
         return self.mean + self.largest

@@ -78,8 +78,8 @@ def evaluation_batches(
            a StandIn is given where others have one batch more
     task   the one of which these are, for messages
 
-    Raises DataError for a loader that shards its data of itself, and while it is iterated, for one
-    that gives samples in place of batches.
+    Raises DataError for data that is divided among processes already, and while it is iterated, for
+    samples in place of batches.
     """
     if isinstance(loader, Mapping):
         return ByTask(

@@ -55,15 +55,26 @@ def sampling_of(loader: DataLoader) -> Sampling:
 
 
 def check_shared(data: Any, share: Share, *, role: str) -> None:
-    """Raise DataError, naming the role of the data, for a loader that shards it of itself."""
+    """Raise DataError, naming the role of the data, for what is divided among processes already."""
+    if share.size == 1 or not (divider := _divider(data)):
+        return
+    raise DataError(
+        f"the {role} data is divided among processes by {divider}, and a run shares its batches "
+        f"out among its {share.size} processes itself: the data would be divided twice",
+        hint="leave that out, and give the loader the batch size of all processes together",
+    )
+
+
+def _divider(data: Any) -> str:
+    """What divides the data of a loader among processes; empty if nothing is seen to."""
     batch_sampler = getattr(data, "batch_sampler", None)
     samplers = (getattr(data, "sampler", None), getattr(batch_sampler, "sampler", None))
-    if share.size > 1 and any(isinstance(its, DistributedSampler) for its in samplers):
-        raise DataError(
-            f"the loader of the {role} data has a DistributedSampler, and a run shares its batches "
-            f"out among its {share.size} processes itself: the data would be divided twice",
-            hint="leave the sampler out, and give the loader the batch size of all processes",
-        )
+    if any(isinstance(its, DistributedSampler) for its in samplers):
+        return "a DistributedSampler"
+    # An iterable data set of Hugging Face keeps there how it was divided.
+    if getattr(getattr(data, "dataset", data), "_distributed", None) is not None:
+        return "split_dataset_by_node"
+    return ""
 
 
 def why_order_unknown(loader: Any) -> str:

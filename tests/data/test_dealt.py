@@ -141,8 +141,8 @@ def test_workers_stay_from_one_evaluation_to_the_next_and_can_be_ended():
     assert {*multiprocessing.active_children()} == before
 
 
-def test_a_loader_that_shards_its_data_is_refused():
+def test_data_that_is_divided_already_is_refused():
     loader = DataLoader(Numbers(8), sampler=DistributedSampler(range(8), 2, 0))
-    with pytest.raises(DataError, match=r"the evaluation \('a'\) data has a DistributedSampler"):
+    with pytest.raises(DataError, match=r"the evaluation \('a'\) data is divided among"):
         evaluation_batches({"a": loader}, batch_size=4, share=Share(0, 2))
     assert len(batches_of(loader)) == 4

@@ -9,6 +9,8 @@ from itertools import chain, islice
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset as Rows
+from datasets.distributed import split_dataset_by_node
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -266,14 +268,23 @@ def test_ready_batches_of_any_size_are_shared(kind):
     assert len(windows_of(stream_of(LOADERS[kind](), Share(1, 7)), 4)) == 4
 
 
-def test_a_loader_that_shards_its_data_is_refused():
-    def loader():
-        return DataLoader(Numbers(), batch_size=6, sampler=DistributedSampler(range(SIZE), 2, 0))
+def by_sampler():
+    return DataLoader(Numbers(), batch_size=6, sampler=DistributedSampler(range(SIZE), 2, 0))
 
-    with pytest.raises(DataError, match="has a DistributedSampler") as failure:
+
+def by_node():
+    rows = Rows.from_dict({"x": [*range(12)]}).to_iterable_dataset(num_shards=2)
+    return DataLoader(split_dataset_by_node(rows, 0, 2), batch_size=6)
+
+
+@pytest.mark.parametrize(
+    ("loader", "by"), [(by_sampler, "DistributedSampler"), (by_node, "split_dataset_by_node")]
+)
+def test_data_that_is_divided_already_is_refused(loader, by):
+    with pytest.raises(DataError, match=f"training data is divided .* by .*{by}") as failure:
         stream_of(loader(), Share(0, 2))
-    assert "leave the sampler out" in failure.value.hint[0]
-    with pytest.raises(DataError, match="the training \\('a'\\) data has a DistributedSampler"):
+    assert "leave that out" in failure.value.hint[0]
+    with pytest.raises(DataError, match=r"the training \('a'\) data is divided"):
         stream_of({"a": loader()}, Share(0, 2))
     stream_of(loader())
 

@@ -112,7 +112,7 @@ def best(
     of = _stage_of(opened, stage)
     chosen = _chosen(opened, of, number)
     params = {**of.start, **chosen.params}
-    run_file = write_best(opened, trial=chosen)
+    run_file = write_best(opened, stage=of, trial=chosen)
     pictures, notes = ([], []) if no_pictures else _draw(of)
     if json_:
         emit_json(

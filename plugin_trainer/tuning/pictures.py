@@ -17,7 +17,6 @@ from plugin_trainer.errors import MissingExtra
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
     from optuna.trial import FrozenTrial
 
@@ -298,42 +297,59 @@ def _number_points(
     around: Sequence[Trial],
     objectives: Sequence[Objective],
 ) -> None:
-    """Write a number beside each point, where it covers no point and no other number."""
+    """Write a number beside each point, where it covers no point and no other number.
+
+    One for which there is no such place within reach is left out.
+    """
+    from matplotlib.text import Text
+
     figure.draw_without_rendering()  # fixes where the axes are
-    points = axes.transData.transform([trial.values for trial in around])
-    half = RING_RADIUS_POINTS * DOTS_PER_INCH / 72
-    covered = [_box(x - half, y - half, x + half, y + half) for x, y in points]
+    points_per_dot = 72 / DOTS_PER_INCH
+    half = RING_RADIUS_POINTS / points_per_dot
+    dots = axes.transData.transform([trial.values for trial in around])
+    covered = [_box(x - half, y - half, x + half, y + half) for x, y in dots]
     for trial in numbered:
+        at = (trial.values[0], trial.values[1])
         text = axes.annotate(
             str(trial.number),
-            (trial.values[0], trial.values[1]),
+            at,
             xytext=(0, 0),
             textcoords="offset points",
             fontsize=9,
             horizontalalignment="center",
             verticalalignment="center",
+            arrowprops={"arrowstyle": "-", "color": LIGHT, "linewidth": 0.7, "shrinkB": 3},
         )
-        covered.append(_place(text, axes, covered, first_turn=_better_side(objectives)))
+        text.get_window_extent()  # puts it at its point; the next is without the line to there
+        size = Text.get_window_extent(text)
+        for x, y in _places(first_turn=_better_side(objectives)):
+            box = size.translated(x / points_per_dot, y / points_per_dot)
+            if _is_free(box, axes, covered):
+                text.set_position((x, y))
+                covered.append(box)
+                break
+        else:
+            text.remove()
+
+
+def _places(*, first_turn: int) -> Iterator[tuple[float, float]]:
+    """Where a number may stand, in points from its own point: around it, then further away."""
+    for distance in (14, 18, 25, 33, 44, 58, 76):
+        for turn in (0, 1, -1, 2, -2, 3, -3, 4):
+            angle = (first_turn + turn) * math.pi / 4
+            yield distance * math.cos(angle), distance * math.sin(angle)
+
+
+def _is_free(box: Bbox, axes: Axes, covered: Sequence[Bbox]) -> bool:
+    inside = axes.get_window_extent()
+    is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
+    return is_inside and not any(box.overlaps(other) for other in covered)
 
 
 def _better_side(objectives: Sequence[Objective]) -> int:
     """Which way both objectives improve, in eighths of a turn from the right: nothing is there."""
     sides = {("min", "min"): 5, ("max", "min"): 7, ("max", "max"): 1, ("min", "max"): 3}
     return sides[objectives[0].mode, objectives[1].mode]
-
-
-def _place(text: Annotation, axes: Axes, covered: Sequence[Bbox], *, first_turn: int) -> Bbox:
-    """Move a number around its point, and away from it, to the first free place."""
-    inside = axes.get_window_extent()
-    for distance in (14, 18, 25, 33):  # points
-        for turn in (0, 1, -1, 2, -2, 3, -3, 4):
-            angle = (first_turn + turn) * math.pi / 4
-            text.set_position((distance * math.cos(angle), distance * math.sin(angle)))
-            box = text.get_window_extent()
-            is_inside = inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1)
-            if is_inside and not any(box.overlaps(other) for other in covered):
-                return box
-    return box  # so many points are here that one place is as good as another
 
 
 def _box(left: float, bottom: float, right: float, top: float) -> Bbox:

@@ -8,6 +8,7 @@ from plugin_trainer.errors import CheckpointError
 from plugin_trainer.run_folder import find_run
 from plugin_trainer.settings import InitSettings
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
+from plugin_trainer.training.sharding import fitted
 
 _SHOWN = 6
 
@@ -35,7 +36,7 @@ def start_from(model: nn.Module, settings: InitSettings) -> str:
                 "to take what fits: init_from.strict = false",
             ],
         )
-    model.load_state_dict(fitting, strict=False)
+    model.load_state_dict(fitted(fitting, model), strict=False)
     rest = f"; not taken: {_some(left)}" if left else ""
     return f"starting from the {settings.weights} weights of {found.path}{rest}"
 

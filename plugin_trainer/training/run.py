@@ -28,7 +28,7 @@ from plugin_trainer.training.precision import Precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
 from plugin_trainer.training.schedules import Schedule
-from plugin_trainer.training.sharding import LocalShards
+from plugin_trainer.training.sharding import LocalShards, fitted
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.stopwatch import Stopwatch
 from plugin_trainer.training.task_shares import TaskShares
@@ -183,7 +183,8 @@ class Run:
         """Give the model the raw weights of its best checkpoint. Raises CheckpointError if none."""
         found = self.store.find("best")
         self.restored_best = True
-        self.model.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
+        weights = read_model_state(found.path, weights="raw")
+        self.model.load_state_dict(fitted(weights, self.model), strict=False)
 
     # ------------------------------------------------------------------------- for the loop
 

@@ -13,6 +13,7 @@ from plugin_trainer.training.checkpoints import read_model_state
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.run import Run
+from plugin_trainer.training.sharding import fitted
 
 
 def score_test_split(run: Run) -> dict[str, float]:
@@ -45,7 +46,7 @@ def _holding(model: nn.Module, state: Mapping[str, Any]) -> Iterator[None]:
         if name in state
     }
     try:
-        model.load_state_dict(state, strict=False)
+        model.load_state_dict(fitted(state, model), strict=False)
         yield
     finally:
         model.load_state_dict(own, strict=False)

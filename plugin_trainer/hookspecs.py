@@ -161,12 +161,15 @@ def ptrain_log(run: Run, metrics: MutableMapping[str, float]) -> None:
 def ptrain_evaluation_batch_end(
     run: Run, split: str, weights: str, batch: Any, outcome: StepOutcome
 ) -> None:
-    """One batch was evaluated. `split` is "val" or "test"; `weights` is "raw" or "ema"."""
+    """One batch was evaluated. `split` is "val" or "test"; `weights` is "raw" or "ema".
+
+    Each of several processes is told of its own batches alone.
+    """
 
 
 @hookspec
 def ptrain_evaluation_end(run: Run, metrics: MutableMapping[str, float]) -> None:
-    """An evaluation is done; `metrics` holds val/... and val_ema/....
+    """An evaluation is done; `metrics` holds val/... and val_ema/..., the same in all processes.
 
     May add entries, may request a stop.
     """

@@ -124,5 +124,7 @@ class EpochBatches:
 
     def _own(self, order: Any, first: int, end: int) -> Any:
         """The share's indices of those from `first` to `end`."""
+        if self.share.size == 1:
+            return order[first:end]
         own = self.share.rows(end - first) or range(1)
         return order[first + own.start : first + own.stop]

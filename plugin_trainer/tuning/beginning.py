@@ -35,8 +35,12 @@ from plugin_trainer.tuning.studies import (
     STUDIES,
     Stage,
     Study,
+    open_for_signs,
+    open_study,
     optuna_name,
     read_study,
+    refuse_lost_trials,
+    settings_in,
     stages_in,
     storage_of,
 )
@@ -81,30 +85,6 @@ class OpenStudy:
             return read_study(self.folder, self.storage, url=self.url)
 
 
-def find_study_settings(name: str, *, storage: str = "") -> Mapping[str, Any] | None:
-    """What a study was begun with; None if there is none of that name yet.
-
-    Raises StudyError for a database that cannot be used.
-    """
-    folder = STUDIES / name
-    if not storage and not folder.is_dir():
-        return None
-    try:
-        url = storage_of(folder, storage)
-        if url == storage_of(folder) and not storage and not _has_database(url):
-            return None
-        with told_shortly(url):
-            return read_study(folder, open_storage(url), url=url).settings
-    except StudyError as error:
-        if error.message.startswith("there is no study"):
-            return None
-        raise
-
-
-def _has_database(url: str) -> bool:
-    return not url.startswith("sqlite:///") or Path(url.removeprefix("sqlite:///")).is_file()
-
-
 def open_for_work(
     name: str, *, storage: str = "", configuration: Configuration | None = None
 ) -> OpenStudy:
@@ -120,31 +100,25 @@ def open_for_work(
             f"'{name}' cannot be the name of a study", hint="write letters, digits, '-', '_', '.'"
         )
     folder = STUDIES / name
+    if configuration is None:
+        open_study(name, storage=storage)  # for what it raises: nothing is made for no study
     settings = settings_of(configuration) if configuration is not None else None
     if settings is not None:
         make_sampler(settings["tune"], seed=0, stage="", number=0)
         make_pruner(settings["tune"])
     place = Place.make(folder)
     url = storage_of(folder, storage)
+    refuse_lost_trials(folder, url)
     with told_shortly(url), place.locked():
-        opened = open_storage(url, heartbeat_seconds=_heartbeat(settings))
-        try:
-            before = read_study(folder, opened, url=url).settings
-        except StudyError:
-            before = None
-        if before is None and settings is None:
-            raise StudyError(f"there is no study '{name}'", hint="say what to search to begin it")
+        opened = open_for_signs(folder, url)
+        before = settings_in(folder, opened)
         if before is not None and settings is not None:
             _refuse_changes(name, before, settings)
-        if before is not None and _heartbeat(settings) != _heartbeat(before):
-            opened = open_storage(url, heartbeat_seconds=_heartbeat(before))
+        if before is None and settings is not None:
+            opened = open_storage(url, heartbeat_seconds=settings["tune"]["heartbeat"])
         study = OpenStudy(name, folder, url, opened, place, before or settings or {})
         _write_down(study)
     return study
-
-
-def _heartbeat(settings: Mapping[str, Any] | None) -> int:
-    return int(settings["tune"]["heartbeat"]) if settings is not None else 60
 
 
 def settings_of(configuration: Configuration) -> dict[str, Any]:
@@ -152,9 +126,13 @@ def settings_of(configuration: Configuration) -> dict[str, Any]:
     searched.
     """
     values: dict[str, Any] = json.loads(json.dumps(configuration.values_with_tuning()))
-    for key, origin in configuration.origins.items():
-        if origin.startswith("from ") and len(key) == 2 and isinstance(values.get(key[0]), dict):
-            values[key[0]].pop(key[1], None)
+    follow = (
+        getattr(configuration.data.offer.spec, "defaults_from", {}) if configuration.data else {}
+    )
+    for name in follow:
+        origin = configuration.origins.get(("data_settings", name), "from")
+        if origin.startswith("from"):
+            values["data_settings"].pop(name, None)
     return {**values, "name": ""}
 
 

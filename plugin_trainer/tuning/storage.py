@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
 
+HEARTBEAT_SECONDS = 60
+"""How often a worker gives a sign of life, unless its study says."""
+
 _SQLITE_WAIT_SECONDS = 60
 """How long a writer waits for another: SQLite has one at a time."""
 
@@ -50,7 +53,7 @@ def without_password(url: str) -> str:
     return _SECRET_ARGUMENT.sub(r"\g<before>***", hidden)
 
 
-def open_storage(url: str, *, heartbeat_seconds: int | None = None) -> BaseStorage:
+def open_storage(url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> BaseStorage:
     """The database under an Optuna URL; its tables are made if it has none.
 
     heartbeat_seconds  how often its users give signs of life; twice that is how long one may be
@@ -72,7 +75,7 @@ def open_storage(url: str, *, heartbeat_seconds: int | None = None) -> BaseStora
             url,
             engine_kwargs=options,
             heartbeat_interval=heartbeat_seconds,
-            grace_period=2 * heartbeat_seconds if heartbeat_seconds else None,
+            grace_period=2 * heartbeat_seconds,
         )
         return optuna.storages.get_storage(storage)  # type: ignore[no-any-return]
 

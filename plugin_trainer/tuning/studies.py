@@ -15,6 +15,7 @@ from plugin_trainer.tuning.claims import ABOUT, Place, signs_of_life
 from plugin_trainer.tuning.objectives import Objective
 from plugin_trainer.tuning.ranges import as_layer
 from plugin_trainer.tuning.storage import (
+    HEARTBEAT_SECONDS,
     find_optuna_study,
     open_storage,
     sqlite_url,
@@ -156,14 +157,27 @@ def open_study(name: str, *, storage: str = "") -> Study:
     if not (folder / SETTINGS).is_file() and not storage:
         raise _no_study(name)
     url = storage_of(folder, storage)
-    if url.startswith("sqlite:///") and not storage and not (folder / DATABASE).is_file():
-        raise StudyError(
-            f"{folder} has no {DATABASE}: its trials are gone",
-            hint="if they are in another database, name that with --storage",
-        )
+    refuse_lost_trials(folder, url)
     with told_shortly(url):
-        opened = open_storage(url)
-        return read_study(folder, opened, url=url)
+        return read_study(folder, open_for_signs(folder, url), url=url)
+
+
+def open_for_signs(folder: Path, url: str) -> BaseStorage:
+    """A study's database, opened so that its workers' signs of life are understood."""
+    opened = open_storage(url)
+    settings = settings_in(folder, opened)
+    seconds = int(settings["tune"]["heartbeat"]) if settings is not None else HEARTBEAT_SECONDS
+    return opened if seconds == HEARTBEAT_SECONDS else open_storage(url, heartbeat_seconds=seconds)
+
+
+def refuse_lost_trials(folder: Path, url: str) -> None:
+    """Raise StudyError for the folder of a study whose database was taken away."""
+    own = folder / DATABASE
+    if url == sqlite_url(own) and (folder / SETTINGS).is_file() and not own.is_file():
+        raise StudyError(
+            f"{folder} has no {DATABASE}: what its trials were is gone",
+            hint="if that is in another database, name it with --storage; else remove the folder",
+        )
 
 
 def folder_of(name: str) -> Path:
@@ -191,19 +205,27 @@ def storage_of(folder: Path, storage: str = "") -> str:
 
 def read_study(folder: Path, storage: BaseStorage, *, url: str) -> Study:
     """A study from an open database. Raises StudyError if it is not in there."""
-    abouts = {about["stage"]: about for about in _abouts(storage, study=folder.name)}
-    if abouts:
-        settings = next(iter(abouts.values()))["settings"]
-    elif (folder / SETTINGS).is_file():
-        settings = read_toml(folder / SETTINGS).values
-    else:
+    settings = settings_in(folder, storage)
+    if settings is None:
         raise _no_study(folder.name, storage=url)
+    abouts = {about["stage"]: about for about in _abouts(storage, study=folder.name)}
     place = Place.find(folder)
     stages = tuple(
         _stage(folder, named, settings, abouts.get(named["name"]), storage, place)
         for named in stages_in(settings)
     )
     return Study(folder.name, folder, without_password(url), settings, stages)
+
+
+def settings_in(folder: Path, storage: BaseStorage) -> Mapping[str, Any] | None:
+    """What a study was begun with, as its database or, before its first trial, its folder says;
+    None if there is no such study.
+    """
+    for about in _abouts(storage, study=folder.name):
+        return about["settings"]  # type: ignore[no-any-return]
+    if (folder / SETTINGS).is_file():
+        return read_toml(folder / SETTINGS).values
+    return None
 
 
 def stages_in(settings: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -114,12 +114,13 @@ def _in_one_of_several(asked: _Asked) -> int:
     from plugin_trainer.training.parallel.joining import join, leave, restarts
 
     world = join()
-    with redirect_stdout(sys.stdout if world.is_first else StringIO()), world.telling():
-        if restarts() and asked.resume == "never":
-            asked = replace(asked, resume="auto", out=asked.out or _begun_by_this_launch())
-        code = _train(asked)
-    leave()
-    return code
+    try:
+        with redirect_stdout(sys.stdout if world.is_first else StringIO()), world.telling():
+            if restarts() and asked.resume == "never":
+                asked = replace(asked, resume="auto", out=asked.out or _begun_by_this_launch())
+            return _train(asked)
+    finally:
+        leave()
 
 
 def _begun_by_this_launch() -> Path | None:

@@ -97,7 +97,8 @@ def _save_what_is_sound(run: Run, error: BaseException) -> str:
         try:
             # A step was begun and has drawn random numbers, so that what follows will not be the
             # same.
-            save(run, best_of=[], exact=False)
+            with run.world.telling():
+                save(run, best_of=[], exact=False)
         except NonFiniteError as second:
             run.disk.write_metrics({"step": second.step, **second.metrics})
             return f"its state was not saved: {second.message}"

@@ -13,11 +13,21 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 
 HERE = Path(__file__).parent
+SETTINGS = {
+    "length": "3 epochs",
+    "evaluate": "4 steps",
+    "save": "4 steps",
+    "log": "2 steps",
+    "ema.decay": 0.9,
+    "optimizer.max_grad_norm": 1.0,
+    "callbacks": ["-tensorboard", "-progress_bar", "fault"],
+}
 Done = subprocess.CompletedProcess[str]
 
 
@@ -63,3 +73,54 @@ def weights_of() -> Callable[..., dict[str, torch.Tensor]]:
     return lambda run, weights="raw": read_model_state(
         CheckpointStore(run).find("last").path, weights=weights
     )
+
+
+@pytest.fixture(scope="session")
+def train(together) -> Callable[..., Done]:
+    """`ptrain run` of the plugin beside this file, in so many processes.
+
+    fault    which process meets what: see plugin.py
+    settings  keys of a run file, with two underscores for a dot
+    """
+
+    def run(
+        out: Path,
+        *options: str,
+        processes: int = 2,
+        restarts: int = 0,
+        fault: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> Done:
+        chosen = {**SETTINGS, **{key.replace("__", "."): v for key, v in settings.items()}}
+        command: list[str | Path] = ["-m", "plugin_trainer", "run", "--out", out, *options]
+        command += ["--plugin", str(HERE / "plugin.py")]
+        for key, value in chosen.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            command += ["--set", f"{key}={text}"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PTRAIN_FAULT", json.dumps(fault or {}))
+            return together(*command, processes=processes, options=[f"--max-restarts={restarts}"])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def bits_of() -> Callable[[Path], dict[str, Any]]:
+    """All that the last checkpoint of a run holds, to the bit, and its log but for the clock."""
+
+    def read(run: Path) -> dict[str, Any]:
+        checkpoint = CheckpointStore(run).find("last").path
+        held: dict[str, Any] = {"state": (checkpoint / "state.json").read_text()}
+        for file in sorted(checkpoint.rglob("*.safetensors")):
+            for name, tensor in safetensors.torch.load_file(file).items():
+                data = tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+                held[f"{file.relative_to(checkpoint)}: {name}"] = tensor.shape, data
+        lines = [json.loads(text) for text in (run / "metrics.jsonl").open()]
+        timed = ("time", "seconds/")
+        held["log"] = [
+            {k: v for k, v in line.items() if not k.startswith(timed) and "per_second" not in k}
+            for line in lines
+        ]
+        return held
+
+    return read

@@ -143,7 +143,13 @@ def tasks(out: Path) -> None:
 
 
 def batch_norm(out: Path) -> None:
-    fit(Net(norm=True), loader(Rows(48), 6), DataLoader(Rows(9), batch_size=4), out=out, **settings())
+    fit(
+        Net(norm=True),
+        loader(Rows(48), 6),
+        DataLoader(Rows(9), batch_size=4),
+        out=out,
+        **settings(),
+    )
 
 
 RUNS: dict[str, Callable[[Path], None]] = {

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.world import ALONE, World
@@ -42,7 +43,11 @@ def join() -> World:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank % torch.cuda.device_count())
         try:
-            dist.init_process_group(timeout=_PATIENCE)
+            store, rank, size = next(iter(rendezvous("env://", timeout=_PATIENCE)))
+            # Processes that torchrun starts again find what the ones before them have left in the
+            # launcher's store, and would knock at doors that are no more.
+            store = dist.PrefixStore(f"start {restarts()}", store)
+            dist.init_process_group(store=store, rank=rank, world_size=size, timeout=_PATIENCE)
         except (RuntimeError, ValueError) as error:
             raise PtrainError(
                 f"the other processes cannot be reached: {error}",

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from plugin_trainer import hookspecs
 from plugin_trainer.callbacks import settings as callback_settings
-from plugin_trainer.settings import schedules, schema
+from plugin_trainer.settings import schedules, schema, tuning
 from plugin_trainer.settings.describe import describe
 
 DOCS = Path(__file__).parent
@@ -59,6 +59,10 @@ PARTS: dict[str, Callable[[], str]] = {
     "ema": lambda: settings_table(schema.EmaSettings),
     "best": lambda: settings_table(schema.BestSettings),
     "mixture": lambda: settings_table(schema.MixtureSettings),
+    "tune": lambda: settings_table(tuning.TuneSettings),
+    "range": lambda: settings_table(tuning.RangeSettings),
+    "objective": lambda: settings_table(tuning.ObjectiveSettings),
+    "stage": lambda: settings_table(tuning.StageSettings),
     "compile": lambda: settings_table(schema.CompileSettings),
     "limit_batches": lambda: settings_table(schema.LimitSettings),
     "init_from": lambda: settings_table(schema.InitSettings),

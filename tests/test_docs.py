@@ -11,7 +11,7 @@ import pytest
 
 from plugin_trainer import hookspecs
 from plugin_trainer.callbacks import settings as callback_settings
-from plugin_trainer.settings import schedules, schema
+from plugin_trainer.settings import schedules, schema, tuning
 from plugin_trainer.settings.describe import describe
 from plugin_trainer.settings.layers import read_toml
 
@@ -31,7 +31,7 @@ def test_the_generated_parts_are_as_the_code_has_them():
 
 
 def settings_classes() -> list[type]:
-    modules = (schema, schedules, callback_settings)
+    modules = (schema, schedules, tuning, callback_settings)
     return [
         value
         for module in modules

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,13 @@ def check(run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str
     from plugin_trainer.cli.config_check import notes_on, problems_in
     from plugin_trainer.errors import SettingsError
 
-    if problems := problems_in(configuration):
+    problems = problems_in(configuration)
+    if configuration.settings.tune is not None:
+        from plugin_trainer.tuning.checking import problems_in_tuning
+
+        again = partial(configured, run_file, plugins, assignments)
+        problems += problems_in_tuning(configuration, again, more=problems_in)
+    if problems:
         raise SettingsError(problems)
     settings = configuration.settings
     for note in notes_on(configuration):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from plugin_trainer.configuration import Configuration
+    from plugin_trainer.settings.layers import Layer
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -64,9 +65,17 @@ def which_weights(command: Command) -> Command:
 
 
 def configured(
-    run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str, ...]
+    run_file: str | None,
+    plugins: tuple[str, ...],
+    assignments: tuple[str, ...],
+    *,
+    space: str | None = None,
+    over: Sequence[Layer] = (),
 ) -> Configuration:
-    """The configuration that the three say together. Raises PtrainError."""
+    """The configuration that the three say together. Raises PtrainError.
+
+    space, over  as `configure` takes them
+    """
     from plugin_trainer.configuration import configure
     from plugin_trainer.settings.layers import from_assignments, read_toml
 
@@ -74,4 +83,6 @@ def configured(
         read_toml(Path(run_file)) if run_file else None,
         plugins=plugins,
         overrides=from_assignments(assignments) if assignments else None,
+        space=space,
+        over=over,
     )

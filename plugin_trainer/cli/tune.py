@@ -7,12 +7,11 @@ import shutil
 import signal
 import threading
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from plugin_trainer.cli.options import what_to_run
+from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.errors import PtrainError, SettingsError
 
 if TYPE_CHECKING:
@@ -137,20 +136,12 @@ def _from_sources(
 ) -> OpenStudy:
     """The study that the sources say, once everything about them is found right."""
     from plugin_trainer.cli.config_check import problems_in
-    from plugin_trainer.configuration import configure
     from plugin_trainer.run_folder import new_folder
-    from plugin_trainer.settings.layers import from_assignments, read_toml
     from plugin_trainer.tuning.beginning import open_for_work
     from plugin_trainer.tuning.checking import problems_in_tuning
     from plugin_trainer.tuning.studies import SETTINGS, STUDIES
 
-    sources = partial(
-        configure,
-        read_toml(Path(run_file)) if run_file else None,
-        plugins=plugins,
-        overrides=from_assignments(assignments) if assignments else None,
-        space=space,
-    )
+    sources = partial(configured, run_file, plugins, assignments, space=space)
     configuration = sources()
     problems = problems_in(configuration) or problems_in_tuning(
         configuration, sources, more=problems_in

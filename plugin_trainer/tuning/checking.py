@@ -172,8 +172,15 @@ def _wrong_space(
         if its.key not in ordered:
             yield (*at, name, "when"), "it waits for itself: what it looks at looks at it"
             continue
-        for value in its.ends():
-            yield from _refused(its, value, ranges, configure, more, at=(*at, name))
+        refused = {
+            shown(value): [*_refused(its, value, ranges, configure, more)] for value in its.ends()
+        }
+        whatever = set.intersection(*map(set, refused.values()))  # an unknown key, say
+        yield from (((*at, name), text) for text in whatever)
+        for value, texts in refused.items():
+            yield from (
+                ((*at, name), f"with {value}: {text}") for text in texts if text not in whatever
+            )
 
 
 def _wrong_key(name: str) -> Iterator[tuple[str, str]]:
@@ -200,9 +207,7 @@ def _refused(
     ranges: Mapping[str, Range],
     configure: Configure,
     more: Callable[..., Any],
-    *,
-    at: Key,
-) -> Wrong:
+) -> Iterator[str]:
     """What the settings say against one value. What they say of others beside it may be due to
     these, so it is left to the trial.
     """
@@ -216,7 +221,7 @@ def _refused(
         problems = [Problem("", its.key, in_one_line(error))]
     for problem in problems:
         if _is_about(problem.key, its.key):
-            yield at, f"with {shown(value)}: {problem.text}"
+            yield problem.text
 
 
 def _is_about(key: str, searched: str) -> bool:

@@ -6,17 +6,26 @@ The checks themselves are in sharded_checks.py: a launch costs seconds, so each 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
 from plugin_trainer.errors import CheckpointError, PtrainError
-from plugin_trainer.training.checkpoints import CheckpointStore, verify
+from plugin_trainer.model_store.packing import pack
+from plugin_trainer.training.checkpoints import (
+    CheckpointStore,
+    _write_manifest,
+    read_snapshot,
+    verify,
+)
 from plugin_trainer.training.sharding import check_elementwise, local_norm_squared, shard
+from plugin_trainer.training.sharding.files import write_shards
 
 HERE = Path(__file__).parent
 
@@ -107,8 +116,6 @@ def test_a_killed_writer_leaves_no_checkpoint(folder, in_three):
 @pytest.fixture
 def saved(folder, in_two, tmp_path) -> Path:
     """A copy of a checkpoint of two processes."""
-    import shutil
-
     path = CheckpointStore(folder / "sharded").path_of(3)
     return Path(shutil.copytree(path, tmp_path / path.name))
 
@@ -126,7 +133,7 @@ def test_a_sharded_checkpoint_says_so_and_holds_no_pickle(saved):
     assert {Path(path).suffix for path in files} == {".safetensors", ".json"}
     assert len([path for path in files if path.startswith("model/")]) == 2
     aliases = json.loads((saved / "state.json").read_text())["aliases"]
-    assert aliases == {"head.weight": "embedding.weight"}
+    assert aliases == {"head.weight": "embedding.weight", "again": "scale"}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +161,82 @@ def test_damage_in_a_shard_is_named(saved, how, message):
         (saved / "manifest.json").write_text(text.replace("model/shard-00001", "../shard-00001"))
     with pytest.raises(CheckpointError, match=message):
         verify(saved)
+
+
+# ------------------------------------------------------------------- without any other process
+
+
+class _Cut:
+    """Ends the process after a step, once it was saved."""
+
+    def ptrain_checkpoint_committed(self, run):
+        if run.progress.step == 4:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def sharded_run(fit, tmp_path) -> CheckpointStore:
+    """The checkpoints of a run of six steps that was cut after its fourth, in shards; those in
+    "whole" are the same as they were written.
+    """
+    with pytest.raises(KeyboardInterrupt):
+        fit(save="1 steps", keep="all", ema={"decay": 0.5}, callbacks=[_Cut()])
+    store = CheckpointStore(tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    for path in store.folder.glob("step-*"):
+        for name in ("model", "ema", "optimizer"):
+            (path / name).mkdir()
+            write_shards(safetensors.torch.load_file(path / f"{name}.safetensors"), path / name)
+            (path / f"{name}.safetensors").unlink()
+        (path / "manifest.json").unlink()
+        _write_manifest(path, step=int(path.name.removeprefix("step-")))
+    return store
+
+
+def test_one_process_reads_a_sharded_checkpoint_like_a_whole_one(sharded_run, tmp_path):
+    found = sharded_run.find("last").path
+    assert (found / "model").is_dir() and not (found / "model.safetensors").exists()
+    ours, theirs = read_snapshot(found), read_snapshot(tmp_path / "whole/checkpoints" / found.name)
+    for name in ("model", "ema", "optimizer"):
+        some, others = getattr(ours, name), getattr(theirs, name)
+        assert some.keys() == others.keys() and len(some) > 0
+        assert all(torch.equal(tensor, others[key]) for key, tensor in some.items())
+    content = {}
+    for run in ("run", "whole"):
+        for weights in ("raw", "ema"):
+            (tmp_path / f"{run}-{weights}").mkdir()
+            packed = pack(
+                tmp_path / run,
+                tmp_path / f"{run}-{weights}",
+                checkpoint="last",
+                weights=weights,
+                news={},
+            )
+            content[run, weights] = packed.content
+            assert CheckpointStore(tmp_path / f"{run}-{weights}").find("last").step == 4
+    assert content["run", "raw"] == content["whole", "raw"] != content["run", "ema"]
+    assert content["run", "ema"] == content["whole", "ema"]
+
+
+def test_one_process_goes_on_from_a_sharded_checkpoint(fit, sharded_run, tmp_path):
+    for out in ("run", "whole"):
+        fit(save="1 steps", keep="all", ema={"decay": 0.5}, resume="auto", out=out)
+    ours, theirs = (
+        read_snapshot(CheckpointStore(tmp_path / out).find("last").path) for out in ("run", "whole")
+    )
+    assert ours.state["progress"]["step"] == 6
+    assert torch.equal(ours.model["weight"], theirs.model["weight"])
+    assert torch.equal(ours.ema["weight"], theirs.ema["weight"])
+
+
+def test_a_run_starts_from_a_sharded_checkpoint(fit, sharded_run, tmp_path):
+    notices = []
+    fit(
+        init_from={"run": str(tmp_path / "run"), "weights": "ema"},
+        out="next",
+        notify=notices.append,
+    )
+    assert notices == [f"starting from the ema weights of {sharded_run.find('last').path}"]
 
 
 # --------------------------------------------------------------------------------------- refusals

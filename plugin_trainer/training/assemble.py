@@ -35,7 +35,7 @@ from plugin_trainer.settings.render import to_toml
 from plugin_trainer.training import step as engine
 from plugin_trainer.training.about import surroundings
 from plugin_trainer.training.best import Best
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpoints import CheckpointStore
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Criterion, Forward, build_criterion
 from plugin_trainer.training.guard import build_guard
@@ -54,7 +54,7 @@ from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.scores import check_metrics
 from plugin_trainer.training.sharding import LocalShards
-from plugin_trainer.training.snapshots import restore
+from plugin_trainer.training.snapshots import read, restore
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
 from plugin_trainer.training.world import World
@@ -474,7 +474,7 @@ def _resumption(
 
 
 def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -> None:
-    snapshot = read_snapshot(resumption.checkpoint.path)
+    snapshot = read(run, resumption.checkpoint.path)
     if "progress" not in snapshot.state:
         raise ResumeError(
             f"{resumption.checkpoint.path} holds weights only: there is no training to go on with",

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugin_trainer.errors import CheckpointError, NotSaved, PtrainError, ResumeError
-from plugin_trainer.training.checkpoints import Snapshot
+from plugin_trainer.training.checkpoints import (
+    Snapshot,
+    read_own_shards,
+    read_snapshot,
+    write_own_shards,
+    write_rest,
+)
 from plugin_trainer.training.optimizers import (
     class_name,
     load_optimizer_state,
@@ -33,9 +40,7 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
     try:
         path = run.store.path_of(run.progress.step)
         if run.saved_at != run.progress.step:
-            snapshot = capture(run, exact=exact)
-            if run.world.is_first:
-                run.store.save(snapshot, step=run.progress.step)
+            _write(run, capture(run, exact=exact))
         if run.world.is_first:
             for pointer in best_of:
                 best = run.best[pointer]
@@ -52,12 +57,38 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
         run.hooks.checkpoint_committed(run=run, path=path)
 
 
+def _write(run: Run, snapshot: Snapshot) -> None:
+    """Write a snapshot: the first process all of it, or each its own rows."""
+    store, step, is_first = run.store, run.progress.step, run.world.is_first
+    if not snapshot.is_sharded:
+        if is_first:
+            store.save(snapshot, step=step)
+        return
+    beside = run.world.from_first(store.begin(step) if is_first else None)
+    try:
+        write_own_shards(snapshot, beside, group=run.world.group)
+        if is_first:
+            write_rest(snapshot, beside, step=step)
+            store.commit(beside, step)
+    except BaseException:
+        if is_first:
+            store.abandon(beside)
+        raise
+
+
+def read(run: Run, checkpoint: Path) -> Snapshot:
+    """What a checkpoint holds, of a sharded model this process's rows. All processes call it."""
+    if run.shards is None:
+        return read_snapshot(checkpoint)
+    return read_own_shards(checkpoint, run.model, group=run.world.group)
+
+
 def capture(run: Run, *, exact: bool) -> Snapshot:
     """The run as it is between two steps."""
+    if run.shards is not None:
+        run.shards.changed()  # what a forward pass has gathered is no part of a state
     tensors, extra = _split(run.model.state_dict())
-    optimizer_tensors, optimizer_rest = optimizer_state(
-        run.optimizer, run.model, shards=run.shards
-    )
+    optimizer_tensors, optimizer_rest = optimizer_state(run.optimizer, run.model, shards=run.shards)
     callbacks = _OneEach()
     run.hooks.checkpoint_save(run=run, state=callbacks)
     own = {
@@ -235,6 +266,8 @@ def _load_model(run: Run, snapshot: Snapshot) -> None:
     extra: Mapping[str, Any] = snapshot.state["model_extra"]
     try:
         run.model.load_state_dict({**snapshot.model, **extra})
+        if run.shards is not None:
+            run.shards.changed()
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise CheckpointError(

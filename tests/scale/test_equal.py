@@ -29,7 +29,7 @@ def alone(runs, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["ddp-2", "ddp-3"])
+@pytest.fixture(scope="module", params=["ddp-2", "ddp-3", "fsdp2-2", "fsdp2-3"])
 def several(request, together, tmp_path_factory) -> Path:
     strategy, processes = request.param.split("-")
     folder = tmp_path_factory.mktemp(request.param)

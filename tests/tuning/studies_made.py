@@ -10,8 +10,9 @@ from typing import Any
 import optuna
 import tomli_w
 
-from plugin_trainer.tuning.beginning import ATTRIBUTE
-from plugin_trainer.tuning.studies import Stage, open_study, optuna_name
+from plugin_trainer.settings.render import to_values
+from plugin_trainer.settings.tuning import TuneSettings
+from plugin_trainer.tuning.studies import ATTRIBUTE, Stage, open_study, optuna_name
 
 STATES = {
     "finished": optuna.trial.TrialState.COMPLETE,
@@ -64,8 +65,7 @@ def make_study(
     """A study under studies/, staged if it has `stages`; its folder."""
     folder = Path("studies") / name
     folder.mkdir(parents=True)
-    tune: dict[str, Any] = {"trials": total, "objectives": list(objectives), "sampler": "tpe"}
-    tune["pruner"] = "median"
+    tune = {**to_values(TuneSettings()), "trials": total, "objectives": list(objectives)}
     space = {"space": {"model_settings.x": {"low": 0, "high": 100}}}
     if stages is None:
         tune |= space

@@ -102,9 +102,10 @@ def test_each_objective_has_shares_of_its_own():
 def test_where_higher_is_better_the_best_are_the_highest():
     made = []
     for number in range(20):
-        # Of the low values x is anything, of the high ones always 50: only these point at x.
+        # The highest five have x in common, and the lowest five y.
         x = 50.0 if number >= 15 else (number * 37.0) % 100
-        params = {"model_settings.x": x, "model_settings.y": (number * 61.0) % 100}
+        y = 50.0 if number < 5 else (number * 61.0) % 100
+        params = {"model_settings.x": x, "model_settings.y": y}
         made.append(trial(float(number), params=params))
     (shares,) = pictures.importances(one_stage(made, objectives=ACCURACY)).values()
     assert shares["model_settings.x"] > 0.8

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def trials_table(stage: Stage, trials: Iterable[Trial]) -> str:
     """One row a trial: number, state, the objectives' values, steps, parameters.
 
-    A parameter has a column of its own, or one with all others where they are too many.
+    Where that is too wide, the heads stand on two lines, and then all parameters in one column.
     """
     shown = list(trials)
     keys = list(dict.fromkeys(key for trial in shown for key in trial.params))
@@ -31,14 +31,24 @@ def trials_table(stage: Stage, trials: Iterable[Trial]) -> str:
     heads = ["trial", "state", *(its.metric for its in stage.objectives), "steps"]
     columns = [[_number(trial.params.get(key, "")) for key in keys] for trial in shown]
     rows = [[*one, *two] for one, two in zip(left, columns, strict=True)]
-    if _fits(found := table(rows, [*heads, *(names[key] for key in keys)], width=_ANY)):
-        return found
+    named = [*heads, *(names[key] for key in keys)]
+    upper, lower = zip(*map(_in_two, named), strict=True)
+    for found in (table(rows, named, width=_ANY), table([lower, *rows], upper, width=_ANY)):
+        if _fits(found):
+            return found
     together = [
         ", ".join(f"{names[key]} {_number(value)}" for key, value in trial.params.items())
         for trial in shown
     ]
     rows = [[*one, two] for one, two in zip(left, together, strict=True)]
     return table(rows, [*heads, "parameters"])
+
+
+def _in_two(head: str) -> tuple[str, str]:
+    """A name on two lines, as even as its parts allow: val/mean_ over exit_block."""
+    cuts = [0, *(number for number, sign in enumerate(head, start=1) if sign in "/_.")]
+    cut = min(cuts, key=lambda cut: max(cut, len(head) - cut))
+    return head[:cut], head[cut:]
 
 
 _ANY = 1_000_000

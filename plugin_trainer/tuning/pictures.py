@@ -31,6 +31,8 @@ WIDTH_INCHES = 7.0
 
 RING_RADIUS_POINTS = 6
 """Of the ring around the winner."""
+GAP_DOTS = 6
+"""Between two numbers, so that 21 and 9 are not read as 219."""
 
 FEWEST_FOR_IMPORTANCE = 6
 """Of fewer finished trials, no three would be left to compare with the rest."""
@@ -326,7 +328,7 @@ def _number_points(
             box = size.translated(x / points_per_dot, y / points_per_dot)
             if _is_free(box, axes, covered):
                 text.set_position((x, y))
-                covered.append(box)
+                covered.append(box.padded(GAP_DOTS))
                 break
         else:
             text.remove()

@@ -167,7 +167,7 @@ def test_no_number_of_the_front_covers_a_point_or_a_number():
     boxes = [Text.get_window_extent(text) for text in axes.texts]
     assert len(boxes) == len(stage.front()) >= 20
     for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[:number])
+        assert not any(box.padded(4).overlaps(other) for other in boxes[:number])
         inside = axes.transData.transform([one.values for one in stage.trials])
         assert not any(box.contains(x, y) for x, y in inside)
 

@@ -120,6 +120,18 @@ def test_many_parameters_with_long_names_fit_a_terminal(ptrain):
     assert "encoder.layer.8" in out
 
 
+def test_heads_stand_on_two_lines_where_one_would_be_too_wide(ptrain):
+    params = {"optimizer.learning_rate": 0.1, "model_settings.initial_depth": 4.5}
+    params["optimizer.weight_decay"] = 0.01
+    make_study("both", [trial(1.0, 2.0, params=params)], objectives=LOSS_AND_DEPTH)
+    _, out, _ = ptrain("show", "both")
+    at = out.splitlines().index(next(line for line in out.splitlines() if "learning_" in line))
+    upper, lower, values = out.splitlines()[at : at + 3]
+    assert upper.index("learning_") == lower.index("rate") == values.index("0.1")
+    assert upper.index("initial_") == lower.rindex("depth") == values.index("4.5")
+    assert widest(out) <= 80
+
+
 def test_a_staged_study_is_shown_stage_by_stage(ptrain):
     make_study(
         "staged",

@@ -35,17 +35,18 @@ def status_of(run: Path) -> dict:
     return RunFolder(run).read_about()
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize(("processes", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "fsdp2")])
 def test_a_killed_process_is_started_again_and_the_run_ends_bit_for_bit_as_if_it_never_was(
-    processes, whole, train, bits_of, tmp_path
+    processes, strategy, whole, train, bits_of, tmp_path
 ):
+    chosen = {"processes": processes, "parallel__strategy": strategy}
     fault = {"rank": 1, "step": 10, "at": "step_end", "do": "kill", "once": str(tmp_path / "once")}
-    done = train(tmp_path / "run", processes=processes, restarts=1, fault=fault)
+    done = train(tmp_path / "run", restarts=1, fault=fault, **chosen)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "once").exists()
     assert "going on from" in done.stderr and "not exact" not in done.stderr
     assert status_of(tmp_path / "run")["resumed"] == [8]
-    assert bits_of(tmp_path / "run") == bits_of(whole(processes))
+    assert bits_of(tmp_path / "run") == bits_of(whole(**chosen))
 
 
 def test_a_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(
@@ -57,14 +58,14 @@ def test_a_signal_to_one_process_stops_all_at_one_step_with_a_checkpoint(
     assert CheckpointStore(tmp_path / "run").find("last").step == 6  # told in the next step
     done = train(tmp_path / "run", "--resume", "auto")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert bits_of(tmp_path / "run") == bits_of(whole(2))
+    assert bits_of(tmp_path / "run") == bits_of(whole(2, parallel__strategy="ddp"))
 
 
-@pytest.fixture(scope="module")
-def failures(together, tmp_path_factory) -> tuple[Path, list[dict[str, Any]], str]:
+@pytest.fixture(scope="module", params=["ddp", "fsdp2"])
+def failures(request, together, tmp_path_factory) -> tuple[Path, list[dict[str, Any]], str]:
     """What each of two processes met in the runs of faulty.py, one run after the other."""
     folder = tmp_path_factory.mktemp("faulty")
-    done = together(HERE / "faulty.py", folder, processes=2)
+    done = together(HERE / "faulty.py", folder, request.param, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     reports = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
     return folder, reports, done.stderr
@@ -84,6 +85,8 @@ def failures(together, tmp_path_factory) -> tuple[Path, list[dict[str, Any]], st
 )
 def test_what_fails_in_one_process_stops_all_at_one_step_with_a_checkpoint(case, step, failures):
     folder, reports, output = failures
+    if case not in reports[0]:
+        pytest.skip("a sharded model cannot be left by one process in the middle of a pass")
     rank = int(case[0])
     fault = f"a fault at {case.split()[1]}"
     for number, report in enumerate(reports):

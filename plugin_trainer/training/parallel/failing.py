@@ -12,6 +12,8 @@ from plugin_trainer.training.world import PeerFailed, PeerLost
 if TYPE_CHECKING:
     from plugin_trainer.training.run import Run
 
+_PATIENCE_S = 60.0
+
 
 def is_lost(error: BaseException) -> bool:
     """Whether an error is what a library makes of another process that is gone."""
@@ -34,15 +36,18 @@ def all_can_save(run: Run, error: BaseException, *, can: bool) -> bool:
         return can
     if run.leaving or not isinstance(error, Exception) or isinstance(error, PeerLost):
         return False
+    thread = None
     try:
         if isinstance(error, PeerFailed) and not error.met:
             error.learn(run.world.fail(None))
         elif not isinstance(error, NonFiniteError):  # which all find, and none waits for another
-            if not run.together.go_along():
+            if (thread := run.together.go_along()) is None:
                 return False
             if not isinstance(error, PeerFailed):
                 run.world.fail(error)
         places = run.world.gather((can, run.progress.step, run.saved_at))
+        if thread is not None:  # all have gone along by now, or are about to
+            thread.join(_PATIENCE_S)
     except (PeerFailed, PeerLost):
         return False
     return len(set(places)) == 1 and can

@@ -129,12 +129,12 @@ class Replicas:
         dist.all_reduce(items)
         return items
 
-    def go_along(self) -> bool:
+    def go_along(self) -> threading.Thread | None:
         """Take part in one more exchange of gradients, with zeros, to say in it that this process
         has failed. Within a backward pass there is no going along.
         """
         if self._torn:
-            return False
+            return None
 
         def exchange() -> None:
             ddp = self._ddp()
@@ -142,8 +142,9 @@ class Replicas:
             with suppress(Exception), torch.enable_grad():  # the others may be gone by now
                 ddp(lambda: self._nothing(failed=True)).backward()
 
-        threading.Thread(target=exchange, daemon=True).start()
-        return True
+        thread = threading.Thread(target=exchange, daemon=True)
+        thread.start()
+        return thread
 
     def state_dict(self) -> dict[str, Any]:
         """Whether the first step has left parameters out."""

@@ -88,23 +88,24 @@ class Shards:
         dist.all_reduce(items)
         return items
 
-    def go_along(self) -> bool:
+    def go_along(self) -> threading.Thread | None:
         """Put the last batch through once more, for nothing, to say that this process has failed.
 
-        Every pass gathers weights from all: within one there is no going along, nor in the middle
-        of several micro-batches, whose number only the others know.
+        Every pass gathers weights from all: within one there is no going along, nor in an
+        evaluation or in the middle of several micro-batches, whose number only the others know.
         """
         forward = self._last
-        if self._torn or self._passes or forward is None:
-            return False
+        if self._torn or self._passes or forward is None or not self._model.training:
+            return None
 
         def exchange() -> None:
             with suppress(Exception), torch.enable_grad():  # the others may be gone by now
                 self._differentiate(forward, last=True, share=0.0)
                 self._exchange(having_failed(self._device), torch.zeros((), dtype=torch.float64))
 
-        threading.Thread(target=exchange, daemon=True).start()
-        return True
+        thread = threading.Thread(target=exchange, daemon=True)
+        thread.start()
+        return thread
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is kept."""

@@ -8,6 +8,7 @@ gradients: a step has no other collective.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -67,10 +68,10 @@ class Together(Protocol):
         """The items of all processes in one micro-batch: a collective of its own."""
         ...
 
-    def go_along(self) -> bool:
+    def go_along(self) -> threading.Thread | None:
         """Tell the others, should they wait for this process's gradients, that it has failed.
 
-        In a thread, for they may be waiting elsewhere; then they go along too, and it ends. False
+        In a thread, for they may be waiting elsewhere; then they go along too, and it ends. None
         if this process cannot: then they will find it gone.
         """
         ...

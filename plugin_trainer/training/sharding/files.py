@@ -138,4 +138,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Which is what was asked for.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        # What torch 2.10 says of its own code.
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
         yield

@@ -182,7 +182,7 @@ def _train(asked: _Asked) -> int:
     result = execute(made)
     if made.forward.not_passed:
         _say(f"not passed to the model: {', '.join(sorted(made.forward.not_passed))}")
-    _conclude(result, can_predict=hasattr(made.data, "predict"))
+    _conclude(result, can_predict=hasattr(made.data, "predict"), processes=made.world.size)
     return 128 + result.signal if result.signal else 0
 
 
@@ -261,7 +261,7 @@ def _counted(number: int) -> str:
     return str(number)
 
 
-def _conclude(result: Result, *, can_predict: bool) -> None:
+def _conclude(result: Result, *, can_predict: bool, processes: int) -> None:
     """How it ended: the last evaluation, what callbacks report, what to do next."""
     click.echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
     if result.metrics:
@@ -271,13 +271,14 @@ def _conclude(result: Result, *, can_predict: bool) -> None:
     for title, text in result.reports.items():
         click.echo(f"\n{title}\n{text}")
     click.echo(f"\nthe run is in {result.folder}")
-    for line in _next_steps(result, can_predict=can_predict):
+    for line in _next_steps(result, can_predict=can_predict, processes=processes):
         click.echo(f"  {line}")
 
 
-def _next_steps(result: Result, *, can_predict: bool) -> list[str]:
+def _next_steps(result: Result, *, can_predict: bool, processes: int) -> list[str]:
     if result.status == "interrupted":
-        return [f"go on with it:   {_program('ptrain')} run --resume {result.folder}"]
+        several = f" --processes {processes}" if processes > 1 else ""
+        return [f"go on with it:   {_program('ptrain')} run --resume {result.folder}{several}"]
     steps = []
     if result.metrics:
         steps.append(f"score it:        {_program('ptrain')} evaluate {result.folder}")

@@ -46,7 +46,11 @@ from plugin_trainer.training.optimizers import build_optimizer, freeze
 from plugin_trainer.training.parallel.buffers import same_weights
 from plugin_trainer.training.parallel.bystanders import SeenFolder, SeenStore
 from plugin_trainer.training.parallel.joining import join
-from plugin_trainer.training.parallel.strategies import make_together, split_over
+from plugin_trainer.training.parallel.strategies import (
+    differing_from_one_process,
+    make_together,
+    split_over,
+)
 from plugin_trainer.training.precision import pick_precision
 from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
 from plugin_trainer.training.resume_plan import plan_of
@@ -516,7 +520,7 @@ def _begin(run: Run, *, resuming: bool, notify: Callable[[str], None]) -> None:
             run.ema.begin()
     if run.stream.inexact_because:
         notify(f"resuming will not be exact: {run.stream.inexact_because}")
-    for line in run.stream.warnings:
+    for line in (*run.stream.warnings, *differing_from_one_process(run)):
         notify(line)
 
 

@@ -68,3 +68,18 @@ def make_together(run: Run) -> Together | None:
         unused=True if search else None,
         wants_stop=wants_stop,
     )
+
+
+def differing_from_one_process(run: Run) -> list[str]:
+    """What the start says of a model whose losses are not those of one process."""
+    if run.together is None:
+        return []
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    if any(
+        isinstance(m, norms) and not isinstance(m, nn.SyncBatchNorm) for m in run.model.modules()
+    ):
+        return [
+            "batch normalisation looks at each process's own rows: the losses are not those of one "
+            "process"
+        ]
+    return []

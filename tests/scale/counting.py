@@ -1,4 +1,4 @@
-"""What a step of several processes exchanges, counted by the profiler: `python counting.py FILE`."""
+"""What a step of several processes exchanges, by the profiler: `python counting.py FILE`."""
 
 from __future__ import annotations
 

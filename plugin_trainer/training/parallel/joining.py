@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from datetime import timedelta
 
@@ -65,6 +66,8 @@ def join() -> World:
 
 def leave() -> None:
     """Let go of the other processes, at the very end."""
+    # torch ends a process badly that still holds a model which speaks to the others.
+    gc.collect()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
     join.cache_clear()

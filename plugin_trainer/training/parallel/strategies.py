@@ -74,10 +74,8 @@ def differing_from_one_process(run: Run) -> list[str]:
     """What the start says of a model whose losses are not those of one process."""
     if run.together is None:
         return []
-    norms = (nn.modules.batchnorm._BatchNorm,)
-    if any(
-        isinstance(m, norms) and not isinstance(m, nn.SyncBatchNorm) for m in run.model.modules()
-    ):
+    norms = [m for m in run.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not all(isinstance(norm, nn.SyncBatchNorm) for norm in norms):
         return [
             "batch normalisation looks at each process's own rows: the losses are not those of one "
             "process"

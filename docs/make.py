@@ -58,6 +58,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "schedule": lambda: settings_table(schema.ScheduleSettings),
     "ema": lambda: settings_table(schema.EmaSettings),
     "best": lambda: settings_table(schema.BestSettings),
+    "parallel": lambda: settings_table(schema.ParallelSettings),
     "mixture": lambda: settings_table(schema.MixtureSettings),
     "tune": lambda: settings_table(tuning.TuneSettings),
     "range": lambda: settings_table(tuning.RangeSettings),

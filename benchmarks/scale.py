@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 STEPS = 60
 EACH = 10
 # name -> processes, threads of each, settings
@@ -80,9 +80,9 @@ def main() -> None:
     print(table)
     if asked.into is not None:
         page = asked.into.read_text(encoding="utf-8")
-        marks = "<!-- begin measured -->\n{}\n<!-- end measured -->"
-        pattern = marks.format(".*?").replace("{}", ".*?")
-        page = re.sub(pattern, lambda _: marks.format(table), page, flags=re.DOTALL)
+        before, _, rest = page.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page = f"{before}{BEGIN}\n{table}\n{END}{after}"
         asked.into.write_text(page, encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ Shades of grey and shapes alone tell things apart, so that a print in black and 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
+    from optuna.importance import BaseImportanceEvaluator
     from optuna.trial import FrozenTrial
 
     from plugin_trainer.tuning.objectives import Objective
@@ -201,7 +203,7 @@ def importances(stage: Stage) -> dict[str, dict[str, float]] | str:
         return f"it needs {FEWEST_FOR_IMPORTANCE} finished trials, and there are {count}"
     import optuna
 
-    shares = {}
+    shares: dict[str, dict[str, float]] = {}
     for number, objective in enumerate(stage.objectives):
         values = {trial.values[number] for trial in stage.trials if _is_drawn(trial)}
         if len(values) == 1:
@@ -211,14 +213,22 @@ def importances(stage: Stage) -> dict[str, dict[str, float]] | str:
             warnings.simplefilter("ignore")
             shares[objective.metric] = optuna.importance.get_param_importances(
                 stage.optuna,
-                evaluator=optuna.importance.PedAnovaImportanceEvaluator(
-                    target_quantile=top_share(count)
-                ),
+                evaluator=_ped_anova(top_share(count)),
                 target=functools.partial(_as_a_loss, number=number, mode=objective.mode),
             )
     if not next(iter(shares.values())):
         return "no parameter was varied"
     return shares
+
+
+def _ped_anova(top: float) -> BaseImportanceEvaluator:
+    """PED-ANOVA for the best share of the trials, as this version of Optuna spells it."""
+    from optuna.importance import PedAnovaImportanceEvaluator
+
+    known = inspect.signature(PedAnovaImportanceEvaluator).parameters
+    name = "target_quantile" if "target_quantile" in known else "baseline_quantile"
+    made: BaseImportanceEvaluator = PedAnovaImportanceEvaluator(**{name: top})  # type: ignore[arg-type]
+    return made
 
 
 def _as_a_loss(trial: FrozenTrial, *, number: int, mode: str) -> float:

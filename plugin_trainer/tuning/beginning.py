@@ -247,7 +247,7 @@ def _top_up(study: optuna.Study, total: int) -> None:
     import optuna
 
     waiting = optuna.trial.create_trial(state=optuna.trial.TrialState.WAITING)
-    while len(study.get_trials(deepcopy=False)) < total:
+    for _ in range(total - len(study.get_trials(deepcopy=False))):
         study.add_trial(waiting)
 
 

@@ -295,7 +295,9 @@ class Claims:
         try:
             lock.hold()
         except RunFolderError:
-            return None
+            if is_held(lock.path):
+                return None
+            raise  # the disk refuses
         try:
             token = uuid.uuid4().hex
             folder = run_folder(self.stage_folder, trial.number, copy)

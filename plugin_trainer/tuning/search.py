@@ -15,6 +15,7 @@ from typing import Any
 
 from plugin_trainer.errors import StudyError, TrainingFailed
 from plugin_trainer.tuning.beginning import OpenStudy, begin_stage
+from plugin_trainer.tuning.claims import signs_of_life
 from plugin_trainer.tuning.storage import told_shortly
 from plugin_trainer.tuning.studies import Stage, assignments, stages_in
 from plugin_trainer.tuning.worker import (
@@ -79,7 +80,9 @@ def _make_trials(study: OpenStudy, number: int, manner: Manner, *, workers: int,
             stage = study.read().stages[number]
         if stage.is_done:
             return 0
-        lost = [trial.number for trial in stage.trials if trial.state == "killed"]
+        lost = _lost(study, stage)
+        if any(trial.state == "killed" for trial in stage.trials if trial.number not in lost):
+            continue  # of a worker that was killed just now
         busy = [trial.number for trial in stage.trials if trial.state == "running"]
         if lost and not busy:
             raise StudyError(
@@ -104,6 +107,15 @@ def _to_take(stage: Stage) -> int:
         trial.state in ("waiting", "killed") and trial.number < stage.total
         for trial in stage.trials
     )
+
+
+def _lost(study: OpenStudy, stage: Stage) -> list[int]:
+    """The trials whose worker is gone and whose run folder is on another machine."""
+    assert stage.optuna is not None
+    with told_shortly(study.url):
+        signs = signs_of_life(stage.optuna, study.place, stage.folder)
+        running = [t for t in stage.optuna.get_trials(deepcopy=False) if t.state.name == "RUNNING"]
+        return [trial.number for trial in running if signs.of(trial) == "lost"]
 
 
 def _trials(numbers: Sequence[int]) -> str:

@@ -117,6 +117,14 @@ def told_shortly(url: str) -> Iterator[None]:
         ) from None
 
 
+def is_of_the_database(error: BaseException) -> bool:
+    """Whether the database, or the way to it, raised an error."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return isinstance(error, (SQLAlchemyError, StorageInternalError))
+
+
 def _first_line(error: BaseException, url: str) -> str:
     """What the driver says, without SQLAlchemy's frame around it and without secrets."""
     said = getattr(error, "orig", None) or error

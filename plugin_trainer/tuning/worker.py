@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.configuration import Configuration, configure
 from plugin_trainer.errors import StudyError
+from plugin_trainer.registry.blame import in_words
 from plugin_trainer.tuning.beginning import OpenStudy, total_of
 from plugin_trainer.tuning.checking import ranges_of, stages_of
 from plugin_trainer.tuning.claims import REASON, STEPS, Claim, Claims, TrialLost, steps_saved
 from plugin_trainer.tuning.ranges import Range, as_layer, draw, grid
 from plugin_trainer.tuning.sampling import make_pruner, make_sampler
-from plugin_trainer.tuning.storage import told_shortly
+from plugin_trainer.tuning.storage import is_of_the_database, told_shortly
 from plugin_trainer.tuning.studies import Stage, assignments
 from plugin_trainer.tuning.trial import Outcome, Say, run_trial
 
@@ -111,7 +112,7 @@ def _run(
     manner: Manner,
     say: Say,
 ) -> Outcome:
-    values = draw(ranges, claim.trial)
+    values = _draw(ranges, claim, stage)
     text = ", ".join(assignments(values))
     at = steps_saved(claim.folder)
     say(f"goes on after step {at}: {text}" if claim.begun else text)
@@ -127,6 +128,19 @@ def _run(
         check=manner.check,
         say=lambda line: say(f"  {line}"),
     )
+
+
+def _draw(ranges: Sequence[Range], claim: Claim, stage: Stage) -> dict[str, Any]:
+    try:
+        return draw(ranges, claim.trial)
+    except Exception as error:  # a sampler may need a package, or not bear this space
+        assert stage.optuna is not None
+        if is_of_the_database(error):
+            raise
+        sampler = type(stage.optuna.sampler).__name__
+        raise StudyError(
+            f"Optuna's {sampler} gave no values for trial {claim.number}", hint=in_words(error)
+        ) from error
 
 
 def _tell(stage: Stage, claim: Claim, outcome: Outcome, say: Say) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import tomllib
 
 import optuna
@@ -10,6 +12,7 @@ import pytest
 from plugin_trainer.cli.main import main
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import read_toml
+from plugin_trainer.tuning.search import surroundings
 from plugin_trainer.tuning.studies import open_study
 
 LOG_RATE = """
@@ -313,6 +316,17 @@ def test_a_study_whose_trials_all_fail_stops_early_and_says_why(here, capsys):
     assert [trial.state for trial in open_study("s").stages[0].trials][3:] == ["finished"] * 6
 
 
+def test_a_sampler_that_gives_no_values_is_no_fault_of_the_trial(here, capsys):
+    # Optuna takes the name and finds out with the first trial that a package is missing.
+    pytest.importorskip("optuna")
+    if importlib.util.find_spec("cmaes") is not None:
+        pytest.skip("cmaes is installed")
+    two = here.space + '[tune.space."optimizer.learning_rate"]\nlow = 0.1\nhigh = 0.2\n'
+    here.write("run.toml", here.run, two.replace("[tune]", '[tune]\nsampler = "CmaEsSampler"'))
+    assert here.tune("run.toml", "--study", "s") == 2
+    assert "cmaes" in capsys.readouterr().err
+
+
 def test_an_objective_that_no_evaluation_gives_is_told_with_those_there_are(here, capsys):
     objective = '[[tune.objectives]]\nmetric = "val/deepth"'
     here.write("run.toml", here.run, here.space, objective)
@@ -378,3 +392,21 @@ def test_a_run_ignores_what_is_to_be_searched(here):
     assert main(["run", "run.toml", "--out", "runs/a"]) == 0
     assert "tune" not in tomllib.loads((here.folder / "runs/a/run.toml").read_text())
     assert main(["config", "show", "run.toml"]) == 0
+
+
+def test_under_torchrun_the_search_is_refused(here, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert here.tune("run.toml", "--study", "s") == 2
+    assert "ptrain tune --workers N" in capsys.readouterr().err
+
+
+def test_workers_share_the_cores_and_take_a_gpu_each(monkeypatch):
+    cores = len(os.sched_getaffinity(0))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    given = [surroundings(place, 3) for place in range(3)]
+    assert [its["CUDA_VISIBLE_DEVICES"] for its in given] == ["4", "7", "4"]
+    assert {its["OMP_NUM_THREADS"] for its in given} == {str(max(1, cores // 3))}
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert surroundings(0, 3) == {}

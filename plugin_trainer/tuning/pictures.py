@@ -80,7 +80,10 @@ def history(stage: Stage) -> Figure | str:
     for number, (axes, objective) in enumerate(zip(panels, objectives, strict=True)):
         _draw_history(axes, stage, objective, number)
     panels[-1].set_xlabel("trial (number)")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
+    last = max(trial.number for trial in stage.trials)
+    beside = max(0.5, 0.04 * last)
+    panels[-1].set_xlim(-beside, last + beside)  # of one trial, too, the numbers are whole
+    panels[-1].xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     handles = {
         label: handle
         for axes in panels

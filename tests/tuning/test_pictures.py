@@ -66,6 +66,15 @@ def test_each_objective_has_a_panel_of_its_own():
     assert line(depth)[:2] == [6.0, 4.0]
 
 
+@pytest.mark.parametrize("count", [1, 2, 30])
+def test_trials_are_counted_in_whole_numbers(count):
+    (axes,) = pictures.history(one_stage([trial(1.0 + n) for n in range(count)])).axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
+
+
 @pytest.mark.parametrize(("values", "scale"), [([1.0, 2.0], "linear"), ([0.01, 2.0], "log")])
 def test_values_far_apart_stand_on_a_logarithmic_axis(values, scale):
     stage = one_stage([trial(value) for value in values])

@@ -207,7 +207,11 @@ class Replicas:
 
 
 def _wrap(module: nn.Module, *, searching: bool) -> DistributedDataParallel:
-    options: dict[str, Any] = {"find_unused_parameters": searching, "init_sync": False}
+    options: dict[str, Any] = {
+        "find_unused_parameters": searching,
+        "init_sync": False,
+        "gradient_as_bucket_view": True,  # what is exchanged is not kept twice
+    }
     # Newer versions of torch call it otherwise. Buffers are made alike at each evaluation.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"

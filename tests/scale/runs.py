@@ -79,6 +79,9 @@ class LeavesOut(Net):
 
     def __init__(self) -> None:
         super().__init__(("only", "never"))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("turned", torch.randn(5, 3).t())
+        self.register_buffer("empty", torch.empty(0))
 
 
 def loader(data: Dataset, size: int, **options: Any) -> DataLoader:

@@ -27,7 +27,7 @@ def same_weights(model: nn.Module, world: World) -> None:
     world.gather(None)  # an error of one is told here, not waited for
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
-            dist.broadcast(tensor.data, src=0)
+            _take_from_first(tensor.data)
 
 
 def same_buffers(run: Run) -> None:
@@ -37,9 +37,9 @@ def same_buffers(run: Run) -> None:
     run.world.gather(None)  # an error of one is told here, not waited for
     with torch.no_grad():
         for name, buffer in buffers.items():
-            dist.broadcast(buffer, src=0)
+            _take_from_first(buffer)
             if run.ema is not None and name in run.ema.shadow:
-                dist.broadcast(run.ema.shadow[name], src=0)
+                _take_from_first(run.ema.shadow[name])
 
 
 def own_buffers(run: Run) -> dict[str, Tensor]:
@@ -66,6 +66,14 @@ def restore_buffers(run: Run, state: dict[str, Tensor]) -> None:
                 run.ema.shadow[name.removeprefix("ema/")].copy_(value)
             elif name in buffers:
                 buffers[name].copy_(value)
+
+
+def _take_from_first(tensor: Tensor) -> None:
+    """Fill a tensor of any type and form with what the first process has in it."""
+    travelling = tensor.detach().contiguous().flatten().view(torch.uint8)
+    dist.broadcast(travelling, src=0)
+    if travelling.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():
+        tensor.copy_(travelling.view(tensor.dtype).view(tensor.shape))
 
 
 def _kept(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -265,14 +265,13 @@ class Claims:
         return None
 
     def _begin(self, trial: FrozenTrial) -> Claim | None:
-        from optuna.exceptions import UpdateFinishedTrialError
         from optuna.trial import TrialState
 
         storage = self.study._storage
         try:
             if not storage.set_trial_state_values(trial._trial_id, TrialState.RUNNING):
                 return None  # a worker on another machine was faster
-        except UpdateFinishedTrialError:
+        except RuntimeError:  # and has ended it already
             return None
         return self._claim(trial, copy=0, begun=False)
 

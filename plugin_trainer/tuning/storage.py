@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,11 @@ HEARTBEAT_SECONDS = 60
 
 _SQLITE_WAIT_SECONDS = 60
 """How long a writer waits for another: SQLite has one at a time."""
+
+_MADE_MEANWHILE = re.compile("already exists|UNIQUE|duplicate key", re.IGNORECASE)
+"""What a database says to the second of two processes that make its tables at once."""
+
+_AGAIN_AFTER_SECONDS = (0.1, 0.3, 1.0, 3.0)
 
 _PASSWORD = re.compile(r"(?P<before>://[^/@\s]*?:)(?P<secret>[^/@\s][^@\s]*)(?=@)")
 _SECRET_ARGUMENT = re.compile(
@@ -71,13 +78,40 @@ def open_storage(url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Bas
         options["pool_pre_ping"] = True  # a server may have closed what stood idle for hours
     with told_shortly(url), warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        storage = optuna.storages.RDBStorage(
+        make = partial(
+            optuna.storages.RDBStorage,
             url,
             engine_kwargs=options,
             heartbeat_interval=heartbeat_seconds,
             grace_period=2 * heartbeat_seconds,
         )
+        try:
+            storage = _without_a_race(make)
+        except ImportError as error:
+            raise StudyError(
+                f"the database {without_password(url)} needs a package that is not installed",
+                hint=_first_line(error.__cause__ or error, url),
+            ) from None
+        except RuntimeError as error:  # its tables are not what this Optuna makes
+            raise StudyError(
+                f"the database {without_password(url)} is of another version of Optuna",
+                hint=_first_line(error, url),
+            ) from None
         return optuna.storages.get_storage(storage)  # type: ignore[no-any-return]
+
+
+def _without_a_race(make: Callable[[], Any]) -> Any:
+    """What is made, though other processes may be making the same tables at this moment."""
+    from sqlalchemy.exc import SQLAlchemyError
+
+    for seconds in _AGAIN_AFTER_SECONDS:
+        try:
+            return make()
+        except SQLAlchemyError as error:
+            if not _MADE_MEANWHILE.search(str(error)):
+                raise
+            time.sleep(seconds)
+    return make()
 
 
 @contextmanager
@@ -98,22 +132,10 @@ def told_shortly(url: str) -> Iterator[None]:
                 "write one such as sqlite:///study.db or postgresql://user@host/name",
             ],
         ) from None
-    except ImportError as error:
-        raise StudyError(
-            f"the database {shown} needs a package that is not installed",
-            hint=_first_line(error.__cause__ or error, url),
-        ) from None
     except (SQLAlchemyError, StorageInternalError) as error:
         cause = error.__cause__ if isinstance(error, StorageInternalError) else error
         raise StudyError(
             f"the database {shown} cannot be used", hint=_first_line(cause or error, url)
-        ) from None
-    except RuntimeError as error:  # tables of another version of Optuna
-        if "optuna storage upgrade" not in str(error) and "version" not in str(error):
-            raise
-        raise StudyError(
-            f"the database {shown} was made by another version of Optuna",
-            hint=_first_line(error, url),
         ) from None
 
 

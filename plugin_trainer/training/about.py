@@ -18,6 +18,7 @@ from plugin_trainer.ops import library
 from plugin_trainer.training.code_state import code_of_object, code_of_plugin
 from plugin_trainer.training.parallel.joining import launch_id
 from plugin_trainer.training.run import Run
+from plugin_trainer.training.sharding import class_of
 
 _PACKAGES = (
     "torch",
@@ -32,7 +33,7 @@ _PACKAGES = (
 
 def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
     """Everything around a run that its outcome may depend on."""
-    device, parts = run.device, {"model": run.model, "data": run.data}
+    device, parts = run.device, {"model": class_of(run.model), "data": run.data}
     return {
         "ptrain": plugin_trainer.__version__,
         "command": sys.argv,

@@ -24,11 +24,12 @@ def code_of_plugin(module: object) -> str:
 
 
 def code_of_object(thing: object) -> str:
-    """The hash of the file that an object's class, or a function, is written in; empty if there is
-    none, as for what was typed into a notebook.
+    """The hash of the file that a function, a class, or an object's class is written in; empty if
+    there is none, as for what was typed into a notebook.
     """
+    written = inspect.isfunction(thing) or inspect.isclass(thing)
     try:
-        file = inspect.getsourcefile(thing if inspect.isfunction(thing) else type(thing))
+        file = inspect.getsourcefile(thing if written else type(thing))  # type: ignore[arg-type]
     except (TypeError, OSError):
         return ""
     return _hash([Path(file)] if file else [])

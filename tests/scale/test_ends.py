@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -140,3 +143,15 @@ def test_another_number_of_processes_goes_on_with_the_right_data_and_says_it_is_
         counts[row] += 1
     assert all(3 <= count <= 5 for count in counts.values()), counts
     assert status_of(tmp_path / "run")["step"] == STEPS
+
+
+def test_one_process_goes_on_with_the_sharded_run_of_two(whole, tmp_path):
+    run = shutil.copytree(whole(2, parallel__strategy="fsdp2"), tmp_path / "run")
+    command = ["run", "--resume", run, "--set", "length=26 steps", "--allow", "length"]
+    done = subprocess.run(
+        [sys.executable, "-m", "plugin_trainer", *command], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "resuming is not exact: machine.processes: 2 -> 1" in done.stderr
+    assert "code" not in done.stderr
+    assert status_of(run)["step"] == 26

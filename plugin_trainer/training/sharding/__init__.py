@@ -5,12 +5,13 @@ from plugin_trainer.training.sharding.local import (
     check_elementwise,
     local_norm_squared,
 )
-from plugin_trainer.training.sharding.model import explained, forget_gathered, shard
+from plugin_trainer.training.sharding.model import class_of, explained, forget_gathered, shard
 from plugin_trainer.training.sharding.tensors import fitted, is_sharded, local_part, part_of
 
 __all__ = [
     "LocalShards",
     "check_elementwise",
+    "class_of",
     "explained",
     "fitted",
     "forget_gathered",

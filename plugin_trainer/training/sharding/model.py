@@ -64,6 +64,14 @@ def forget_gathered(model: nn.Module) -> None:
             module.reshard()
 
 
+def class_of(model: nn.Module) -> type[nn.Module]:
+    """The class that a model was made of: one that is split is of a class that derives from it."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None or not isinstance(model, fsdp.FSDPModule):
+        return type(model)
+    return next(cls for cls in type(model).__bases__ if cls is not fsdp.FSDPModule)
+
+
 def explained(error: Exception) -> PtrainError | None:
     """What an error of a sharded model's forward pass means, where it can be told."""
     if "mixed torch.Tensor and DTensor" not in str(error):

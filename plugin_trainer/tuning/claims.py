@@ -36,10 +36,11 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 ABOUT = "study.json"
-WORKER = "worker"
-FOLDER = "folder"
-REASON = "reason"
-STEPS = "steps"
+FOLDER, REASON, STEPS = "folder", "reason", "steps"
+"""User attributes of a trial: what people look for."""
+
+WORKER = "ptrain:worker"
+"""The system attribute of a trial that says who works on it."""
 
 MOST_TRIES = 3
 """So often a trial is begun again at one step, before what kills it there is taken for its own."""
@@ -105,7 +106,7 @@ class Signs:
 
     def of(self, trial: FrozenTrial) -> Life:
         """Of one trial's worker."""
-        worker = trial.user_attrs.get(WORKER) or {}
+        worker = trial.system_attrs.get(WORKER) or {}
         silent = trial._trial_id in self.silent
         if not worker:  # it died, or is about to say who it is
             begun = trial.datetime_start or datetime.min
@@ -199,14 +200,15 @@ class Claim:
 
     def forget_tries(self) -> None:
         """Note that this process was asked to stop: that it stops is not the trial's doing."""
-        worker = self.trial.user_attrs[WORKER]
-        self.trial.set_user_attr(WORKER, {**worker, "tries": 0})
+        storage, trial_id = self.trial.storage, self.trial._trial_id
+        worker = storage.get_trial(trial_id).system_attrs[WORKER]
+        storage.set_trial_system_attr(trial_id, WORKER, {**worker, "tries": 0})
 
     def _is_lost(self) -> bool:
         frozen = self.trial.storage.get_trial(self.trial._trial_id)
         return (
             frozen.state.is_finished()
-            or (frozen.user_attrs.get(WORKER) or {}).get("token") != self._token
+            or (frozen.system_attrs.get(WORKER) or {}).get("token") != self._token
         )
 
     def _beat(self) -> None:
@@ -280,7 +282,7 @@ class Claims:
         life = signs.of(trial)
         if life not in ("silent", "gone") and not (life == "lost" and self._restart_lost):
             return None
-        worker = trial.user_attrs.get(WORKER) or {}
+        worker = trial.system_attrs.get(WORKER) or {}
         copy = int(worker.get("copy", 0))
         here = worker.get("place", self.place.id) == self.place.id
         if life == "silent":
@@ -301,19 +303,17 @@ class Claims:
             token = uuid.uuid4().hex
             folder = run_folder(self.stage_folder, trial.number, copy)
             storage = self.study._storage
-            attributes = {
-                WORKER: {
-                    "token": token,
-                    "place": self.place.id,
-                    "host": socket.gethostname(),
-                    "process": os.getpid(),
-                    "copy": copy,
-                    **self._tries(trial, folder),
-                },
-                FOLDER: str(folder.relative_to(self.place.folder)),
+            worker: dict[str, Any] = {
+                "token": token,
+                "place": self.place.id,
+                "host": socket.gethostname(),
+                "process": os.getpid(),
+                "copy": copy,
+                **self._tries(trial, folder),
             }
-            for name, value in attributes.items():
-                storage.set_trial_user_attr(trial._trial_id, name, value)
+            its_folder = str(folder.relative_to(self.place.folder))
+            storage.set_trial_system_attr(trial._trial_id, WORKER, worker)
+            storage.set_trial_user_attr(trial._trial_id, FOLDER, its_folder)
             if hasattr(storage, "record_heartbeat"):
                 storage.record_heartbeat(trial._trial_id)
             self._prepare(trial)
@@ -325,7 +325,7 @@ class Claims:
 
     def _tries(self, trial: FrozenTrial, folder: Path) -> dict[str, int]:
         """How often the trial was begun without getting beyond the step it stands at."""
-        worker: Mapping[str, Any] = trial.user_attrs.get(WORKER) or {}
+        worker: Mapping[str, Any] = trial.system_attrs.get(WORKER) or {}
         step = steps_saved(folder)
         tries = int(worker.get("tries", 0)) if step == worker.get("at_step", step) else 0
         return {"at_step": step, "tries": tries + 1}
@@ -345,8 +345,8 @@ def _open(study: optuna.Study, trial_id: int) -> optuna.Trial:
 
 def tries_of(trial: optuna.Trial) -> int:
     """How often a trial was begun at the step it stands at, this time included."""
-    worker: Mapping[str, Any] = trial.user_attrs.get(WORKER) or {}
-    return int(worker.get("tries", 1))
+    frozen = trial.storage.get_trial(trial._trial_id)
+    return int((frozen.system_attrs.get(WORKER) or {}).get("tries", 1))
 
 
 def _copy(folder: Path, to: Path) -> None:

@@ -9,7 +9,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,7 @@ class Here:
     folder: Path
     run: str = RUN
     space: str = SPACE
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def write(self, name: str, *texts: str) -> str:
         """A file of dedented texts."""
@@ -176,7 +178,7 @@ class Here:
     def start(self, *args: str, **variables: str) -> subprocess.Popen[str]:
         """`ptrain tune` in a process of its own."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "plugin_trainer", "tune", *args],
             cwd=self.folder,
             env=environment,
@@ -184,6 +186,8 @@ class Here:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
+        self.started.append(process)
+        return process
 
     def diary(self) -> list[tuple[str, int, int]]:
         """Every step that was made, in order: run folder's name, step, process."""
@@ -196,7 +200,7 @@ class Here:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Here:
+def here(tmp_path, monkeypatch) -> Iterator[Here]:
     """A current folder with ./bowl.py in it."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("PTRAIN_STORAGE", raising=False)
@@ -208,7 +212,10 @@ def here(tmp_path, monkeypatch) -> Here:
     made.write("near.toml", 'save = "3 steps"', SPACE.replace("high = 6", "high = 4"))
     made.write("far.toml", SPACE.replace("low = 0", "low = 40").replace("high = 6", "high = 60"))
     made.write("run.toml", RUN, SPACE)
-    return made
+    yield made
+    for process in made.started:
+        process.kill()  # of a test that failed; its workers end with it
+        process.wait()
 
 
 @pytest.fixture(autouse=True)

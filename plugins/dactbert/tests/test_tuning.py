@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer.tuning.claims import steps_saved
+from plugin_trainer.tuning.claims import WORKER, steps_saved
 from plugin_trainer.tuning.studies import open_study
 
 TRIALS = 12
@@ -54,7 +54,7 @@ def in_mid_trial(process: subprocess.Popen[str], *, at_least: int) -> tuple[int,
         for stage in open_study("s").stages:
             trials = stage.optuna.get_trials() if stage.optuna is not None else []
             for trial in trials:
-                worker = trial.user_attrs.get("worker")
+                worker = trial.system_attrs.get(WORKER)
                 if trial.state.name == "RUNNING" and worker and trial.number >= at_least:
                     step = steps_saved(Path("studies/s/trials") / f"{trial.number:04}")
                     if 0 < step < 12:

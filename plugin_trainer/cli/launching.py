@@ -29,8 +29,9 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
     from torch.distributed.run import run as torchrun
 
     # It tells of every process that ends otherwise than by 0, which that process has done itself.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    logging.getLogger("torch.distributed.run").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
+    if "--debug" in sys.argv:
+        os.environ["PTRAIN_DEBUG"] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     own = ["--standalone", "--nproc-per-node", str(processes), "-m", "plugin_trainer"]

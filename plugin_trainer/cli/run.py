@@ -117,10 +117,17 @@ def _in_one_of_several(asked: _Asked) -> int:
     try:
         with redirect_stdout(sys.stdout if world.is_first else StringIO()), world.telling():
             if restarts() and asked.resume == "never":
-                asked = replace(asked, resume="auto", out=asked.out or _begun_by_this_launch())
+                asked = _asked_again(asked)
             return _train(asked)
     finally:
         leave()
+
+
+def _asked_again(asked: _Asked) -> _Asked:
+    """What was asked, of processes that are started again: to go on with what they have begun."""
+    named = asked.out or any(text.partition("=")[0] == "name" for text in asked.assignments)
+    folder = asked.out if named else _begun_by_this_launch()
+    return replace(asked, resume="auto", out=folder) if named or folder else asked
 
 
 def _begun_by_this_launch() -> Path | None:

@@ -15,6 +15,7 @@ from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.inference import LoadedRun, load_run
+from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import BestCheckpoint, Result
 
 __all__ = ["LoadedRun", "Result", "fit", "load_run"]
@@ -104,7 +105,8 @@ def fit(
             callbacks=objects,
         )
     except AlreadyDone as done:
-        notify(f"{done.folder} is {done.about['status']} already: {done.about['reason']}")
+        if join().is_first:
+            notify(f"{done.folder} is {done.about['status']} already: {done.about['reason']}")
         return _result_of(done, model)
     return execute(run)
 

@@ -57,11 +57,11 @@ from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.schedules import Schedule
 from plugin_trainer.training.scores import check_metrics
-from plugin_trainer.training.sharding import LocalShards
+from plugin_trainer.training.sharding import LocalShards, is_sharded
 from plugin_trainer.training.snapshots import read, restore
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.update import build_update
-from plugin_trainer.training.world import World
+from plugin_trainer.training.world import ALONE, World
 
 Resume = Literal["never", "auto"]
 
@@ -147,7 +147,12 @@ def _build(
 ) -> Run:
     settings = configuration.settings
     seed_everything(settings.seed)
-    device = pick_device(settings.device, local_rank=world.local_rank)
+    device = pick_device(settings.device, world)
+    if any(map(is_sharded, model.parameters() if model is not None else ())):
+        raise PtrainError(
+            "the model is split over processes already, by a run before",
+            hint="build it anew, and begin with that run's weights: init_from",
+        )
     assets = disk.assets if resuming and disk.assets.is_dir() else None
     data = data if data is not None else build_part(configuration.data, assets=assets)
     if model is None:
@@ -190,6 +195,22 @@ def _begin_or_go_on(
     run.agree_to_stop()
 
 
+def _own_device(device: torch.device, world: World) -> torch.device:
+    """This process's device of a type. Raises PtrainError if there are not enough of them."""
+    if device.index is not None:
+        raise PtrainError(
+            f"device: of {world.size} processes each takes one of its own, and '{device}' is one",
+            hint=f'say device = "{device.type}"; CUDA_VISIBLE_DEVICES chooses among several',
+        )
+    there = torch.accelerator.device_count()
+    if world.local_rank >= there:
+        raise PtrainError(
+            f"device: this machine has {there} of type {device.type}, fewer than processes",
+            hint='start fewer, or train on the CPU: device = "cpu"',
+        )
+    return torch.device(device.type, world.local_rank)
+
+
 @contextmanager
 def _writing_in(folder: Path) -> Iterator[None]:
     try:
@@ -227,20 +248,22 @@ def build_part(choice: Choice | None, *, assets: Path | None = None, **context: 
     return build(choice.offer, choice.settings, **context)
 
 
-def pick_device(name: str, *, local_rank: int = 0) -> torch.device:
+def pick_device(name: str, world: World = ALONE) -> torch.device:
     """The device a name stands for; "auto" is CUDA, then what else torch offers, then the CPU.
 
-    local_rank  of several processes on a machine, which of its devices is this one's
+    Several processes on a machine take one device each, by their local numbers.
 
     Raises PtrainError for a device that is not there.
     """
     if name == "auto":
         found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else torch.device(found.type, local_rank)
+        if found is None:
+            return torch.device("cpu")
+        name = found.type if world.size > 1 else f"{found.type}:0"
     try:
         device = torch.device(name)
-        if local_rank and device.type != "cpu":
-            device = torch.device(device.type, local_rank)
+        if world.size > 1 and device.type != "cpu":
+            device = _own_device(device, world)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PtrainError(

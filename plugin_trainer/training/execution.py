@@ -12,11 +12,12 @@ from plugin_trainer.registry.blame import hint_for, in_words
 from plugin_trainer.run_folder import now
 from plugin_trainer.training import signals
 from plugin_trainer.training.loop import train
-from plugin_trainer.training.parallel.failing import all_can_save
+from plugin_trainer.training.parallel.failing import all_can_save, is_lost
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import determinism
 from plugin_trainer.training.snapshots import save
+from plugin_trainer.training.world import PeerLost
 
 
 def execute(run: Run) -> Result:
@@ -77,6 +78,8 @@ def _explain(run: Run, error: BaseException) -> BaseException:
         return KeyboardInterrupt() if run.leaving == SIGINT else SystemExit(128 + run.leaving)
     if isinstance(error, PtrainError) or not isinstance(error, Exception):
         return error
+    if run.together is not None and is_lost(error):
+        return PeerLost()
     blamed = run.hooks.explain(error, step=run.progress.step)
     if blamed is not None:
         return blamed

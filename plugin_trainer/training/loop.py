@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 
 from plugin_trainer.cadence import Span
 from plugin_trainer.training.evaluation import evaluate, rehearse
@@ -20,7 +21,8 @@ def train(run: Run) -> Result:
     run.model.train()
     hooks.run_start(run=run)
     if run.progress.step == 0:
-        rehearse(run)
+        with _evaluating(run):
+            rehearse(run)
     restore_streams(run)
     run.start_clock()
     for window in run.windows():
@@ -59,9 +61,14 @@ def train(run: Run) -> Result:
 def _evaluate(run: Run) -> dict[str, float]:
     """An evaluation, after which all processes stop if one of them wants to."""
     same_buffers(run)
-    metrics = evaluate(run)
+    with _evaluating(run):
+        metrics = evaluate(run)
     run.agree_to_stop()
     return metrics
+
+
+def _evaluating(run: Run) -> AbstractContextManager[None]:
+    return nullcontext() if run.together is None else run.together.evaluating()
 
 
 def _finish(run: Run, *, seconds: float) -> Result:
@@ -71,12 +78,15 @@ def _finish(run: Run, *, seconds: float) -> Result:
     best_of = []
     if status != "interrupted":
         metrics = _evaluate(run) if run.evaluated_at != run.progress.step else {}
-        if metrics or not run.meter.is_empty:
-            run.write_log(metrics, training=not run.meter.is_empty)
+        unlogged = any(run.world.gather(not run.meter.is_empty))
+        if metrics or unlogged:
+            run.write_log(metrics, training=unlogged)
             run.saved_at = -1  # a checkpoint of this step knows nothing of it: write it again
         best_of = run.note_evaluation(metrics) if metrics else []
     save(run, best_of=best_of)
-    if status != "interrupted" and (tested := score_test_split(run)):
+    with _evaluating(run):
+        tested = score_test_split(run) if status != "interrupted" else {}
+    if tested:
         run.write_log(tested, training=False)
         run.metrics.update(tested)
     result = _result(run, status=status, seconds=seconds)

@@ -155,9 +155,11 @@ class _Backward:
         return rows if count else 0
 
     def _first_count(self, count: int | Tensor) -> int | Tensor:
-        """The unit: the first micro-batch's items, at least one, the same in all processes."""
+        """The unit: the first micro-batch's items, at least one; of several processes, the rows of
+        each, which all of them know.
+        """
         if self._run.together is not None:
-            return (self._run.together.total(count) / self._run.world.size).clamp(min=1)
+            return max(self._run.window.samples // self._run.world.size, 1)
         return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)
 
     def _sum(self, outcome: StepOutcome) -> Tensor:

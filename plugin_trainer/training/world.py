@@ -115,11 +115,13 @@ class World:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Tell the others of an error inside, in place of what they wait for."""
+        """Tell the others of an error inside, in place of what they wait for; but for one that is
+        marked `alone`, of which they can only hear by this process's end.
+        """
         try:
             yield
         except Exception as error:
-            if self.size > 1 and not was_told(error):
+            if self.size > 1 and not was_told(error) and not getattr(error, "alone", False):
                 self.fail(error)
             raise
 

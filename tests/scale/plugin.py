@@ -85,6 +85,7 @@ class Net(nn.Module):
         self.first = nn.Linear(6, WIDTH)
         self.blocks = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(3))
         self.register_buffer("mean", torch.zeros(WIDTH))
+        self.in_backward: Any = None
         self.dropout = nn.Dropout(0.2)
         self.last = nn.Linear(WIDTH, 2)
 
@@ -95,6 +96,8 @@ class Net(nn.Module):
         if self.training:
             self.mean.lerp_(hidden.detach().mean(0), 0.1)
         logits = self.last(hidden - self.mean)
+        if self.training and self.in_backward is not None:
+            logits.register_hook(self.in_backward)
         return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
@@ -120,6 +123,9 @@ class Fault:
         if fault["do"] == "raise":
             raise ValueError(f"a fault at {at}")
         os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[fault["do"]])
+
+    def ptrain_epoch_start(self, run: Any) -> None:
+        run.model.in_backward = lambda _: self._meet(run, "backward")
 
     def ptrain_run_start(self, run: Any) -> None:
         self._meet(run, "run_start")

@@ -125,6 +125,18 @@ def test_what_is_not_finite_is_told_by_all_as_in_one_process(failures):
     assert status_of(folder / "not finite")["status"] == "failed"
 
 
+@pytest.mark.parametrize(("strategy", "at"), [("ddp", "backward"), ("fsdp2", "evaluation")])
+def test_what_fails_where_it_cannot_be_said_ends_all_and_is_told(strategy, at, train, tmp_path):
+    fault = {"rank": 1, "step": 8, "at": at, "do": "raise"}
+    done = train(tmp_path / "run", fault=fault, parallel__strategy=strategy)
+    assert done.returncode != 0
+    assert done.stderr.count(f"ValueError: a fault at {at}") == 1, done.stderr[-3000:]
+    about = status_of(tmp_path / "run")
+    assert about["status"] == "failed" and "gone" in about["reason"]
+    sound = CheckpointStore(tmp_path / "run").find("last").step
+    assert sound == (8 if strategy == "ddp" else 4)
+
+
 def test_another_number_of_processes_goes_on_with_the_right_data_and_says_it_is_not_exact(
     train, tmp_path, monkeypatch
 ):

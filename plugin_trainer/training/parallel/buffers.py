@@ -70,6 +70,12 @@ def restore_buffers(run: Run, state: dict[str, Tensor]) -> None:
 
 def _take_from_first(tensor: Tensor) -> None:
     """Fill a tensor of any type and form with what the first process has in it."""
+    repeats = zip(tensor.stride(), tensor.shape, strict=True)
+    if any(step == 0 and size > 1 for step, size in repeats):
+        # One element stands in several places: what lies beneath travels.
+        beneath = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        dist.broadcast(beneath.set_(tensor.untyped_storage()), src=0)
+        return
     travelling = tensor.detach().contiguous().flatten().view(torch.uint8)
     dist.broadcast(travelling, src=0)
     if travelling.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr():

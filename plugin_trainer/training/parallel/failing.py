@@ -30,7 +30,9 @@ def all_can_save(run: Run, error: BaseException, *, can: bool) -> bool:
 
     can  whether this process can
 
-    An error of another process, of which only a step told, learns here what it was.
+    An error of another process, of which only a step told, learns here what it was. One that comes
+    where this process cannot tell (`Together.go_along`) is marked `alone`: the others wait where
+    they do not hear, until this process is gone.
     """
     if run.together is None:
         return can
@@ -42,6 +44,7 @@ def all_can_save(run: Run, error: BaseException, *, can: bool) -> bool:
             error.learn(run.world.fail(None))
         elif not isinstance(error, NonFiniteError):  # which all find, and none waits for another
             if (thread := run.together.go_along()) is None:
+                error.alone = True  # type: ignore[attr-defined]
                 return False
             if not isinstance(error, PeerFailed):
                 run.world.fail(error)

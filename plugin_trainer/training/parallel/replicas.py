@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from plugin_trainer.errors import TrainingFailed
 from plugin_trainer.training.parallel.failing import is_lost
 from plugin_trainer.training.parallel.together import Totals, Weighted
-from plugin_trainer.training.parallel.words import SIZE, Heard, having_failed, told
+from plugin_trainer.training.parallel.words import SIZE, Heard, has_no_item, having_failed, told
 from plugin_trainer.training.world import PeerLost, World
 
 
@@ -47,6 +47,9 @@ class Replicas:
     unused  whether a step may leave parameters without a gradient; None before the first step,
             which finds out. Where none may, the search for them is left out.
 
+    totals  whether steps ask for totals, which are exchanges of their own: then there is no going
+            along with the others, who may be in one of them
+
     In which order gradients are added up depends on how DDP packs them, which it decides anew after
     its first step. A resumed run must add in the same order: so that first step is made with zeros,
     beforehand.
@@ -61,6 +64,7 @@ class Replicas:
         *,
         device: torch.device,
         unused: bool | None,
+        totals: bool,
         wants_stop: Callable[[], bool],
     ) -> None:
         self._driven = _Driven(model, device)
@@ -73,6 +77,7 @@ class Replicas:
         self._used: set[nn.Parameter] = set()
         self._watching: list[RemovableHandle] = []
         self._torn = False
+        self._totals = totals
         self.unused = unused
 
     @property
@@ -87,6 +92,8 @@ class Replicas:
 
         def with_words() -> tuple[Tensor, Tensor]:
             outcome, loss = forward()
+            if self.unused is False and has_no_item(outcome):
+                loss, _ = self._nothing(failed=False)  # a mean over none may have no gradient
             return loss, told(outcome, stop=self._wants_stop())
 
         self._used.clear()
@@ -123,6 +130,10 @@ class Replicas:
             torch._foreach_div_(gradients, count / self._world.size / unit)
         return measure(), Totals(loss / count, count)
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Nothing is exchanged there."""
+        return nullcontext()
+
     def total(self, count: int | Tensor) -> Tensor:
         """The items of all processes."""
         items = torch.as_tensor(count, device=self._driven.told.device, dtype=torch.float32).clone()
@@ -133,14 +144,18 @@ class Replicas:
         """Take part in one more exchange of gradients, with zeros, to say in it that this process
         has failed. Within a backward pass there is no going along.
         """
-        if self._torn:
+        if self._torn or self._totals:
             return None
 
+        looks_in = self._heard.looks_in
+
         def exchange() -> None:
-            ddp = self._ddp()
-            ddp.require_backward_grad_sync = True
-            with suppress(Exception), torch.enable_grad():  # the others may be gone by now
-                ddp(lambda: self._nothing(failed=True)).backward()
+            # The others may be gone by now; and they go on until they look.
+            with suppress(Exception), torch.enable_grad():
+                for _ in range(looks_in):
+                    ddp = self._ddp()
+                    ddp.require_backward_grad_sync = True
+                    ddp(lambda: self._nothing(failed=True)).backward()
 
         thread = threading.Thread(target=exchange, daemon=True)
         thread.start()
@@ -195,6 +210,7 @@ class Replicas:
         # DDP has not exchanged what it packs together with such a parameter.
         left_out = [self._names[p] for p in self._parameters if p.grad is None]
         if left_out:
+            self._torn = True  # others may have them, and still wait
             raise TrainingFailed(
                 f"the step left {len(left_out)} parameters without a gradient, which the first "
                 "step had not",

@@ -5,8 +5,8 @@ drives it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -25,6 +25,9 @@ class Shards:
 
     Then one small exchange makes the gradient's norm, which is over the parts of all, and takes the
     words along.
+
+    totals  whether steps ask for totals, which are exchanges of their own: then there is no going
+            along with the others, who may be in one of them
     """
 
     name = "fsdp2"
@@ -36,6 +39,7 @@ class Shards:
         world: World,
         *,
         device: torch.device,
+        totals: bool,
         wants_stop: Callable[[], bool],
     ) -> None:
         self._model: Any = model
@@ -48,6 +52,7 @@ class Shards:
         self._last: Weighted | None = None
         self._passes = 0
         self._torn = False
+        self._totals = totals
 
     @property
     def stop_wanted(self) -> bool:
@@ -82,6 +87,13 @@ class Shards:
                 torch._foreach_div_(gradients, divisor)
         return square.sqrt() / divisor, Totals(loss / count, count)
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Each pass gathers weights from all: who fails in there cannot go along elsewhere."""
+        self._torn = True
+        yield
+        self._torn = False
+
     def total(self, count: int | Tensor) -> Tensor:
         """The items of all processes."""
         items = torch.as_tensor(count, device=self._device, dtype=torch.float32).clone()
@@ -95,13 +107,18 @@ class Shards:
         evaluation or in the middle of several micro-batches, whose number only the others know.
         """
         forward = self._last
-        if self._torn or self._passes or forward is None or not self._model.training:
+        if self._torn or self._passes or self._totals or forward is None:
             return None
 
+        looks_in = self._heard.looks_in
+
         def exchange() -> None:
-            with suppress(Exception), torch.enable_grad():  # the others may be gone by now
-                self._differentiate(forward, last=True, share=0.0)
-                self._exchange(having_failed(self._device), torch.zeros((), dtype=torch.float64))
+            # The others may be gone by now; and they go on until they look.
+            with suppress(Exception), torch.enable_grad():
+                for _ in range(looks_in):
+                    self._differentiate(forward, last=True, share=0.0)
+                    none = torch.zeros((), dtype=torch.float64)
+                    self._exchange(having_failed(self._device), none)
 
         thread = threading.Thread(target=exchange, daemon=True)
         thread.start()

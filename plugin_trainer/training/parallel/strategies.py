@@ -58,14 +58,23 @@ def make_together(run: Run) -> Together | None:
     def wants_stop() -> bool:
         return run.wish is not None
 
+    totals = run.tasks is not None and run.settings.accumulate > 1  # of a step of several tasks
     if run.shards is not None:
-        return Shards(run.model, run.shards, run.world, device=run.device, wants_stop=wants_stop)
+        return Shards(
+            run.model,
+            run.shards,
+            run.world,
+            device=run.device,
+            totals=totals,
+            wants_stop=wants_stop,
+        )
     search = run.settings.parallel.unused_parameters == "search" or run.stream.is_mixture
     return Replicas(
         run.model,
         run.world,
         device=run.device,
         unused=True if search else None,
+        totals=totals,
         wants_stop=wants_stop,
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -62,6 +63,10 @@ class Together(Protocol):
 
         Raises PeerFailed, before anything is applied, if another process has failed.
         """
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around passes of the model that are no step."""
         ...
 
     def total(self, count: int | Tensor) -> Tensor:

@@ -29,6 +29,13 @@ def having_failed(device: torch.device) -> Tensor:
     return torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)
 
 
+def has_no_item(outcome: StepOutcome) -> bool:
+    """Whether an outcome is over no item, as far as the host knows without waiting."""
+    count = outcome.count
+    on_host = not isinstance(count, Tensor) or count.device.type == "cpu"
+    return on_host and int(count) == 0
+
+
 class Heard:
     """Reads what all have told: at each step where that costs nothing.
 
@@ -39,6 +46,11 @@ class Heard:
         self._every = 1 if device.type == "cpu" else _LOOK_EVERY
         self._steps = 0
         self.stop_wanted = False
+
+    @property
+    def looks_in(self) -> int:
+        """After how many more exchanges it looks, as all processes do."""
+        return self._every - self._steps % self._every
 
     def listen(self, words: Tensor) -> None:
         """Take in the sum over all processes. Raises PeerFailed if one has failed."""

@@ -45,4 +45,6 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
         return code if code > 0 else 128 - code
     except SignalException as error:
         return 128 + int(error.sigval)
+    finally:
+        logging.disable(logging.NOTSET)
     return 0

@@ -46,7 +46,6 @@ class Replicas:
 
     unused  whether a step may leave parameters without a gradient; None before the first step,
             which finds out. Where none may, the search for them is left out.
-
     totals  whether steps ask for totals, which are exchanges of their own: then there is no going
             along with the others, who may be in one of them
 
@@ -146,7 +145,6 @@ class Replicas:
         """
         if self._torn or self._totals:
             return None
-
         looks_in = self._heard.looks_in
 
         def exchange() -> None:

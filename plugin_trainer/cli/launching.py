@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 
 
 def is_launched() -> bool:
@@ -34,9 +35,10 @@ def launch(arguments: Sequence[str], *, processes: int) -> int:
         os.environ["PTRAIN_DEBUG"] = "1"
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    own = ["--standalone", "--nproc-per-node", str(processes), "-m", "plugin_trainer"]
+    own = ["--standalone", "--nproc-per-node", str(processes)]
     try:
-        torchrun(parse_args([*own, *arguments]))
+        with TemporaryDirectory(prefix="ptrain-launch-") as logs:  # it would leave one behind
+            torchrun(parse_args([*own, "--log-dir", logs, "-m", "plugin_trainer", *arguments]))
     except ChildFailedError as error:
         _, first = error.get_first_failure()
         code: int = first.exitcode

@@ -41,11 +41,10 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
         path = run.store.path_of(run.progress.step)
         if run.saved_at != run.progress.step:
             _write(run, capture(run, exact=exact))
-        if run.world.is_first:
-            for pointer in best_of:
-                best = run.best[pointer]
-                run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
-            run.store.prune()
+        for pointer in best_of:
+            best = run.best[pointer]
+            run.store.point(pointer, path, step=best.step, watch=best.watch, value=best.value)
+        run.store.prune()
         run.world.gather(None)  # none goes on before the checkpoint is whole
     except OSError as error:
         raise NotSaved(
@@ -189,11 +188,6 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
         run.together.load_state_dict(state.get("together", {}))
     run.hooks.checkpoint_load(run=run, state=state["callbacks"])
     _restore_own(run, _own_part(run, state))
-
-
-def processes_of(snapshot: Snapshot) -> int:
-    """How many processes the snapshot was taken in."""
-    return 1 + len(snapshot.state.get("processes", ()))
 
 
 def _own_part(run: Run, state: Mapping[str, Any]) -> Mapping[str, Any]:

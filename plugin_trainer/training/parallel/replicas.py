@@ -9,16 +9,21 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from plugin_trainer.errors import TrainingFailed
-from plugin_trainer.training.parallel.failing import is_lost
 from plugin_trainer.training.parallel.together import Totals, Weighted
-from plugin_trainer.training.parallel.words import SIZE, Heard, has_no_item, having_failed, told
-from plugin_trainer.training.world import PeerLost, World
+from plugin_trainer.training.parallel.words import (
+    SIZE,
+    Heard,
+    has_no_item,
+    having_failed,
+    told,
+    total,
+)
+from plugin_trainer.training.world import World
 
 
 class _Driven(nn.Module):
@@ -98,12 +103,7 @@ class Replicas:
         self._used.clear()
         loss = ddp(with_words)
         self._torn = True
-        try:
-            loss.backward()
-        except RuntimeError as error:
-            if is_lost(error):
-                raise PeerLost from error
-            raise
+        loss.backward()
         self._torn = False
 
     def finish(
@@ -135,9 +135,7 @@ class Replicas:
 
     def total(self, count: int | Tensor) -> Tensor:
         """The items of all processes."""
-        items = torch.as_tensor(count, device=self._driven.told.device, dtype=torch.float32).clone()
-        dist.all_reduce(items)
-        return items
+        return total(count, self._driven.told.device)
 
     def go_along(self) -> threading.Thread | None:
         """Take part in one more exchange of gradients, with zeros, to say in it that this process

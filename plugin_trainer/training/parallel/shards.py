@@ -13,11 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from plugin_trainer.training.parallel.failing import is_lost
 from plugin_trainer.training.parallel.together import Totals, Weighted
-from plugin_trainer.training.parallel.words import SIZE, Heard, having_failed, told
+from plugin_trainer.training.parallel.words import SIZE, Heard, having_failed, told, total
 from plugin_trainer.training.sharding import LocalShards, explained
-from plugin_trainer.training.world import PeerLost, World
+from plugin_trainer.training.world import World
 
 
 class Shards:
@@ -96,9 +95,7 @@ class Shards:
 
     def total(self, count: int | Tensor) -> Tensor:
         """The items of all processes."""
-        items = torch.as_tensor(count, device=self._device, dtype=torch.float32).clone()
-        dist.all_reduce(items)
-        return items
+        return total(count, self._device)
 
     def go_along(self) -> threading.Thread | None:
         """Put the last batch through once more, for nothing, to say that this process has failed.
@@ -109,7 +106,6 @@ class Shards:
         forward = self._last
         if self._torn or self._passes or self._totals or forward is None:
             return None
-
         looks_in = self._heard.looks_in
 
         def exchange() -> None:
@@ -141,8 +137,6 @@ class Shards:
             self._words += told(outcome, stop=self._wants_stop())
             (loss * share).backward()
         except Exception as error:
-            if is_lost(error):
-                raise PeerLost from error
             if (meaning := explained(error)) is not None:
                 raise meaning from error
             raise
@@ -150,8 +144,5 @@ class Shards:
     def _exchange(self, words: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
         """The sums over all processes."""
         given = torch.cat((words.double(), square.to(self._device).reshape(1)))
-        try:
-            dist.all_reduce(given)
-        except RuntimeError as error:
-            raise PeerLost from error
+        dist.all_reduce(given)
         return given[:SIZE], given[SIZE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from plugin_trainer.outcome import StepOutcome
@@ -27,6 +28,13 @@ def told(outcome: StepOutcome, *, stop: bool) -> Tensor:
 def having_failed(device: torch.device) -> Tensor:
     """What a process tells that cannot go on."""
     return torch.tensor([0.0, 0.0, 0.0, 1.0], device=device)
+
+
+def total(count: int | Tensor, device: torch.device) -> Tensor:
+    """The items of all processes: an exchange of its own, within a step."""
+    items = torch.as_tensor(count, device=device, dtype=torch.float32).clone()
+    dist.all_reduce(items)
+    return items
 
 
 def has_no_item(outcome: StepOutcome) -> bool:

@@ -114,19 +114,38 @@ def train(
 
 
 @pytest.fixture
-def forked(tmp_path: Path) -> Callable[..., int]:
-    """Train in a process of its own; gives its exit status, negative for a signal."""
+def started(tmp_path: Path) -> Iterator[Callable[..., Callable[[], int]]]:
+    """Begin to train in a process of its own; what it gives waits for the exit status, negative
+    for a signal.
 
-    def run(**options: Any) -> int:
+    It is forked, so nothing may train in this process at that moment: whatever lock a thread
+    holds then is never released in the other process.
+    """
+    processes = []
+
+    def start(**options: Any) -> Callable[[], int]:
         process = multiprocessing.get_context("fork").Process(
             target=_train_and_leave, args=(options,)
         )
         process.start()
-        process.join()
-        assert process.exitcode is not None
-        return process.exitcode
+        processes.append(process)
 
-    return run
+        def ended() -> int:
+            process.join()
+            assert process.exitcode is not None
+            return process.exitcode
+
+        return ended
+
+    yield start
+    for process in processes:
+        process.kill()
+
+
+@pytest.fixture
+def forked(started: Callable[..., Callable[[], int]]) -> Callable[..., int]:
+    """Train in a process of its own; gives its exit status, negative for a signal."""
+    return lambda **options: started(**options)()
 
 
 def _train_and_leave(options: dict[str, Any]) -> None:

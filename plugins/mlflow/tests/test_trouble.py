@@ -157,15 +157,12 @@ def test_a_database_that_is_taken_for_a_while_misses_nothing(fit, store, logged)
     assert store.history("train/loss") == logged("train/loss")
 
 
-def test_two_runs_at_once_make_one_store_and_one_experiment(forked, fit, tmp_path, store):
+def test_two_runs_at_once_make_one_store_and_one_experiment(started, fit, tmp_path, store):
     """Both begin where there is no database."""
     store.path.unlink()
-    codes = []
-    other = threading.Thread(target=lambda: codes.append(forked(out="one")))
-    other.start()
+    ended = started(out="one")
     fit(out="two")
-    other.join()
-    assert codes == [0]
+    assert ended() == 0
     assert sorted(run.info.run_name for run in store.runs()) == ["one", "two"]
     assert not [path for path in tmp_path.iterdir() if ".tmp-" in path.name]
     for run in store.runs():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,19 @@ class Range:
             self.key, float(its.low), float(its.high), step=its.step, log=its.log
         )
 
+    def holds(self, value: Any) -> bool:
+        """Whether it may be this value."""
+        its = self.settings
+        if its.choices is not None:
+            return any(_same(value, choice) for choice in its.choices)
+        if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
+            return False
+        assert its.low is not None and its.high is not None
+        if not its.low <= value <= its.high:
+            return False
+        points = self.points() if its.step else None
+        return points is None or any(math.isclose(value, point) for point in points)
+
     def ends(self) -> list[Any]:
         """Its outermost values, or all its choices: what the settings must take."""
         its = self.settings
@@ -72,6 +86,20 @@ class Range:
         if self.whole:
             return [int(its.low + number * step) for number in range(int(count))]
         return [round(its.low + number * step, 12) for number in range(int(count))]
+
+
+def known(ranges: Sequence[Range], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a run has already, by key, of those keys that may have them."""
+    present = {its.key: _at(settings, its.key) for its in ranges}
+    return {its.key: present[its.key] for its in ranges if its.holds(present[its.key])}
+
+
+def _at(settings: Any, key: str) -> Any:
+    for part in split_key(key):
+        if not isinstance(settings, Mapping):
+            return None
+        settings = settings.get(part)
+    return settings
 
 
 def draw(ranges: Sequence[Range], trial: optuna.Trial) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from plugin_trainer.registry.blame import in_words
 from plugin_trainer.tuning.beginning import OpenStudy, total_of
 from plugin_trainer.tuning.checking import ranges_of, stages_of
 from plugin_trainer.tuning.claims import REASON, STEPS, Claim, Claims, TrialLost, steps_saved
-from plugin_trainer.tuning.ranges import Range, as_layer, draw, grid
+from plugin_trainer.tuning.ranges import Range, as_layer, draw, grid, known
 from plugin_trainer.tuning.sampling import make_pruner, make_sampler
 from plugin_trainer.tuning.storage import is_of_the_database, told_shortly
 from plugin_trainer.tuning.studies import Stage, assignments
@@ -67,14 +67,17 @@ def work(study: OpenStudy, number: int, manner: Manner) -> int:
     seed = configuration.settings.seed
     stage.optuna.pruner = make_pruner(study.tune)
     points = grid(ranges, seed=seed) if tune.sampler == "grid" else None
+    start = as_layer(stage.start, where="the stages before")
+    # A stage's first trial is the winner it starts from, so that it cannot end worse than it began.
+    as_begun = known(ranges, configure(base, over=[start]).values()) if stage.start else {}
 
     def prepare(trial: FrozenTrial) -> None:
         assert stage.optuna is not None
         stage.optuna.sampler = make_sampler(
             study.tune, seed=seed, stage=stage.name, number=trial.number
         )
-        if points is not None:
-            fixed = points[trial.number]
+        fixed = points[trial.number] if points is not None else as_begun
+        if fixed and (points is not None or trial.number == 0):
             stage.optuna._storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
 
     claims = Claims(

@@ -12,6 +12,8 @@ import pytest
 from plugin_trainer.cli.main import main
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import read_toml
+from plugin_trainer.settings.tuning import RangeSettings
+from plugin_trainer.tuning.ranges import Range, known
 from plugin_trainer.tuning.search import surroundings
 from plugin_trainer.tuning.studies import open_study
 
@@ -196,9 +198,12 @@ def test_stages_start_from_the_winner_of_the_one_before(here, capsys):
         low = 1e-3
         high = 1.0
         log = true
+        [tune.stages.space."model_settings.width"]
+        low = 8
+        high = 16
         """,
     )
-    assert here.tune("run.toml", "--study", "s") == 0
+    assert here.tune("run.toml", "--study", "s", "--set", "optimizer.learning_rate=0.25") == 0
     study = open_study("s")
     place, rate = study.stages
     assert (len(place.trials), len(rate.trials)) == (3, 2)
@@ -208,6 +213,10 @@ def test_stages_start_from_the_winner_of_the_one_before(here, capsys):
         run = tomllib.loads((trial.folder / "run.toml").read_text())
         assert run["model_settings"]["x"] == won
         assert run["optimizer"]["learning_rate"] == trial.params["optimizer.learning_rate"]
+    # First of all what the run had: a stage ends no worse than it began. Its width of 4 cannot be.
+    first, second = (trial.params for trial in rate.trials)
+    assert first["optimizer.learning_rate"] == 0.25 != second["optimizer.learning_rate"]
+    assert 8 <= first["model_settings.width"] <= 16
     best = configure(read_toml(study.folder / "best.toml"))
     assert best.model.settings.x == won
     assert best.settings.optimizer.learning_rate == rate.winner().params["optimizer.learning_rate"]
@@ -218,6 +227,32 @@ def test_stages_start_from_the_winner_of_the_one_before(here, capsys):
     before = here.diary()
     assert here.tune("--study", "s") == 0
     assert here.diary() == before
+
+
+@pytest.mark.parametrize(
+    ("settings", "value", "holds"),
+    [
+        ({"low": 1, "high": 8}, 8, True),
+        ({"low": 1, "high": 8}, 9, False),
+        ({"low": 1, "high": 8}, 2.0, False),
+        ({"low": 0, "high": 1}, True, False),
+        ({"low": 2, "high": 8, "step": 3}, 5, True),
+        ({"low": 2, "high": 8, "step": 3}, 6, False),
+        ({"low": 0.1, "high": 0.7, "step": 0.2}, 0.3, True),
+        ({"low": 0.1, "high": 0.7, "step": 0.2}, 0.4, False),
+        ({"low": 1e-5, "high": 1e-3, "log": True}, 3e-5, True),
+        ({"low": 1e-5, "high": 1e-3, "log": True}, None, False),
+        ({"choices": ("linear", "cosine")}, "linear", True),
+        ({"choices": ("linear", "cosine")}, "step", False),
+        ({"choices": (1, 2)}, True, False),
+    ],
+)
+def test_what_a_range_holds(settings, value, holds):
+    whole = all(isinstance(settings.get(end), int) for end in ("low", "high"))
+    its = Range("model_settings.key", RangeSettings(**settings), whole=whole)
+    assert its.holds(value) is holds
+    had = {"model_settings": {"key": value}}
+    assert known([its], had) == ({"model_settings.key": value} if holds else {})
 
 
 # ---------------------------------------------------------------------- pruning, several objectives

@@ -8,10 +8,26 @@ import sys
 from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 
+from plugin_trainer.errors import PtrainError
+
 
 def is_launched() -> bool:
     """Whether torchrun has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def refuse_several(command: str) -> None:
+    """Raise PtrainError for a command that works in one process, if torchrun has started more."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        error = PtrainError(
+            f"'ptrain {command}' works in one process, and torchrun has started {count}",
+            hint="a search starts its own: ptrain tune --workers N"
+            if command == "tune"
+            else f"without torchrun: ptrain {command}",
+        )
+        error.told = True  # each process finds it, and one says so
+        raise error
 
 
 def speaks() -> bool:

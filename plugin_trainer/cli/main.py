@@ -17,7 +17,7 @@ import click
 
 from plugin_trainer import __version__
 from plugin_trainer.cli.interrupts import noting_ctrl_c
-from plugin_trainer.cli.launching import speaks
+from plugin_trainer.cli.launching import refuse_several, speaks
 from plugin_trainer.cli.printing import print_error
 from plugin_trainer.errors import PluginBroken, PluginDuplicate, PtrainError
 
@@ -110,6 +110,8 @@ def ptrain(ctx: click.Context, debug: bool) -> None:
     """Train PyTorch models whose parts are plugins."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
+    elif ctx.invoked_subcommand in COMMANDS and ctx.invoked_subcommand != "run":
+        refuse_several(ctx.invoked_subcommand)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -99,11 +99,6 @@ def tune(
     from plugin_trainer.tuning.worker import GivenUp, Manner, work
 
     import_optuna()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise PtrainError(
-            "a search starts its own processes, one for each trial at a time",
-            hint="without torchrun: ptrain tune --workers N",
-        )
     manner = Manner(
         allow=allow, restart_lost=restart_lost, failed=failed_before, check=problems_in, say=_say
     )

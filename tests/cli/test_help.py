@@ -244,3 +244,18 @@ def test_a_table_is_wrapped_to_its_width():
     assert lines[1] == "a     short"
     assert max(map(len, lines)) <= 40
     assert " ".join(" ".join(lines[2:]).split()).count("word") == 30
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+@pytest.mark.parametrize(
+    ("command", "hint"),
+    [("evaluate runs/a", "without torchrun: ptrain evaluate"), ("tune", "ptrain tune --workers N")],
+)
+def test_torchrun_starts_runs_and_nothing_else(command, hint, rank, said, monkeypatch, capsys):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    assert cli.main(command.split()) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("works in one process, and torchrun has started 2") == said
+    assert errors.count(hint) == said

@@ -429,12 +429,6 @@ def test_a_run_ignores_what_is_to_be_searched(here):
     assert main(["config", "show", "run.toml"]) == 0
 
 
-def test_under_torchrun_the_search_is_refused(here, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert here.tune("run.toml", "--study", "s") == 2
-    assert "ptrain tune --workers N" in capsys.readouterr().err
-
-
 def test_workers_share_the_cores_and_take_a_gpu_each(monkeypatch):
     cores = len(os.sched_getaffinity(0))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)

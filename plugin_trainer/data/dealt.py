@@ -6,7 +6,7 @@ reach all, the others get a stand-in, so that all put equally many through the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from plugin_trainer.data.order import EpochBatches
 from plugin_trainer.data.samplers import Sampling, sampler_order, sampling_of
 from plugin_trainer.data.share import Share, StandIn
+from plugin_trainer.data.unbatched import is_map_style
 
 _IN_ORDER = (SequentialSampler, range, list, tuple)
 """The samplers that give the same each time."""
@@ -33,7 +34,7 @@ def deal(batches: Any, share: Share, *, limit: int | None = None) -> Any:
     Of a map-style DataLoader whose order is known, no others are loaded. Anything else each process
     goes through whole; it has to give all of them the same batches in the same order.
     """
-    if type(batches) is not DataLoader or type(sampling_of(batches).sampler) not in _IN_ORDER:
+    if not _order_is_known(batches):
         return Dealt(batches, share, limit)
     if not batches.persistent_workers:
         return DealtLoader(batches, share, limit)
@@ -42,6 +43,17 @@ def deal(batches: Any, share: Share, *, limit: int | None = None) -> Any:
         end_dealt_workers(batches)
         kept = _KEPT[batches] = DealtLoader(batches, share, limit)
     return kept
+
+
+def may_differ(loader: Any) -> bool:
+    """Whether a loader, or one of several by name, may give each process something else."""
+    if isinstance(loader, Mapping):
+        return any(map(may_differ, loader.values()))
+    return not is_map_style(loader) and not _order_is_known(loader)
+
+
+def _order_is_known(batches: Any) -> bool:
+    return type(batches) is DataLoader and type(sampling_of(batches).sampler) in _IN_ORDER
 
 
 def end_dealt_workers(loader: Any) -> None:

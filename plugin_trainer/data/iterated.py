@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.private_streams import private_streams
 from plugin_trainer.data.rows import take_rows
@@ -16,6 +18,7 @@ from plugin_trainer.data.share import WHOLE, Share
 from plugin_trainer.data.workers import Running, prepare_workers
 
 _NOTHING = object()
+Batches = TypeVar("Batches", bound=Iterator[Any])
 
 
 class AsItIs:
@@ -42,6 +45,7 @@ class AsItIs:
         self._loader = loader
         self._seed = (seed, task)
         self._share = share
+        self._told_once = _ToldOnce()
         self.once = hasattr(loader, "__next__")
         self.batches_per_epoch = length_of(loader, limit=limit)
         self.inexact_because = because
@@ -50,15 +54,12 @@ class AsItIs:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
         _tell_epoch(self._loader, epoch)
         if self._share.size == 1:
-            batches = self._running.follow(iter(self._loader))
-        else:
-            # What a loader draws must be the same in all of them, or their rows would overlap.
-            with private_streams(derive_seed(*self._seed, epoch, "iterate")):
-                iterator = self._running.follow(iter(self._loader))
-            batches = Seeded(iterator, seed=self._seed, epoch=epoch, start=0, share=self._share)
-        for _ in islice(batches, start):
-            pass
-        return batches
+            return _after(start, self._running.follow(iter(self._loader)))
+        # What a loader draws must be the same in all of them, or their rows would overlap.
+        with private_streams(derive_seed(*self._seed, epoch, "iterate")):
+            iterator = self._running.follow(iter(self._loader))
+        batches = Seeded(iterator, seed=self._seed, epoch=epoch, start=0, share=self._share)
+        return self._told_once.of(_after(start, batches))
 
     def close(self) -> None:
         """End the workers of the last iteration, unless the loader keeps them for another."""
@@ -93,14 +94,12 @@ class Stateful:
         self._loader = loader
         self._seed = (seed, task)
         self._share = share
+        self._told_once = _ToldOnce()
         self.batches_per_epoch = length_of(loader, limit=limit)
 
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
-        batches = self._iterate(epoch=epoch, start=0)
-        for _ in islice(batches, start):
-            pass
-        return batches
+        return self._told_once.of(_after(start, self._iterate(epoch=epoch, start=0)))
 
     def state_dict(self) -> Any:
         """Where the loader stands, as a copy that does not move on with it."""
@@ -114,7 +113,7 @@ class Stateful:
     def batches_after(self, state: Mapping[str, Any], *, epoch: int, start: int) -> Seeded:
         """The rest of an epoch in which the loader's state was taken after `start` batches."""
         self._loader.load_state_dict(state)
-        return self._iterate(epoch=epoch, start=start)
+        return self._told_once.of(self._iterate(epoch=epoch, start=start))
 
     def epoch_after(self, state: Mapping[str, Any], *, epoch: int, more: bool) -> Iterator[Any]:
         """The epoch after `epoch`, at whose end the loader's state was taken.
@@ -164,16 +163,51 @@ class Seeded:
     ) -> None:
         self._iterator, self._seed, self._epoch, self._position = iterator, seed, epoch, start
         self._share = share
+        self._to_be_digested = False
 
     def __iter__(self) -> Seeded:
         return self
+
+    def digest_next(self) -> None:
+        """Give a share a digest of the next batch with its rows: the iterator is one that may not
+        give all processes the same.
+        """
+        self._to_be_digested = True
 
     def __next__(self) -> Any:
         seed = derive_seed(*self._seed, self._epoch, self._position)
         self._position += 1
         with private_streams(seed):
             batch = next(self._iterator)
-        return batch if self._share.size == 1 else take_rows(batch, self._share)
+        if self._share.size == 1:
+            return batch
+        part = take_rows(batch, self._share)
+        if self._to_be_digested:
+            self._to_be_digested = False
+            part = replace(part, digest=digest_of(batch))
+        return part
+
+
+class _ToldOnce:
+    """Has the first batch that is trained on digested, and no more: that costs the processes a
+    meeting.
+    """
+
+    def __init__(self) -> None:
+        self._told = False
+
+    def of(self, batches: Seeded) -> Seeded:
+        """The batches, the next of which is digested if none was."""
+        if not self._told:
+            self._told = True
+            batches.digest_next()
+        return batches
+
+
+def _after(start: int, batches: Batches) -> Batches:
+    for _ in islice(batches, start):
+        pass
+    return batches
 
 
 def is_stateful(loader: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -29,7 +30,7 @@ def with_task(batch: Any, task: str) -> Any:
     Raises DataError for a batch that is no mapping, or that has another entry of that name.
     """
     if isinstance(batch, Part):
-        return Part(with_task(batch.batch, task), batch.rows)
+        return replace(batch, batch=with_task(batch.batch, task))
     if isinstance(batch, StandIn):
         return StandIn(with_task(batch.batch, task))
     if not isinstance(batch, Mapping):

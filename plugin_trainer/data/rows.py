@@ -18,13 +18,17 @@ from plugin_trainer.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A process's part of a batch, or its stand-in for one, and how many rows the whole batch has.
+    """A process's part of a batch, or its stand-in for one, in place of which sources give it where
+    several processes share each batch.
 
-    Sources give it in place of a batch where several processes share each.
+    rows    how many the whole batch has
+    digest  of the whole batch, where only that tells that all processes have loaded the same; of
+            most there is none
     """
 
     batch: Any
     rows: int
+    digest: str = ""
 
 
 def take_rows(batch: Any, share: Share) -> Part:

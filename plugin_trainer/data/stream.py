@@ -27,11 +27,13 @@ class Window:
     batch  how many batches of the epoch are consumed once this window is done
     first  whether it begins its epoch
 
+    digest tells whether all processes have loaded the same; empty where nothing can differ
+
     Of several processes each has its own rows of the micro-batches, and a StandIn for one of which
     no row is left for it.
     """
 
-    __slots__ = ("_last", "_samples", "batch", "epoch", "first", "micro_batches")
+    __slots__ = ("_last", "_samples", "batch", "digest", "epoch", "first", "micro_batches")
 
     def __init__(
         self,
@@ -41,7 +43,9 @@ class Window:
         first: bool,
         last: bool | Callable[[], bool],
         samples: int | None = None,
+        digest: str = "",
     ) -> None:
+        self.digest = digest
         self.micro_batches = micro_batches
         self.epoch = epoch
         self.batch = batch
@@ -203,7 +207,8 @@ def _window(taken: list[Any], epoch: Epoch, first: bool) -> Window:
         return Window(taken, epoch.number, epoch.batch, first, epoch.is_over)
     samples = sum(part.rows for part in taken)
     batches = [part.batch for part in taken]
-    return Window(batches, epoch.number, epoch.batch, first, epoch.is_over, samples)
+    digest = "".join(part.digest for part in taken)
+    return Window(batches, epoch.number, epoch.batch, first, epoch.is_over, samples, digest)
 
 
 def training_stream(

@@ -9,18 +9,23 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from plugin_trainer.data.dealt import may_differ
+from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.evaluated import evaluation_batches
 from plugin_trainer.data.share import StandIn, batch_of
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
+from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
 from plugin_trainer.training.world import World
+
+_SPLITS = {"val": "validation"}
 
 
 class Scored(Protocol):
@@ -115,6 +120,8 @@ def rehearse(run: Scored) -> None:
         batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
         with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
             for batch in batches:
+                if run.world.size > 1 and may_differ(loader):
+                    refuse_other_data(run.world, digest_of(batch), role=_SPLITS.get(split, split))
                 moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
                 outcome = run.hooks.forward(run=run, batch=moved)
                 scores.add(moved, outcome)

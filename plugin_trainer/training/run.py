@@ -15,6 +15,7 @@ from plugin_trainer.cadence import EpochEnds, Recurrence
 from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.settings import RunSettings
+from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.ema import Ema
@@ -193,6 +194,8 @@ class Run:
         windows = self.stream.windows(epoch=self.progress.epoch, batch=self.progress.batch)
         while self.progress.step < self.plan.total_steps and not self.is_stopped:
             self.window = next(windows)
+            if self.window.digest:
+                refuse_other_data(self.world, self.window.digest, role="training")
             self.stopwatch.lap("data")
             yield self.window
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics.classification import MulticlassAccuracy
 
 from plugin_trainer import CallbackSpec, DataSpec, ModelSpec
@@ -59,19 +61,38 @@ class Noisy(Dataset):
         return {"inputs": self.inputs[index] + noise, "labels": self.labels[index]}
 
 
-class Data:
-    """The rows, loaded by so many workers."""
+class SharedOut(IterableDataset):
+    """Batches of which each process takes its own, by its number: the engine does that too."""
 
-    def __init__(self, *, workers: int = 0, batch: int = 6, poisoned: int = -1) -> None:
+    def __init__(self, batches: DataLoader) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return islice(iter(self.batches), rank, None, size)
+
+
+class Data:
+    """The rows, loaded by so many workers.
+
+    shared_out  the split whose batches are shared out by code of its own
+    """
+
+    def __init__(
+        self, *, workers: int = 0, batch: int = 6, poisoned: int = -1, shared_out: str = ""
+    ) -> None:
         self.workers, self.batch = workers, batch
+        self.shared_out = shared_out
         self.rows = Noisy()
         self.rows.poisoned = poisoned
 
-    def train(self) -> DataLoader:
-        return DataLoader(self.rows, self.batch, shuffle=True, num_workers=self.workers)
+    def train(self) -> Any:
+        loader = DataLoader(self.rows, self.batch, shuffle=True, num_workers=self.workers)
+        return SharedOut(loader) if self.shared_out == "train" else loader
 
-    def validation(self) -> DataLoader:
-        return DataLoader(Noisy(13, noise=0.0), 4)
+    def validation(self) -> Any:
+        loader = DataLoader(Noisy(13, noise=0.0), 4)
+        return SharedOut(loader) if self.shared_out == "validation" else loader
 
     def metrics(self) -> dict[str, Any]:
         return {"accuracy": MulticlassAccuracy(2, average="micro")}

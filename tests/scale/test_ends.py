@@ -137,6 +137,19 @@ def test_what_fails_where_it_cannot_be_said_ends_all_and_is_told(strategy, at, t
     assert sound == (8 if strategy == "ddp" else 4)
 
 
+@pytest.mark.parametrize(
+    ("split", "role", "strategy"),
+    [("train", "training", "ddp"), ("validation", "validation", "fsdp2")],
+)
+def test_data_that_shares_itself_out_would_be_divided_twice(split, role, strategy, train, tmp_path):
+    settings = {"data_settings__shared_out": split, "parallel__strategy": strategy}
+    done = train(tmp_path / "run", length="6 steps", **settings)
+    assert done.returncode != 0
+    said = f"error: process 1: its {role} data is not that of process 0"
+    assert done.stderr.count(said) == 1 and "by RANK" in done.stderr, done.stderr[-3000:]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_another_number_of_processes_goes_on_with_the_right_data_and_says_it_is_not_exact(
     train, tmp_path, monkeypatch
 ):

@@ -5,12 +5,15 @@ Each is made in FOLDER/NAME; what came of it is in its metrics.jsonl and its las
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
@@ -174,7 +177,13 @@ def make(folder: Path, names: Iterable[str]) -> None:
         RUNS[name](folder / name)
 
 
+def leave_word(folder: Path) -> None:
+    """Say whether this process, as it ends, can still be reached by the others."""
+    (folder / f"reachable-{os.environ['RANK']}").write_text(str(dist.is_initialized()))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    atexit.register(leave_word, Path(sys.argv[1]))
     STRATEGY = sys.argv[2]
     make(Path(sys.argv[1]), sys.argv[3:])

@@ -66,3 +66,10 @@ def test_several_processes_end_with_the_weights_of_one(case, weights, alone, sev
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.allclose(ours[name], tensor, rtol=0, atol=10 * CASES[case]), name
+
+
+def test_a_script_that_calls_fit_lets_go_of_the_others_before_it_ends(several):
+    """A process group that is there when the interpreter goes may abort the process."""
+    words = {path.name: path.read_text() for path in several.glob("reachable-*")}
+    assert len(words) == int(several.name.split("-")[1][0])
+    assert set(words.values()) == {"False"}

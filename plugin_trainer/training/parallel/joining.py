@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import gc
 import os
@@ -49,6 +50,7 @@ def join() -> World:
             # launcher's store, and would knock at doors that are no more.
             store = dist.PrefixStore(f"start {restarts()}", store)
             dist.init_process_group(store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+            atexit.register(leave)  # of a script that calls `fit` and knows of no process group
         except (RuntimeError, ValueError) as error:
             raise PtrainError(
                 f"the other processes cannot be reached: {error}",
@@ -65,8 +67,11 @@ def join() -> World:
 
 
 def leave() -> None:
-    """Let go of the other processes, at the very end."""
-    # torch ends a process badly that still holds a model which speaks to the others.
+    """Let go of the other processes, at the very end.
+
+    A process that still holds a model which speaks to the others, or has a thread that does, may
+    end by an abort: such a thread asks for the interpreter when that is no more.
+    """
     gc.collect()
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

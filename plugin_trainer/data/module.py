@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torchmetrics import Metric
+if TYPE_CHECKING:  # it takes a second, and many runs have no metric
+    from torchmetrics import Metric
 
 Loader = Any
 """A DataLoader, a Dataset or an iterable of batches."""

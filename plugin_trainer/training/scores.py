@@ -16,7 +16,6 @@ from plugin_trainer.data.module import Fed
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings.validation import unknown
-from plugin_trainer.training.merging import merge, states_of, why_not_mergeable
 from plugin_trainer.training.meter import Meter, means_of
 from plugin_trainer.training.world import ALONE, World
 
@@ -66,6 +65,8 @@ class Scores:
         """Raise PtrainError for a metric that several processes cannot compute together, as far as
         one batch tells. The metrics of its task are reset.
         """
+        from plugin_trainer.training.merging import why_not_mergeable
+
         task = batch[TASK] if self._by_task else _ALL
         for name, fed in self._metrics.get(task, {}).items():
             arguments = _arguments(_joined(task, name), fed, outcome, batch)
@@ -125,6 +126,8 @@ class Scores:
         """The means of each task. The metrics have the updates of all processes from now on."""
         if world.size == 1:
             return {task: meter.means() for task, meter in self._meters.items()}
+        from plugin_trainer.training.merging import merge, states_of
+
         totals = {task: meter.totals() for task, meter in self._meters.items()}
         states = {
             task: {name: states_of(fed.metric) for name, fed in metrics.items()}

@@ -24,8 +24,9 @@ What a hook may use of `run`: `settings`, `model`, `data`, `device`, `optimizer`
 (the run folder, a Path), `progress` (`step`, `epoch`, `samples`), `is_dry` (a try of which nothing
 is kept), `world` (this process among those that train the run: `rank`, `size`, `is_first`, and
 `gather(value)`, which all must call), `log(metrics)` to add numbers to the next log line,
-`request_stop(reason)`, and `report(title, text)` to add a section to what the run prints at its
-end. Callbacks are called in the order in which the run lists them.
+`request_stop(reason)`, `watch(metric, setting=...)` at the run's start to have it told before the
+first step that evaluations give no such metric, and `report(title, text)` to add a section to what
+the run prints at its end. Callbacks are called in the order in which the run lists them.
 """
 
 from __future__ import annotations

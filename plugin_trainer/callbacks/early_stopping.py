@@ -32,6 +32,7 @@ class EarlyStopping:
 
     def ptrain_run_start(self, run: Run) -> None:
         """Begin anew in a run that begins: this object may have served another."""
+        run.watch(self.settings.watch, setting="early_stopping.watch")
         if run.progress.step == 0:
             self.best, self.without_improvement = None, 0
 

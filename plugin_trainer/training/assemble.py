@@ -344,6 +344,10 @@ def _run(
         shards=shards,
     )
     run.together = make_together(run)
+    if run.best:
+        run.watch(settings.best.watch, setting="best.watch")
+    if run.schedule.watch:
+        run.watch(run.schedule.watch, setting="schedule.watch")
     return run
 
 

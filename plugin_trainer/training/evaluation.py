@@ -9,23 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from plugin_trainer.data.dealt import may_differ
-from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.evaluated import evaluation_batches
 from plugin_trainer.data.share import StandIn, batch_of
-from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
-from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
 from plugin_trainer.training.world import World
-
-_SPLITS = {"val": "validation"}
 
 
 class Scored(Protocol):
@@ -81,7 +75,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
     Of several processes, each scores some of the batches. All put equally many through the model,
     for one whose weights they share works only with all of them.
     """
-    scores = _scores(run, split)
+    scores = scores_of(run, split)
     batches = evaluation_batches(
         run.loaders[split],
         batch_size=run.settings.batch_size,
@@ -89,7 +83,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
         share=run.world.share,
     )
     empty = True
-    with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
+    with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
         for batch in batches:
             empty = False
             moved = run.hooks.move_batch(run=run, batch=batch_of(batch), device=run.device)
@@ -108,33 +102,8 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
     return {f"{prefix}/{name}": value for name, value in scores.values(run.world).items()}
 
 
-def rehearse(run: Scored) -> None:
-    """Put one batch of each split through the model and its metrics, and forget what comes of it.
-
-    Before the first step, so that an evaluation that cannot work fails now and not in hours. Each
-    of several processes does it with the same batch.
-    """
-    scored = "val" if "val" in run.loaders else "test"
-    for split, loader in run.loaders.items():
-        scores = _scores(run, split)
-        batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
-        with _evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
-            for batch in batches:
-                if run.world.size > 1 and may_differ(loader):
-                    refuse_other_data(run.world, digest_of(batch), role=_SPLITS.get(split, split))
-                moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-                outcome = run.hooks.forward(run=run, batch=moved)
-                scores.add(moved, outcome)
-                if run.world.size > 1:
-                    scores.check_merging(moved, outcome)
-        if run.world.size > 1:
-            end_kept_workers(loader)  # an evaluation has others, which load a share
-        scores.check_names()
-        if split == scored:
-            scores.check_overall()
-
-
-def _scores(run: Scored, split: str) -> Scores:
+def scores_of(run: Scored, split: str) -> Scores:
+    """What adds up a split: fresh."""
     loader = run.loaders[split]
     return Scores(
         run.data,
@@ -146,7 +115,8 @@ def _scores(run: Scored, split: str) -> Scores:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode, without gradients."""
     # Of each module on its own: a user may keep some of them in evaluation mode while training.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -15,6 +15,7 @@ from plugin_trainer.registry.manager import culprit, is_tracing, new_manager
 Call = Callable[..., Any]
 
 _CORE = "the engine"
+_PACKAGE = __name__.partition(".")[0]
 
 
 class RunHooks:
@@ -75,6 +76,16 @@ class RunHooks:
             if impl.plugin_name != _CORE:
                 return f"{self._noun.get(impl.plugin_name, 'plugin')} '{impl.plugin_name}'"
         return ""
+
+    @property
+    def may_add_metrics(self) -> bool:
+        """Whether a plugin or callback may add to what an evaluation gives. This package's own
+        callbacks do not.
+        """
+        return any(
+            "metrics" in impl.argnames and impl.function.__module__.partition(".")[0] != _PACKAGE
+            for impl in self._manager.hook.ptrain_evaluation_end.get_hookimpls()
+        )
 
     def blame(self, error: BaseException) -> tuple[str, str] | None:
         """The plugin or callback, and its hook, out of which an error came; None if it is the

@@ -6,8 +6,9 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 
 from plugin_trainer.cadence import Span
-from plugin_trainer.training.evaluation import evaluate, rehearse
+from plugin_trainer.training.evaluation import evaluate
 from plugin_trainer.training.parallel.buffers import same_buffers
+from plugin_trainer.training.rehearsal import rehearse
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.snapshots import restore_streams, save

@@ -84,6 +84,7 @@ class Run:
     leaving  the second signal, after which nothing is saved
     tasks    what each task of a mixture gives; None for data that is no mixture
     is_dry   whether it is only a try, of which nothing is kept
+    watched  which metrics evaluations must give: (the setting that says so, the metric)
     """
 
     settings: RunSettings
@@ -129,6 +130,7 @@ class Run:
     rng: Mapping[str, Any] | None = None
     window: Window = field(default_factory=lambda: Window([], 0, 0, True, False))
     logged: dict[str, Any] = field(default_factory=dict)
+    watched: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -140,6 +142,12 @@ class Run:
         for name, value in metrics.items():
             # Detached, or it would keep the whole graph of its step until it is read.
             self.logged[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def watch(self, metric: str, *, setting: str) -> None:
+        """Have it found before the first step that evaluations give no such metric. To be called
+        when the run starts.
+        """
+        self.watched.append((setting, metric))
 
     def request_stop(self, reason: str) -> None:
         """Stop for good after the step at hand, with a checkpoint. The first reason is kept.

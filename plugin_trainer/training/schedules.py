@@ -42,6 +42,11 @@ class Schedule:
         if warmup_steps:
             self._set_rates()
 
+    @property
+    def watch(self) -> str:
+        """The metric by which it moves; empty if it moves with the steps."""
+        return self._watch if self._on_plateau else ""
+
     def step(self) -> None:
         """Advance by one optimizer step."""
         self.steps += 1

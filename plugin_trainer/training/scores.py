@@ -90,11 +90,7 @@ class Scores:
 
     def check_overall(self) -> None:
         """Raise PtrainError for a member of `overall` that is no metric here."""
-        known = [
-            _joined(task, name)
-            for task, meter in self._meters.items()
-            for name in (*meter.names, *self._metrics.get(task, {}))
-        ]
+        known = self._own_names()
         missing = [name for name in self._overall if name not in known]
         if missing:
             raise PtrainError(
@@ -104,6 +100,21 @@ class Scores:
                     f"there are: {', '.join(known)}",
                 ],
             )
+
+    @property
+    def names(self) -> list[str]:
+        """What values there would be of the batches so far."""
+        own = self._own_names()
+        has_overall = bool(self._overall) and all(name in own for name in self._overall)
+        return [*(["loss"] if self._by_task else []), *own, *(["overall"] if has_overall else [])]
+
+    def _own_names(self) -> list[str]:
+        """Those of losses and metrics, without what is computed of them."""
+        return [
+            _joined(task, name)
+            for task, meter in self._meters.items()
+            for name in (*meter.names, *self._metrics.get(task, {}))
+        ]
 
     def values(self, world: World = ALONE) -> dict[str, float]:
         """Every number by its name, over the batches of all processes. `overall` is among them if

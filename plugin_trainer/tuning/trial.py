@@ -68,6 +68,11 @@ class Watcher:
         frozen = self._trial.storage.get_trial(self._trial._trial_id)
         self._reported = set(frozen.intermediate_values)
 
+    def ptrain_run_start(self, run: Run) -> None:
+        """Have a wrong objective found before the first step."""
+        for its in self.tally.objectives:
+            run.watch(its.metric, setting="tune.objectives")
+
     def ptrain_step_end(self, run: Run) -> None:
         """Leave a trial that is another worker's by now."""
         self._claim.refuse_if_lost()

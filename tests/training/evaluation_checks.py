@@ -27,11 +27,12 @@ from plugin_trainer.data.share import StandIn
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training import step
-from plugin_trainer.training.evaluation import rehearse, score
+from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.meter import Meter
 from plugin_trainer.training.precision import pick_precision
+from plugin_trainer.training.rehearsal import rehearse
 from plugin_trainer.training.speed import Speed
 from plugin_trainer.training.task_shares import TaskShares
 from plugin_trainer.training.world import ALONE, World
@@ -208,6 +209,7 @@ def run_of(loader: Any, world: World, offered: dict[str, Any]) -> tuple[Any, Wit
         world=world,
         loaders={"val": loader},
         ema=None,
+        watched=[],
     ), witness
 
 

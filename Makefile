@@ -15,7 +15,7 @@ run: $(STAMP)
 	$(BIN)/ptrain run --plugin dactbert
 
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 check: $(STAMP)
 	$(BIN)/ruff check

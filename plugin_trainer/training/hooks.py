@@ -83,7 +83,8 @@ class RunHooks:
         callbacks do not.
         """
         return any(
-            "metrics" in impl.argnames and impl.function.__module__.partition(".")[0] != _PACKAGE
+            "metrics" in impl.argnames
+            and (getattr(impl.function, "__module__", "") or "").partition(".")[0] != _PACKAGE
             for impl in self._manager.hook.ptrain_evaluation_end.get_hookimpls()
         )
 

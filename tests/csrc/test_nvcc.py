@@ -19,7 +19,10 @@ MOST_REGISTERS = {"ema_kernel": 64, "partials_kernel": 64, "step_kernel": 102}
 # Too many for the registers of any GPU are moved to memory: none, in any kernel.
 NO_SPILLS = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="there is no nvcc on the PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(NVCC is None, reason="there is no nvcc on the PATH"),
+]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import pytest
 from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.training.checkpoints import CheckpointStore
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 STEPS = 24
 

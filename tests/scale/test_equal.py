@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 # What is computed in 16 bits depends in its last digits on how many rows are computed at once.
 CASES = {
     "plain": 2e-6,

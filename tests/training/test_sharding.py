@@ -27,6 +27,8 @@ from plugin_trainer.training.checkpoints import (
 from plugin_trainer.training.sharding import check_elementwise, local_norm_squared, shard
 from plugin_trainer.training.sharding.files import write_shards
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 
 IN_TWO = [

@@ -10,8 +10,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from plugin_trainer.files import read_json
 from plugin_trainer.tuning.studies import open_study
+
+pytestmark = pytest.mark.slow
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:

@@ -66,6 +66,7 @@ def test_trials_is_the_total_and_a_later_command_makes_what_is_missing(here):
     assert here.diary()[: len(before)] == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials_however_often_the_study_was_stopped(here):
     sampler = "sampler_settings = {n_startup_trials = 2}\n"  # and then what it has learnt
     here.write(

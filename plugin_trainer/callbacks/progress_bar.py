@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from plugin_trainer.callbacks.evaluation_bar import EvaluationBar
 from plugin_trainer.callbacks.settings import ProgressBarSettings
 from plugin_trainer.outcome import StepOutcome
 
@@ -31,6 +32,7 @@ class ProgressBar:
             mode = "bar" if sys.stderr.isatty() else "lines"
         self._mode = mode
         self._bar: Any = None
+        self._evaluation = EvaluationBar()
 
     def ptrain_run_start(self, run: Run) -> None:
         """Draw the bar where the run stands."""
@@ -48,6 +50,15 @@ class ProgressBar:
         """Move on by one step."""
         if self._bar is not None:
             self._bar.update(1)
+
+    def ptrain_evaluation_batch_end(self, run: Run, split: str, weights: str) -> None:
+        """Show below it how far an evaluation is."""
+        if self._mode == "bar":
+            self._evaluation.ptrain_evaluation_batch_end(run, split, weights)
+
+    def ptrain_evaluation_end(self) -> None:
+        """Take that away."""
+        self._evaluation.close()
 
     def ptrain_log(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Show the newest numbers."""
@@ -75,6 +86,7 @@ class ProgressBar:
         self._close()
 
     def _close(self) -> None:
+        self._evaluation.close()
         if self._bar is not None:
             self._bar.close()
             self._bar = None

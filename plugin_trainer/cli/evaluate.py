@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -28,12 +29,19 @@ def evaluate(
 
     With --set, on other data: --set data_settings.validation=other.tsv.
     """
+    from plugin_trainer.callbacks.evaluation_bar import EvaluationBar
     from plugin_trainer.cli.run import metrics_table
     from plugin_trainer.settings.layers import from_assignments
     from plugin_trainer.training.inference import load_run
 
     overrides = from_assignments(assignments) if assignments else None
-    loaded = load_run(run, checkpoint=checkpoint, weights=weights, overrides=overrides)
+    loaded = load_run(
+        run,
+        checkpoint=checkpoint,
+        weights=weights,
+        overrides=overrides,
+        callbacks=[EvaluationBar(limited=False)] if sys.stderr.isatty() else [],
+    )
     metrics = loaded.evaluate("val" if split == "validation" else split)
     if json_:
         emit_json({"checkpoint": str(loaded.checkpoint.path), "weights": weights, **metrics})

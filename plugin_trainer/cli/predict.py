@@ -26,6 +26,8 @@ def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -
     """Answer for each line of INPUT, or of what is typed or piped in, with the run RUN."""
     lines = _read(input_)
 
+    from tqdm import tqdm
+
     from plugin_trainer.training.inference import load_run
 
     loaded = load_run(run, checkpoint=checkpoint, weights=weights)
@@ -33,8 +35,11 @@ def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -
         file = click.open_file(output, "w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error.strerror}") from None
+    # Answers that run over the screen say themselves how far they are.
+    unseen = output == "-" or not sys.stderr.isatty()
+    answers = tqdm(loaded.predict(lines), total=len(lines), disable=unseen, leave=False)
     with file:
-        _write(file, loaded.predict(lines))
+        _write(file, answers)
 
 
 def _read(path: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -126,12 +126,14 @@ def load_run(
     weights: Weights = "raw",
     device: str = "auto",
     overrides: Layer | None = None,
+    callbacks: Sequence[object] = (),
 ) -> LoadedRun:
     """Load a run from its folder, or from its name under runs/.
 
     checkpoint  "best", "last" or "step-N"; left out, the best one of the weights, else the last
     weights     "raw" or "ema"
     overrides   settings that go over the run's own, such as another validation file
+    callbacks   objects with ptrain_... methods, in place of the run's own callbacks
 
     Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
     """
@@ -155,7 +157,7 @@ def load_run(
         device=where,
         forward=Forward(model, criterion=build_criterion(settings.loss), label=settings.label),
         precision=pick_precision(settings.precision, where),
-        hooks=make_hooks(configuration, configured=False),
+        hooks=make_hooks(configuration, callbacks=callbacks, configured=False),
         progress=Progress(step=found.step),
     )
 

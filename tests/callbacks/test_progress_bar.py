@@ -6,10 +6,21 @@ import re
 import sys
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from plugin_trainer.callbacks.evaluation_bar import batches_in
 from plugin_trainer.errors import SettingsError
 
 QUIET = ("-tensorboard",)
+
+
+def rows(count: int) -> TensorDataset:
+    return TensorDataset(torch.randn(count, 4), torch.zeros(count).long())
+
+
+def loader(count: int, *, batch_size: int = 4) -> DataLoader:
+    return DataLoader(rows(count), batch_size=batch_size)
 
 
 def shown(fit, capfd, mode, **settings) -> str:
@@ -93,3 +104,27 @@ def test_an_unknown_mode_is_refused(fit):
     with pytest.raises(SettingsError) as caught:
         fit(callback_settings={"progress_bar": {"mode": "baar"}})
     assert "did you mean 'bar'?" in str(caught.value)
+
+
+def test_an_evaluation_has_a_bar_of_its_own_that_goes_away(fit, capfd):
+    settings = {"validation": loader(12, batch_size=2), "ema": {"decay": 0.5}}
+    text = shown(fit, capfd, "bar", limit_batches={"validation": 5}, **settings)
+    assert re.search(r"validation +\d+%\|[^|]*\| \d/5 ", text)
+    assert re.search(r"validation, average +\d+%\|[^|]*\| \d/5 ", text)
+    assert "validation" not in text.rpartition("\r")[2]
+    assert "validation " not in shown(fit, capfd, "lines", out="lines", **settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "limit", "expected"),
+    [
+        (lambda: loader(12), None, 3),
+        (lambda: loader(12), 2, 2),
+        (lambda: rows(9), None, 3),
+        (lambda: {"a": loader(12), "b": rows(5)}, None, 5),
+        (lambda: (batch for batch in ()), None, None),
+        (lambda: {"a": loader(12), "b": iter(())}, None, None),
+    ],
+)
+def test_the_length_of_an_evaluation_is_told_where_it_is_known(make, limit, expected):
+    assert batches_in(make(), limit, batch_size=4) == expected

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
+import os
+import pty
 import re
+import struct
+import subprocess
+import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -180,3 +187,38 @@ def test_data_that_cannot_predict_says_what_it_needs(trained, ptrain):
     typed = ptrain("predict", "first", "good.txt")
     assert typed.code == 2
     assert "the data module toy/rows cannot predict" in typed.err
+
+
+# ------------------------------------------------------------------------------ on a terminal
+
+
+def on_a_terminal(*typed: str) -> tuple[str, str]:
+    """What a command writes to its standard output, and to a terminal as its standard error."""
+    terminal, its_end = pty.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    done = subprocess.run(
+        [sys.executable, "-m", "plugin_trainer", *typed],
+        stdout=subprocess.PIPE,
+        stderr=its_end,
+        text=True,
+    )
+    os.write(its_end, b"the end")
+    seen = os.read(terminal, 1 << 16).decode().removesuffix("the end")
+    assert done.returncode == 0, seen
+    return done.stdout, seen
+
+
+def test_on_a_terminal_a_bar_shows_how_far_an_evaluation_is(trained):
+    out, seen = on_a_terminal("evaluate", "first", "--json")
+    assert json.loads(out)["val/accuracy"] >= 0
+    assert re.search(r"\rvalidation +\d+%\|.{10}\| \d+/\d+ ", seen)
+    assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", seen))
+
+
+def test_on_a_terminal_a_bar_shows_how_far_a_prediction_into_a_file_is(trained, tmp_path):
+    Path("in.txt").write_text("1 2 3\n" * 3)
+    on_screen, seen = on_a_terminal("predict", "first", "in.txt")
+    assert on_screen.count("\n") == 3 and not seen
+    on_screen, seen = on_a_terminal("predict", "first", "in.txt", "--output", "out.jsonl")
+    assert not on_screen and Path("out.jsonl").read_text().count("\n") == 3
+    assert re.search(r"\d+%\|.*\| [0-3]/3 ", seen)

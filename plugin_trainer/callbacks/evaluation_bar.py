@@ -1,0 +1,74 @@
+"""A bar for one pass over a split, which is gone when the pass is over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tqdm import tqdm
+
+from plugin_trainer.data.iterated import length_of
+from plugin_trainer.data.unbatched import is_map_style
+
+_NAMES = {"val": "validation"}
+_BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+_WITHOUT_END = "{desc} {n_fmt} batches [{elapsed}]"
+
+
+class EvaluationBar:
+    """Counts the batches of an evaluation on the terminal, of each weight set anew.
+
+    limited  whether the settings of the run limit how many there are
+    """
+
+    def __init__(self, *, limited: bool = True) -> None:
+        self._limited = limited
+        self._bar: Any = None
+        self._pass: tuple[str, str] | None = None
+
+    def ptrain_evaluation_batch_end(self, run: Any, split: str, weights: str) -> None:
+        """Move on by one batch."""
+        if self._pass != (split, weights):
+            self.close()
+            self._pass = (split, weights)
+            total = self._total(run, split)
+            self._bar = tqdm(
+                total=total,
+                desc=_NAMES.get(split, split) + (", average" if weights == "ema" else ""),
+                bar_format=_WITHOUT_END if total is None else _BAR,
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stderr,
+            )
+        self._bar.update(1)
+
+    def ptrain_evaluation_end(self) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away, if there is one."""
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._pass = None
+
+    def _total(self, run: Any, split: str) -> int | None:
+        limits = {"val": "validation", "test": "test"}
+        limit = None
+        if self._limited and split in limits:
+            limit = getattr(run.settings.limit_batches, limits[split])
+        total = batches_in(run.loaders[split], limit, batch_size=run.settings.batch_size)
+        return None if total is None else -(-total // run.world.size)  # they are dealt out
+
+
+def batches_in(loader: Any, limit: int | None, *, batch_size: int) -> int | None:
+    """How many batches a loader, or several by name, will give; None if that is not known."""
+    if isinstance(loader, Mapping):
+        counts = [batches_in(its, limit, batch_size=batch_size) for its in loader.values()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+    length = length_of(loader, limit=None)
+    if length is not None and is_map_style(loader):
+        length = -(-length // batch_size)
+    return length if length is None or limit is None else min(length, limit)

@@ -18,13 +18,13 @@ def is_launched() -> bool:
 
 def refuse_several(command: str) -> None:
     """Raise PtrainError for a command that works in one process, if torchrun has started more."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
+    count = os.environ.get("WORLD_SIZE", "1")
+    if is_launched() and count != "1":
         error = PtrainError(
             f"'ptrain {command}' works in one process, and torchrun has started {count}",
             hint="a search starts its own: ptrain tune --workers N"
             if command == "tune"
-            else f"without torchrun: ptrain {command}",
+            else f"without torchrun: ptrain {command}; out of a run: unset TORCHELASTIC_RUN_ID",
         )
         error.told = True  # each process finds it, and one says so
         raise error

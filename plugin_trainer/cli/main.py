@@ -43,6 +43,9 @@ COMMANDS = {
     "kernels": ("plugin_trainer.cli.kernels:kernels", "Show, build and time the native kernels."),
 }
 
+_IN_ONE_PROCESS = ("evaluate", "predict", "tune")
+"""Commands that work, and would do all of it in each of several processes."""
+
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 
@@ -110,7 +113,7 @@ def ptrain(ctx: click.Context, debug: bool) -> None:
     """Train PyTorch models whose parts are plugins."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
-    elif ctx.invoked_subcommand in COMMANDS and ctx.invoked_subcommand != "run":
+    elif ctx.invoked_subcommand in _IN_ONE_PROCESS:
         refuse_several(ctx.invoked_subcommand)
 
 

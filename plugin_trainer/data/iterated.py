@@ -121,12 +121,14 @@ class Stateful:
         more  whether the loader itself had more to give
         """
         self._loader.load_state_dict(state)
-        rest = self._iterate(epoch=epoch + 1, start=0)
+        told = self._told_once.told
+        rest = self._told_once.of(self._iterate(epoch=epoch + 1, start=0))
         first = next(rest, _NOTHING)
         if not more and first is not _NOTHING:
             return chain([first], rest)  # it has begun anew of itself
         # That was the end, or what the epoch had left out: the next iteration begins anew.
         del rest
+        self._told_once.told = told
         return self.batches(epoch=epoch + 1, start=0)
 
     def _iterate(self, *, epoch: int, start: int) -> Seeded:
@@ -163,16 +165,16 @@ class Seeded:
     ) -> None:
         self._iterator, self._seed, self._epoch, self._position = iterator, seed, epoch, start
         self._share = share
-        self._to_be_digested = False
+        self._once: _ToldOnce | None = None
 
     def __iter__(self) -> Seeded:
         return self
 
-    def digest_next(self) -> None:
+    def digest_next(self, once: _ToldOnce) -> None:
         """Give a share a digest of the next batch with its rows: the iterator is one that may not
         give all processes the same.
         """
-        self._to_be_digested = True
+        self._once = once
 
     def __next__(self) -> Any:
         seed = derive_seed(*self._seed, self._epoch, self._position)
@@ -182,8 +184,8 @@ class Seeded:
         if self._share.size == 1:
             return batch
         part = take_rows(batch, self._share)
-        if self._to_be_digested:
-            self._to_be_digested = False
+        if self._once is not None and not self._once.told:
+            self._once.told = True
             part = replace(part, digest=digest_of(batch))
         return part
 
@@ -194,13 +196,11 @@ class _ToldOnce:
     """
 
     def __init__(self) -> None:
-        self._told = False
+        self.told = False
 
     def of(self, batches: Seeded) -> Seeded:
         """The batches, the next of which is digested if none was."""
-        if not self._told:
-            self._told = True
-            batches.digest_next()
+        batches.digest_next(self)
         return batches
 
 

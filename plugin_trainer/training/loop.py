@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from plugin_trainer.cadence import Span
 from plugin_trainer.training.evaluation import evaluate
 from plugin_trainer.training.parallel.buffers import same_buffers
-from plugin_trainer.training.rehearsal import rehearse
+from plugin_trainer.training.rehearsal import check_watched, rehearse
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.snapshots import restore_streams, save
@@ -23,7 +23,8 @@ def train(run: Run) -> Result:
     hooks.run_start(run=run)
     if run.progress.step == 0:
         with _evaluating(run):
-            rehearse(run)
+            given = rehearse(run)
+        check_watched(run, given)
     restore_streams(run)
     run.start_clock()
     for window in run.windows():

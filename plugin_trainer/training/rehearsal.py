@@ -10,6 +10,7 @@ from plugin_trainer.data.dealt import may_differ
 from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.evaluated import evaluation_batches
 from plugin_trainer.data.workers import end_kept_workers
+from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.evaluation import evaluating, scores_of
 from plugin_trainer.training.run import Run
@@ -20,40 +21,69 @@ from plugin_trainer.watching import watched
 _ROLES = {"val": "validation"}
 
 
-def rehearse(run: Run) -> None:
-    """Put one batch of each split through the model and its metrics, and forget what comes of it.
+def rehearse(run: Run) -> list[str]:
+    """Put one batch of each split through the model and its metrics, and forget what comes of it;
+    the names of what an evaluation will give.
 
-    Each of several processes does it with the same batch. Raises PtrainError for what no evaluation
-    could do, and for a watched metric that none would give.
+    Each of several processes does it with the same batches. Raises PtrainError for what no
+    evaluation could do.
     """
-    several = run.world.size > 1
     scored = "val" if "val" in run.loaders else "test"
-    for split, loader in run.loaders.items():
-        scores = scores_of(run, split)
-        batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=1)
-        with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
-            for batch in batches:
-                if several and may_differ(loader):
-                    role = _ROLES.get(split, split)
-                    refuse_other_data(run.world, digest_of(batch), role=role)
-                moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
-                outcome = run.hooks.forward(run=run, batch=moved)
-                scores.add(moved, outcome)
-                if several:
-                    scores.check_merging(moved, outcome)
-        if several:
-            end_kept_workers(loader)  # an evaluation has others, which load a share
+    given: list[str] = []
+    for split in run.loaders:
+        scores = _rehearsed(run, split, limit=1)
         scores.check_names()
         if split == scored:
             scores.check_overall()
         if split == "val":
-            _check_watched(run, scores)
+            given = _given(run, scores)
+            if _missing(run, given):  # other batches may have what this one has not
+                limit = run.settings.limit_batches.validation
+                given = _given(run, _rehearsed(run, split, limit=limit))
+    return given
 
 
-def _check_watched(run: Run, scores: Scores) -> None:
-    if run.hooks.may_add_metrics or not scores.names:
-        return  # only the first evaluation will tell
-    prefixes: Iterable[str] = ("val",) if run.ema is None else ("val", "val_ema")
-    known = {f"{prefix}/{name}": 0.0 for prefix in prefixes for name in scores.names}
-    for setting, name in run.watched:
-        watched(known, name, setting=setting)
+def check_watched(run: Run, given: Iterable[str]) -> None:
+    """Raise PtrainError for a watched metric that is not among those that evaluations give, unless
+    only they can tell.
+    """
+    for setting, name in _missing(run, list(given)):
+        try:
+            watched(dict.fromkeys(given, 0.0), name, setting=setting)
+        except PtrainError as error:
+            error.told = True  # each process finds it, and one says so
+            raise
+
+
+def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
+    several, loader = run.world.size > 1, run.loaders[split]
+    scores = scores_of(run, split)
+    batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=limit)
+    with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
+        if several and may_differ(loader):
+            batches = list(batches)  # all meet here once, however many there are
+            role = _ROLES.get(split, split)
+            refuse_other_data(run.world, "".join(map(digest_of, batches)), role=role)
+        for batch in batches:
+            moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
+            outcome = run.hooks.forward(run=run, batch=moved)
+            scores.add(moved, outcome)
+            if several:
+                scores.check_merging(moved, outcome)
+    if several:
+        end_kept_workers(loader)  # an evaluation has others, which load a share
+    return scores
+
+
+def _given(run: Run, scores: Scores) -> list[str]:
+    prefixes = ("val",) if run.ema is None else ("val", "val_ema")
+    return [f"{prefix}/{name}" for prefix in prefixes for name in scores.names]
+
+
+def _missing(run: Run, given: list[str]) -> list[tuple[str, str]]:
+    """What is watched and not given. Where a plugin may add metrics, or the split is empty, only
+    the first evaluation tells.
+    """
+    if run.hooks.may_add_metrics or not given:
+        return []
+    return [(setting, name) for setting, name in run.watched if name not in given]

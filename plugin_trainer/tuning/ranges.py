@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.settings.toml_lines import join_key, split_key
 from plugin_trainer.settings.tuning import RangeSettings
 
 if TYPE_CHECKING:
     import optuna
+
+SettingsWith = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 _MOST_GRID_POINTS = 100_000
 
@@ -53,10 +57,8 @@ class Range:
         )
 
     def holds(self, value: Any) -> bool:
-        """Whether it may be this value."""
+        """Whether a value lies in its range of numbers."""
         its = self.settings
-        if its.choices is not None:
-            return any(_same(value, choice) for choice in its.choices)
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
         assert its.low is not None and its.high is not None
@@ -88,10 +90,27 @@ class Range:
         return [round(its.low + number * step, 12) for number in range(int(count))]
 
 
-def known(ranges: Sequence[Range], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a run has already, by key, of those keys that may have them."""
-    present = {its.key: _at(settings, its.key) for its in ranges}
-    return {its.key: present[its.key] for its in ranges if its.holds(present[its.key])}
+def known(ranges: Sequence[Range], settings_with: SettingsWith) -> dict[str, Any]:
+    """The values that a run has already, by key, of those keys that may have them.
+
+    settings_with  the settings of the run with further values, by key, over its own
+
+    A choice counts as the value that the settings make of it: "cosine" is "core/cosine".
+    """
+    present = settings_with({})
+    found = {}
+    for its in ranges:
+        value = _at(present, its.key)
+        if its.settings.choices is None:
+            if its.holds(value):
+                found[its.key] = value
+            continue
+        for choice in sorted(its.settings.choices, key=lambda choice: not _same(choice, value)):
+            with suppress(PtrainError):
+                if _same(_at(settings_with({its.key: choice}), its.key), value):
+                    found[its.key] = choice
+                    break
+    return found
 
 
 def _at(settings: Any, key: str) -> Any:

@@ -71,7 +71,7 @@ class Watcher:
     def ptrain_run_start(self, run: Run) -> None:
         """Have a wrong objective found before the first step."""
         for its in self.tally.objectives:
-            run.watch(its.metric, setting="tune.objectives")
+            run.watch(its.metric, setting="objective")
 
     def ptrain_step_end(self, run: Run) -> None:
         """Leave a trial that is another worker's by now."""

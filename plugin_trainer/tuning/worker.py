@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from plugin_trainer.configuration import Configuration, configure
 from plugin_trainer.errors import StudyError
 from plugin_trainer.registry.blame import in_words
+from plugin_trainer.settings.layers import Layer
 from plugin_trainer.tuning.beginning import OpenStudy, total_of
 from plugin_trainer.tuning.checking import ranges_of, stages_of
 from plugin_trainer.tuning.claims import REASON, STEPS, Claim, Claims, TrialLost, steps_saved
@@ -67,9 +68,8 @@ def work(study: OpenStudy, number: int, manner: Manner) -> int:
     seed = configuration.settings.seed
     stage.optuna.pruner = make_pruner(study.tune)
     points = grid(ranges, seed=seed) if tune.sampler == "grid" else None
-    start = as_layer(stage.start, where="the stages before")
-    # A stage's first trial is the winner it starts from, so that it cannot end worse than it began.
-    as_begun = known(ranges, configure(base, over=[start]).values()) if stage.start else {}
+    # The first trial of a stage is the winner that it starts from, for the stage to improve on.
+    as_begun = known(ranges, partial(_settings, base, stage)) if stage.start else {}
 
     def prepare(trial: FrozenTrial) -> None:
         assert stage.optuna is not None
@@ -105,6 +105,15 @@ def work(study: OpenStudy, number: int, manner: Manner) -> int:
                 continue
         if outcome.signal:
             return outcome.signal
+
+
+def _settings(base: Layer, stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a trial with these values."""
+    layers = [
+        as_layer(stage.start, where="the stages before"),
+        as_layer(values, where="the values that it has"),
+    ]
+    return configure(base, over=layers).values()
 
 
 def _run(

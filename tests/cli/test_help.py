@@ -251,7 +251,9 @@ def test_a_table_is_wrapped_to_its_width():
     ("command", "hint"),
     [("evaluate runs/a", "without torchrun: ptrain evaluate"), ("tune", "ptrain tune --workers N")],
 )
-def test_torchrun_starts_runs_and_nothing_else(command, hint, rank, said, monkeypatch, capsys):
+def test_torchrun_does_not_start_what_works_in_one_process(
+    command, hint, rank, said, monkeypatch, capsys
+):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
@@ -259,3 +261,13 @@ def test_torchrun_starts_runs_and_nothing_else(command, hint, rank, said, monkey
     errors = capsys.readouterr().err
     assert errors.count("works in one process, and torchrun has started 2") == said
     assert errors.count(hint) == said
+
+
+@pytest.mark.parametrize("size", ["2", "", "many"])
+def test_a_variable_of_another_launcher_is_no_concern_of_ours(size, monkeypatch, capsys):
+    """Some cluster managers set WORLD_SIZE in every container."""
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert cli.main(["evaluate", "runs/none"]) == 2
+    assert "torchrun" not in capsys.readouterr().err
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert cli.main(["plugins"]) == 0

@@ -79,10 +79,16 @@ class Data:
     """
 
     def __init__(
-        self, *, workers: int = 0, batch: int = 6, poisoned: int = -1, shared_out: str = ""
+        self,
+        *,
+        workers: int = 0,
+        batch: int = 6,
+        poisoned: int = -1,
+        shared_out: str = "",
+        validation_rows: int = 13,
     ) -> None:
         self.workers, self.batch = workers, batch
-        self.shared_out = shared_out
+        self.shared_out, self.validation_rows = shared_out, validation_rows
         self.rows = Noisy()
         self.rows.poisoned = poisoned
 
@@ -91,7 +97,7 @@ class Data:
         return SharedOut(loader) if self.shared_out == "train" else loader
 
     def validation(self) -> Any:
-        loader = DataLoader(Noisy(13, noise=0.0), 4)
+        loader = DataLoader(Noisy(self.validation_rows, noise=0.0), 4)
         return SharedOut(loader) if self.shared_out == "validation" else loader
 
     def metrics(self) -> dict[str, Any]:

@@ -139,12 +139,25 @@ def test_what_fails_where_it_cannot_be_said_ends_all_and_is_told(strategy, at, t
     assert sound == (8 if strategy == "ddp" else 4)
 
 
+def test_a_mistyped_metric_is_told_once(train, tmp_path):
+    done = train(tmp_path / "run", best__watch="val/acuracy", parallel__strategy="fsdp2")
+    assert done.stderr.count("did you mean 'val/accuracy'?") == 1, done.stderr[-3000:]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize(
-    ("split", "role", "strategy"),
-    [("train", "training", "ddp"), ("validation", "validation", "fsdp2")],
+    ("split", "role", "strategy", "rows"),
+    [
+        ("train", "training", "ddp", 13),
+        ("validation", "validation", "fsdp2", 13),
+        ("validation", "validation", "ddp", 4),  # one batch, and none for the second process
+    ],
 )
-def test_data_that_shares_itself_out_would_be_divided_twice(split, role, strategy, train, tmp_path):
+def test_data_that_shares_itself_out_would_be_divided_twice(
+    split, role, strategy, rows, train, tmp_path
+):
     settings = {"data_settings__shared_out": split, "parallel__strategy": strategy}
+    settings["data_settings__validation_rows"] = rows
     done = train(tmp_path / "run", length="6 steps", **settings)
     assert done.returncode != 0
     said = f"error: process 1: its {role} data is not that of process 0"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from torch import nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from plugin_trainer import StepOutcome
 from plugin_trainer.errors import PtrainError
 
 
@@ -87,3 +90,30 @@ def test_a_callback_may_say_what_it_watches(train):
 
 def test_without_validation_data_nothing_is_watched(fit):
     assert fit(best={"watch": "val/f1"}).step == 6
+
+
+class ByBatch(nn.Module):
+    """Gives each batch's accuracy under the name of its source."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, x, source, labels):
+        loss = nn.functional.cross_entropy(self.linear(x), labels)
+        return StepOutcome(loss, count=len(x), metrics={f"loss_{source}": loss})
+
+
+def test_what_only_later_batches_give_may_be_watched(fit):
+    batch = {"x": torch.randn(2, 4), "labels": torch.tensor([0, 1])}
+    batches = [{**batch, "source": source} for source in "aab"]
+    settings = {"length": "3 steps", "loss": None, "validation": batches}
+    result = fit(ByBatch(), batches, best={"watch": "val/loss_b"}, **settings)
+    assert result.best["raw"].watch == "val/loss_b"
+    steps = Steps()
+    with pytest.raises(PtrainError, match="gave no metric 'val/loss_c'") as caught:
+        fit(
+            ByBatch(), batches, best={"watch": "val/loss_c"}, callbacks=[steps], out="b", **settings
+        )
+    assert "it gave: val/loss, val/loss_a, val/loss_b" in caught.value.hint
+    assert steps.count == 0

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import tomllib
+from pathlib import Path
 
 import optuna
 import pytest
 
 from plugin_trainer.cli.main import main
 from plugin_trainer.configuration import configure
-from plugin_trainer.settings.layers import read_toml
+from plugin_trainer.settings.layers import from_assignments, read_toml
 from plugin_trainer.settings.tuning import RangeSettings
-from plugin_trainer.tuning.ranges import Range, known
+from plugin_trainer.tuning.ranges import Range, as_layer, known
 from plugin_trainer.tuning.search import surroundings
 from plugin_trainer.tuning.studies import open_study
 
@@ -243,9 +244,6 @@ def test_stages_start_from_the_winner_of_the_one_before(here, capsys):
         ({"low": 0.1, "high": 0.7, "step": 0.2}, 0.4, False),
         ({"low": 1e-5, "high": 1e-3, "log": True}, 3e-5, True),
         ({"low": 1e-5, "high": 1e-3, "log": True}, None, False),
-        ({"choices": ("linear", "cosine")}, "linear", True),
-        ({"choices": ("linear", "cosine")}, "step", False),
-        ({"choices": (1, 2)}, True, False),
     ],
 )
 def test_what_a_range_holds(settings, value, holds):
@@ -253,7 +251,34 @@ def test_what_a_range_holds(settings, value, holds):
     its = Range("model_settings.key", RangeSettings(**settings), whole=whole)
     assert its.holds(value) is holds
     had = {"model_settings": {"key": value}}
-    assert known([its], had) == ({"model_settings.key": value} if holds else {})
+    assert known([its], lambda _: had) == ({its.key: value} if holds else {})
+
+
+@pytest.mark.parametrize(
+    ("key", "had", "choices", "kept"),
+    [
+        ("schedule.name", "cosine", ("linear", "cosine"), "cosine"),
+        ("schedule.name", "core/cosine", ("linear", "cosine"), "cosine"),
+        ("schedule.name", "constant", ("linear", "cosine"), None),
+        ("length", "6 steps", ("12 steps", "0_6 steps"), "0_6 steps"),
+        ("model", "bowl/net", ("net",), "net"),
+        ("accumulate", "1", (True, 1), 1),
+        ("optimizer.settings.momentum", "", (0.0, 0.9), None),
+        ("model_settings.kind", "deep", ("shallow", "deep"), "deep"),  # the first is a mistake
+    ],
+)
+def test_a_choice_is_what_the_run_has_however_it_is_spelt(here, key, had, choices, kept):
+    here.write("plain.toml", here.run)
+    base = read_toml(Path("plain.toml"))
+
+    def settings_with(values):
+        own = from_assignments([f"{key}={had}"] if had else [])
+        return configure(base, over=[own, as_layer(values, where="here")]).values()
+
+    its = Range(key, RangeSettings(choices=choices))
+    found = known([its], settings_with)
+    assert found == ({} if kept is None else {key: kept})
+    assert type(found.get(key)) is type(kept)
 
 
 # ---------------------------------------------------------------------- pruning, several objectives

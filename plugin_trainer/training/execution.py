@@ -28,7 +28,20 @@ def execute(run: Run) -> Result:
     started = run.disk.read_about().get("started") or now()
     run.disk.write_about(status="running", reason="", started=started)
     try:
-        with signals.answered(run), determinism(run.settings.deterministic):
+        # Until its end is written down: torchrun signals the others as soon as one has failed.
+        with signals.answered(run):
+            return _trained(run)
+    finally:
+        run.stream.close()
+        if run.settings.compile is not None:
+            # What one run compiled counts against the limit of the next one's recompilations.
+            torch.compiler.reset()
+        run.disk.release()
+
+
+def _trained(run: Run) -> Result:
+    try:
+        with determinism(run.settings.deterministic):
             result = train(run)
         run.disk.write_about(**result.record(), restored_best=run.restored_best, ended=now())
         return result
@@ -39,12 +52,6 @@ def execute(run: Run) -> Result:
         if failed is error:
             raise
         raise failed from error
-    finally:
-        run.stream.close()
-        if run.settings.compile is not None:
-            # What one run compiled counts against the limit of the next one's recompilations.
-            torch.compiler.reset()
-        run.disk.release()
 
 
 def _failed(run: Run, error: BaseException) -> BaseException:

@@ -189,6 +189,26 @@ def handlers():
         signal.signal(number, handler)
 
 
+def test_S03_a_signal_while_a_failure_is_written_down_loses_nothing(toy, handlers, folder):
+    """As torchrun sends it to the others as soon as one process has failed."""
+    _, received = handlers
+
+    class Breaks:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 3:
+                raise ValueError("broken")
+
+        def ptrain_run_failed(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Exception, match="failed in ptrain_step_end at step 3"):
+        toy.train(folder / "run", callbacks=[Breaks()])
+    about = json.loads((folder / "run" / "run.json").read_text())
+    assert (about["status"], about["step"]) == ("failed", 3)
+    assert CheckpointStore(folder / "run").find("last").step == 3
+    assert received == []  # whoever else answers it may end the process at once
+
+
 def test_S03_handlers_are_given_back_after_every_ending(toy, handlers, folder):
     mine, _ = handlers
     seen = []

@@ -150,7 +150,10 @@ class Artifacts:
 
     def has_leftovers(self) -> bool:
         """Whether another process is adding or deleting files, or was killed when it did."""
-        return self._staging.is_dir() and any(self._staging.iterdir())
+        try:
+            return any(self._staging.iterdir())
+        except FileNotFoundError:  # it may go away at any moment
+            return False
 
     def leave_word(self) -> None:
         """Let it be known that there is something to clean. Only with the lock held."""

@@ -18,6 +18,7 @@ import pytest
 
 import plugin_trainer
 from plugin_trainer.model_store import Store, StoreError
+from plugin_trainer.model_store.artifacts import Artifacts
 
 SCRIPT = Path(__file__).parent / "scripted.py"
 KILLED = -signal.SIGKILL
@@ -264,3 +265,11 @@ def test_a_full_disk_registers_nothing_and_says_so(
 def test_the_error_of_a_full_disk_is_the_stores(here):
     with pytest.raises(StoreError, match="cannot be written"):
         Store("/dev/null/models").register("first", name="signs")
+
+
+def test_a_staging_folder_that_another_process_takes_away_meanwhile_is_no_leftover(
+    tmp_path, monkeypatch
+):
+    artifacts = Artifacts(tmp_path / "artifacts")
+    monkeypatch.setattr(Path, "is_dir", lambda self: True)  # it was there when it was looked for
+    assert not artifacts.has_leftovers()

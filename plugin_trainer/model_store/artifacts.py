@@ -152,7 +152,7 @@ class Artifacts:
         """Whether another process is adding or deleting files, or was killed when it did."""
         try:
             return any(self._staging.iterdir())
-        except FileNotFoundError:  # it may go away at any moment
+        except (FileNotFoundError, NotADirectoryError):  # it may go away at any moment
             return False
 
     def leave_word(self) -> None:

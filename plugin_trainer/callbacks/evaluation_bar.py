@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.data.iterated import length_of
 from plugin_trainer.data.unbatched import is_map_style
 
-_NAMES = {"val": "validation"}
 _BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 _WITHOUT_END = "{desc} {n_fmt} batches [{elapsed}]"
 
@@ -35,7 +36,7 @@ class EvaluationBar:
             total = self._total(run, split)
             self._bar = tqdm(
                 total=total,
-                desc=_NAMES.get(split, split) + (", average" if weights == "ema" else ""),
+                desc=METHODS.get(split, split) + (", average" if weights == "ema" else ""),
                 bar_format=_WITHOUT_END if total is None else _BAR,
                 dynamic_ncols=True,
                 leave=False,
@@ -54,10 +55,8 @@ class EvaluationBar:
         self._bar = self._pass = None
 
     def _total(self, run: Any, split: str) -> int | None:
-        limits = {"val": "validation", "test": "test"}
-        limit = None
-        if self._limited and split in limits:
-            limit = getattr(run.settings.limit_batches, limits[split])
+        limits = run.settings.limit_batches
+        limit = getattr(limits, METHODS.get(split, split)) if self._limited else None
         total = batches_in(run.loaders[split], limit, batch_size=run.settings.batch_size)
         return None if total is None else -(-total // run.world.size)  # they are dealt out
 
@@ -68,7 +67,6 @@ def batches_in(loader: Any, limit: int | None, *, batch_size: int) -> int | None
         counts = [batches_in(its, limit, batch_size=batch_size) for its in loader.values()]
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(counts) else None
-    length = length_of(loader, limit=None)
-    if length is not None and is_map_style(loader):
-        length = -(-length // batch_size)
-    return length if length is None or limit is None else min(length, limit)
+    if is_map_style(loader):
+        loader = DataLoader(loader, batch_size=batch_size)
+    return length_of(loader, limit=limit)

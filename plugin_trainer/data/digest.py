@@ -70,6 +70,12 @@ def _may_be_altered(leaf: Any) -> bool:
     return isinstance(leaf, (float, complex, np.floating, np.complexfloating))
 
 
+def bytes_of(tensor: Tensor) -> bytes:
+    """The elements of a strided tensor, one behind the other."""
+    whole = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return whole.flatten().view(torch.uint8).numpy().tobytes()
+
+
 class _Key(str):
     """The name of an entry, which says nothing of what the batch holds."""
 
@@ -86,10 +92,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _content(leaf: Any) -> bytes:
     if isinstance(leaf, Tensor):
-        if not _is_plain(leaf):
-            return b""
-        whole = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        return whole.flatten().view(torch.uint8).numpy().tobytes()
+        return bytes_of(leaf) if _is_plain(leaf) else b""
     if isinstance(leaf, np.ndarray):
         return b"" if leaf.dtype.hasobject else leaf.tobytes()
     known = isinstance(leaf, (str, bytes, int, float, complex, np.generic, list, tuple))

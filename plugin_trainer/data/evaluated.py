@@ -24,6 +24,9 @@ from plugin_trainer.data.unbatched import (
 )
 from plugin_trainer.errors import DataError
 
+METHODS = {"val": "validation", "test": "test"}
+"""By the split's name in metrics, the method of the data module that gives it."""
+
 
 def evaluation_loaders(data: Any) -> dict[str, Any]:
     """The loaders of the splits that the data module has: "val" and "test".
@@ -31,7 +34,7 @@ def evaluation_loaders(data: Any) -> dict[str, Any]:
     Raises DataError for one that is empty, or that cannot be gone through time and again.
     """
     loaders = {}
-    for split, method in (("val", "validation"), ("test", "test")):
+    for split, method in METHODS.items():
         loader = getattr(data, method)() if hasattr(data, method) else None
         if loader is None:
             continue

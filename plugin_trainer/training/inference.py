@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from plugin_trainer.configuration import configure
+from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.run_folder import find_run
@@ -69,7 +70,7 @@ class LoadedRun:
         return metrics
 
     def _loader(self, split: str) -> Any:
-        method = {"val": "validation", "validation": "validation"}.get(split, split)
+        method = METHODS.get(split, split)
         make = (
             getattr(self.data, method, None) if method in ("train", "validation", "test") else None
         )

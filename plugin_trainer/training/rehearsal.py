@@ -4,11 +4,9 @@ in hours.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from plugin_trainer.data.dealt import may_differ
 from plugin_trainer.data.digest import digest_of
-from plugin_trainer.data.evaluated import evaluation_batches
+from plugin_trainer.data.evaluated import METHODS, evaluation_batches
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.alike import refuse_other_data
@@ -17,8 +15,6 @@ from plugin_trainer.training.run import Run
 from plugin_trainer.training.scores import Scores
 from plugin_trainer.training.seeding import own_rng
 from plugin_trainer.watching import watched
-
-_ROLES = {"val": "validation"}
 
 
 def rehearse(run: Run) -> list[str]:
@@ -43,11 +39,11 @@ def rehearse(run: Run) -> list[str]:
     return given
 
 
-def check_watched(run: Run, given: Iterable[str]) -> None:
+def check_watched(run: Run, given: list[str]) -> None:
     """Raise PtrainError for a watched metric that is not among those that evaluations give, unless
     only they can tell.
     """
-    for setting, name in _missing(run, list(given)):
+    for setting, name in _missing(run, given):
         try:
             watched(dict.fromkeys(given, 0.0), name, setting=setting)
         except PtrainError as error:
@@ -56,14 +52,17 @@ def check_watched(run: Run, given: Iterable[str]) -> None:
 
 
 def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
+    """What adds up so many batches of a split, of each task where there are several; they are
+    compared between processes only if it is one.
+    """
     several, loader = run.world.size > 1, run.loaders[split]
     scores = scores_of(run, split)
     batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=limit)
     with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
-        if several and may_differ(loader):
+        if several and limit == 1 and may_differ(loader):
             batches = list(batches)  # all meet here once, however many there are
-            role = _ROLES.get(split, split)
-            refuse_other_data(run.world, "".join(map(digest_of, batches)), role=role)
+            digest = "".join(map(digest_of, batches))
+            refuse_other_data(run.world, digest, role=METHODS[split])
         for batch in batches:
             moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
             outcome = run.hooks.forward(run=run, batch=moved)

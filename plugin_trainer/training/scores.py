@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -105,8 +105,8 @@ class Scores:
     def names(self) -> list[str]:
         """What values there would be of the batches so far."""
         own = self._own_names()
-        has_overall = bool(self._overall) and all(name in own for name in self._overall)
-        return [*(["loss"] if self._by_task else []), *own, *(["overall"] if has_overall else [])]
+        overall = ["overall"] if self._has_overall(own) else []
+        return [*(["loss"] if self._by_task else []), *own, *overall]
 
     def _own_names(self) -> list[str]:
         """Those of losses and metrics, without what is computed of them."""
@@ -115,6 +115,9 @@ class Scores:
             for task, meter in self._meters.items()
             for name in (*meter.names, *self._metrics.get(task, {}))
         ]
+
+    def _has_overall(self, names: Container[str]) -> bool:
+        return bool(self._overall) and all(name in names for name in self._overall)
 
     def values(self, world: World = ALONE) -> dict[str, float]:
         """Every number by its name, over the batches of all processes. `overall` is among them if
@@ -128,7 +131,7 @@ class Scores:
         if self._by_task:
             losses = [values[_joined(task, "loss")] for task in self._meters]
             values = {"loss": sum(losses) / len(losses), **values}
-        if self._overall and all(name in values for name in self._overall):
+        if self._has_overall(values):
             chosen = [values[name] for name in self._overall]
             values["overall"] = sum(chosen) / len(chosen)
         return values

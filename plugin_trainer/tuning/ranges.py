@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import Layer
+from plugin_trainer.settings.render import flatten
 from plugin_trainer.settings.toml_lines import join_key, split_key
 from plugin_trainer.settings.tuning import RangeSettings
 
@@ -97,28 +98,20 @@ def known(ranges: Sequence[Range], settings_with: SettingsWith) -> dict[str, Any
 
     A choice counts as the value that the settings make of it: "cosine" is "core/cosine".
     """
-    present = settings_with({})
+    present = flatten(settings_with({}))
     found = {}
     for its in ranges:
-        value = _at(present, its.key)
+        value = present.get(its.key)
         if its.settings.choices is None:
             if its.holds(value):
                 found[its.key] = value
             continue
         for choice in sorted(its.settings.choices, key=lambda choice: not _same(choice, value)):
             with suppress(PtrainError):
-                if _same(_at(settings_with({its.key: choice}), its.key), value):
+                if _same(flatten(settings_with({its.key: choice})).get(its.key), value):
                     found[its.key] = choice
                     break
     return found
-
-
-def _at(settings: Any, key: str) -> Any:
-    for part in split_key(key):
-        if not isinstance(settings, Mapping):
-            return None
-        settings = settings.get(part)
-    return settings
 
 
 def draw(ranges: Sequence[Range], trial: optuna.Trial) -> dict[str, Any]:

@@ -68,17 +68,21 @@ def work(study: OpenStudy, number: int, manner: Manner) -> int:
     seed = configuration.settings.seed
     stage.optuna.pruner = make_pruner(study.tune)
     points = grid(ranges, seed=seed) if tune.sampler == "grid" else None
-    # The first trial of a stage is the winner that it starts from, for the stage to improve on.
-    as_begun = known(ranges, partial(_settings, base, stage)) if stage.start else {}
+
+    def fixed(number: int) -> dict[str, Any]:
+        if points is not None:
+            return points[number]
+        # The first trial of a stage is the winner that it starts from, for it to improve on.
+        is_winner = number == 0 and bool(stage.start)
+        return known(ranges, partial(_settings, base, stage)) if is_winner else {}
 
     def prepare(trial: FrozenTrial) -> None:
         assert stage.optuna is not None
         stage.optuna.sampler = make_sampler(
             study.tune, seed=seed, stage=stage.name, number=trial.number
         )
-        fixed = points[trial.number] if points is not None else as_begun
-        if fixed and (points is not None or trial.number == 0):
-            stage.optuna._storage.set_trial_system_attr(trial._trial_id, "fixed_params", fixed)
+        if values := fixed(trial.number):
+            stage.optuna._storage.set_trial_system_attr(trial._trial_id, "fixed_params", values)
 
     claims = Claims(
         stage.optuna,
@@ -108,12 +112,13 @@ def work(study: OpenStudy, number: int, manner: Manner) -> int:
 
 
 def _settings(base: Layer, stage: Stage, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a trial with these values."""
-    layers = [
-        as_layer(stage.start, where="the stages before"),
-        as_layer(values, where="the values that it has"),
-    ]
-    return configure(base, over=layers).values()
+    """The settings of the run with these values over it."""
+    return configure(base, over=_layers(stage, values, where="what is searched")).values()
+
+
+def _layers(stage: Stage, values: Mapping[str, Any], *, where: str) -> list[Layer]:
+    """What goes over the run in a trial with these values."""
+    return [as_layer(stage.start, where="the stages before"), as_layer(values, where=where)]
 
 
 def _run(
@@ -128,10 +133,7 @@ def _run(
     text = ", ".join(assignments(values))
     at = steps_saved(claim.folder)
     say(f"goes on after step {at}: {text}" if claim.begun else text)
-    layers = [
-        as_layer(stage.start, where="the stages before"),
-        as_layer(values, where=f"trial {claim.number}"),
-    ]
+    layers = _layers(stage, values, where=f"trial {claim.number}")
     return run_trial(
         claim,
         stage.objectives,

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from plugin_trainer.data.digest import bytes_of
 from plugin_trainer.training.world import World
 
 if TYPE_CHECKING:
@@ -91,5 +92,4 @@ def _kept(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _digest(buffer: Tensor) -> str:
-    flat = buffer.detach().cpu().contiguous().flatten().view(torch.uint8)
-    return hashlib.blake2b(flat.numpy().tobytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(bytes_of(buffer), digest_size=16).hexdigest()

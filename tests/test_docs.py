@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from plugin_trainer.callbacks import settings as callback_settings
 from plugin_trainer.settings import schedules, schema, tuning
 from plugin_trainer.settings.describe import describe
 from plugin_trainer.settings.layers import read_toml
+from tests import forkserver
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -24,7 +24,7 @@ def code_blocks(page: Path, language: str) -> list[str]:
 
 
 def test_the_generated_parts_are_as_the_code_has_them():
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, str(DOCS / "make.py"), "--check"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout
@@ -76,7 +76,7 @@ def test_the_python_in_the_documentation_runs(page, tmp_path):
     blocks = code_blocks(DOCS / page, "python")
     assert blocks
     for block in blocks:
-        done = subprocess.run(
+        done = forkserver.run(
             [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr

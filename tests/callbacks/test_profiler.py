@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from plugin_trainer.callbacks.profiler import Profiler, _short, _table
 from plugin_trainer.callbacks.settings import ProfilerSettings
 from plugin_trainer.errors import PtrainError, SettingsError, TrainingFailed
 from plugin_trainer.ops import library
+from tests import forkserver
 
 QUIET = ("-progress_bar", "-tensorboard")
 HEADER = ("calls", "CPU", "ms", "CPU", "%")
@@ -400,7 +400,7 @@ for callbacks in ([], ["profiler"]):
 
 
 def test_a_run_without_it_does_not_import_it(tmp_path):
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-c", IMPORTS], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.split() == ["False", "True"], done.stderr

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 
 def lines(text):
     return [json.loads(line) for line in text.splitlines()]
@@ -196,7 +198,7 @@ def on_a_terminal(*typed: str) -> tuple[str, str]:
     """What a command writes to its standard output, and to a terminal as its standard error."""
     terminal, its_end = pty.openpty()
     fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "plugin_trainer", *typed],
         stdout=subprocess.PIPE,
         stderr=its_end,

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer.ops.building.toolchain import Unavailable, find_toolchain
+from tests import forkserver
 
 try:
     find_toolchain(torch_cuda=None)
@@ -23,7 +24,7 @@ needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ co
 
 def kernels(*args: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Typed in a process of its own: a process loads one library, for good."""
-    return subprocess.run(
+    return forkserver.run(
         [sys.executable, "-m", "plugin_trainer", "kernels", *args],
         env={**os.environ, "COLUMNS": "80", **variables},
         capture_output=True,

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 MODULES = """
 import json, sys
 from plugin_trainer.cli.main import main
@@ -190,7 +192,7 @@ def test_remove_refuses_what_is_in_use_and_what_is_not_said(trained, ptrain):
 def test_remove_asks_on_a_terminal(trained, ptrain, typed, left):
     register(ptrain)
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [sys.executable, "-m", "plugin_trainer", "models", "remove", "signs:1"],
         stdin=theirs,
         stdout=subprocess.PIPE,

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 PLUGIN = ("--plugin", "./toy.py")
 QUICK = (*PLUGIN, "--set", "callbacks=['-tensorboard']")
 
@@ -136,7 +138,7 @@ def test_a_loss_that_is_not_finite_exits_1_and_names_the_step(toy, ptrain):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_after_its_step_and_it_can_go_on(toy, ptrain, number, code):
     command = ["run", *QUICK, "--set", "length=100_000 steps", "--set", "evaluate=never"]
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [sys.executable, "-m", "plugin_trainer", *command, "--out", "out"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -69,14 +69,6 @@ def store(here) -> Store:
     return Store()
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator:
-    """Starts processes in milliseconds; see tests/reliability/nursery.py."""
-    made = _module("ptrain_tests_nursery", TESTS / "reliability" / "nursery.py").Nursery()
-    yield made
-    made.close()
-
-
 def kept(store: Store) -> set[str]:
     """The hashes of the files that a store keeps."""
     return {path.name for path in (store.folder / "artifacts").glob("*/*")}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from plugin_trainer.configuration import configure
 from plugin_trainer.model_store.settings import RegisterBestSettings
 from plugin_trainer.settings.describe import describe
 from plugin_trainer.settings.layers import read_toml
+from tests import forkserver
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 
@@ -58,6 +58,6 @@ def test_the_run_file_is_right(tmp_path, example):
 
 @pytest.mark.parametrize("example", blocks("python"))
 def test_the_python_runs(here, example):
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True)
+    done = forkserver.run([sys.executable, "-c", example], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "signs:1" in done.stdout and "'sign': '+'" in done.stdout

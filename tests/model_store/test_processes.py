@@ -19,13 +19,14 @@ import pytest
 import plugin_trainer
 from plugin_trainer.model_store import Store, StoreError
 from plugin_trainer.model_store.artifacts import Artifacts
+from tests import forkserver
 
 SCRIPT = Path(__file__).parent / "scripted.py"
 KILLED = -signal.SIGKILL
 
 
 @pytest.fixture
-def start(nursery, here, tmp_path):
+def start(here, tmp_path):
     """Starts scripted.py in the current folder."""
     count = 0
 
@@ -35,7 +36,7 @@ def start(nursery, here, tmp_path):
         notes = tmp_path / f"notes-{count}"
         notes.mkdir()
         words = [str(argument) for argument in arguments]
-        child = nursery.start(
+        child = forkserver.Process(
             SCRIPT, notes, do, str(at), action, *words, output=tmp_path / f"{count}.txt",
             **{"cwd": here, **options},
         )  # fmt: skip

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import plugin_trainer
 from plugin_trainer.errors import PtrainError, SettingsError
 from plugin_trainer.model_store import Store, StoreError
+from tests import forkserver
 
 QUIET = ("-progress_bar", "-tensorboard", "register_best")
 SCORES = {1: 0.2, 2: 0.5, 3: 0.4, 4: 0.9, 5: 0.3, 6: 0.3}
@@ -166,7 +167,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize("when", ["end", "best"])
 def test_killed_at_any_moment_of_registering_the_resumed_run_registers_each_once(
-    nursery, here, tmp_path, when, assert_sound, assert_tidy
+    here, tmp_path, when, assert_sound, assert_tidy
 ):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
@@ -177,13 +178,13 @@ def test_killed_at_any_moment_of_registering_the_resumed_run_registers_each_once
     command += ["--set", f"callback_settings.register_best.when={when}"]
     at, codes = 3, set()
     while 0 not in codes:
-        child = nursery.start(
+        child = forkserver.Process(
             script, str(at), *command, "--out", f"runs/{at}", output=tmp_path / f"{at}.txt",
             cwd=here, variables={"PTRAIN_MODELS": f"models-{at}"},
         )  # fmt: skip
         codes.add(child.wait())
-        assert child.code in (0, -signal.SIGKILL), child.text
-        again = nursery.start(
+        assert child.returncode in (0, -signal.SIGKILL), child.text
+        again = forkserver.Process(
             "-m", "plugin_trainer", *command, "--out", f"runs/{at}",
             output=tmp_path / f"{at}-again.txt", cwd=here,
             variables={"PTRAIN_MODELS": f"models-{at}"},

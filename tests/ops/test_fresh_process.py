@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests import forkserver
+
 BEGIN = """
 import torch
 from plugin_trainer import ops
@@ -49,7 +51,7 @@ assert s == 1
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_op_may_be_used_first_inside_a_compiled_graph(case):
-    done = subprocess.run([sys.executable, "-c", BEGIN + case], capture_output=True, text=True)
+    done = forkserver.run([sys.executable, "-c", BEGIN + case], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -16,6 +16,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests import forkserver
+
 HERE = Path(__file__).parent
 TOY = HERE / "toy.py"
 
@@ -58,14 +60,6 @@ def toy():
 
 
 @pytest.fixture(scope="session")
-def nursery() -> Iterator:
-    """Starts processes in milliseconds."""
-    made = _module("nursery").Nursery()
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="session")
 def memory() -> Iterator[Path]:
     """A folder in memory, where there is such a thing: a SIGKILL is as deadly there, and an fsync
     costs nothing.
@@ -83,12 +77,12 @@ def folder(memory, request) -> Path:
 
 
 @pytest.fixture
-def toy_process(nursery):
+def toy_process():
     """Runs the toy as a process of its own; gives its exit status, negative for a signal."""
 
     def run(out: Path, *options: str) -> int:
         output = out.with_suffix(".txt")
-        code = nursery.start(TOY, out, *options, output=output).wait()
+        code = forkserver.Process(TOY, out, *options, output=output).wait()
         assert code in (0, -9), output.read_text()
         return code
 
@@ -96,11 +90,11 @@ def toy_process(nursery):
 
 
 @pytest.fixture(scope="session")
-def start(nursery):
+def start():
     """Starts `ptrain run` on the toy, which goes on with what the folder holds.
 
     fault      what goes wrong and when: see faults.py
-    options    of the process: see Nursery.start
+    options    of the process: see forkserver.Process
     settings   keys of a run file, with two underscores for a dot
     """
 
@@ -110,7 +104,7 @@ def start(nursery):
         if fault is not None:
             fault = {"folder": str(out.parent), **fault}
             options["variables"] = {"PTRAIN_FAULT": json.dumps(fault)}
-        return nursery.start(*run_command(out, chosen), **options)
+        return forkserver.Process(*run_command(out, chosen), **options)
 
     return run
 

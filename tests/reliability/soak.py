@@ -31,6 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import forkserver
+
 HERE = Path(__file__).parent
 # A run that does not end after so many starts is one that does not get on.
 MOST_STARTS = 40
@@ -61,7 +63,6 @@ class Soak:
 
     luck: random.Random
     root: Path
-    nursery: Any
     common: Any
     verbose: bool
     mounts: bool
@@ -146,7 +147,7 @@ class Soak:
             started = time.monotonic()
             process = self._start(place / "run", settings)
             if process.wait() != DONE:
-                raise Wrong(f"its twin exited with {process.code}: {process.text}")
+                raise Wrong(f"its twin exited with {process.returncode}: {process.text}")
             self.twins[key] = place / "run"
             self.seconds[key] = time.monotonic() - started
             self.say(f"twin {len(self.twins)}")
@@ -162,7 +163,7 @@ class Soak:
             options["variables"] = {"PTRAIN_FAULT": json.dumps(fault)}
         output = run.parent / "output.txt"
         output.unlink(missing_ok=True)
-        return self.nursery.start(
+        return forkserver.Process(
             *self.common.run_command(run, chosen), output=options.pop("output", output), **options
         )
 
@@ -368,7 +369,6 @@ def main() -> int:
     soak = Soak(
         luck=random.Random(given.seed),
         root=root,
-        nursery=_module("nursery").Nursery(),
         common=_module("conftest"),
         verbose=given.verbose,
         mounts=_may_mount(root),
@@ -377,7 +377,6 @@ def main() -> int:
         while time.monotonic() - started < 60 * given.minutes:
             soak.round()
     finally:
-        soak.nursery.close()
         shutil.rmtree(root, ignore_errors=True)
     text = summary(soak, seconds=time.monotonic() - started, seed=given.seed)
     print(text)

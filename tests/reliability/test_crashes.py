@@ -25,6 +25,7 @@ import pytest
 import plugin_trainer
 from plugin_trainer.errors import CheckpointError
 from plugin_trainer.training.checkpoints import CheckpointStore, verify
+from tests import forkserver
 
 KILLED = -signal.SIGKILL
 # Beside the settings of `start`: few steps, of which the fourth is the last.
@@ -485,7 +486,7 @@ def test_C06_what_is_not_sound_takes_no_place_from_what_is(start, saved_before, 
 
 
 def test_C07_a_moved_run_goes_on_and_is_evaluated_and_predicts(
-    start, nursery, twin, three_saved, differences, folder
+    start, twin, three_saved, differences, folder
 ):
     moved = folder / "elsewhere" / "renamed"
     moved.parent.mkdir()
@@ -502,7 +503,9 @@ def test_C07_a_moved_run_goes_on_and_is_evaluated_and_predicts(
     ):
         (folder / "input.txt").write_text("1 2 3 4 5 6\n0 0 0 0 0 0\n")
         process = done(
-            nursery.start("-m", "plugin_trainer", *command, output=folder / f"{command[0]}.txt")
+            forkserver.Process(
+                "-m", "plugin_trainer", *command, output=folder / f"{command[0]}.txt"
+            )
         )
     assert [json.loads(line)["class"] in (0, 1) for line in process.text.splitlines()] == [True] * 2
     for pointer in (again / "checkpoints").glob("*.json"):

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 import plugin_trainer
 from plugin_trainer.data.samplers import sampler_order
 from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from tests import forkserver
 
 
 class Stop:
@@ -269,13 +270,15 @@ def main() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_of_many_steps_holds_no_more_at_its_end_than_before(nursery, folder):
+def test_a_run_of_many_steps_holds_no_more_at_its_end_than_before(folder):
     """With the default callbacks and an average, in a process of its own.
 
     A tensor kept for each step would be an object each, and some 500 bytes: 6 MB between the
     moments compared. What the allocator has not given back after the first fifth is some 100 KB.
     """
-    process = nursery.start(__file__, folder / "run", "--steps", "20000", output=folder / "said")
+    process = forkserver.Process(
+        __file__, folder / "run", "--steps", "20000", output=folder / "said"
+    )
     assert process.wait() == 0, process.text
     held = json.loads(process.text.splitlines()[-1])
     assert [moment["step"] for moment in held] == [4_000, 8_000, 12_000, 16_000, 20_000]

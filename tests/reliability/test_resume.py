@@ -20,6 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 import plugin_trainer
 from plugin_trainer.files import sha256_of
 from plugin_trainer.training.checkpoints import read_snapshot
+from tests import forkserver
 
 STEPS_PER_EPOCH = 6
 TOTAL = 24
@@ -94,7 +95,7 @@ def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_n
 
 
 def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_never_stopped(
-    nursery, differences, folder
+    differences, folder
 ):
     toy = Path(__file__).with_name("toy.py")
     settings = [
@@ -106,7 +107,8 @@ def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_neve
     whole, run = folder / "whole", folder / "run"
 
     def start(out, **options):
-        return nursery.start(*command, "--out", out, output=out.with_suffix(".txt"), **options)
+        output = out.with_suffix(".txt")
+        return forkserver.Process(*command, "--out", out, output=output, **options)
 
     assert start(whole).wait() == 0
     for steps_more, cold in ((4, True), (9, False), (16, False)):

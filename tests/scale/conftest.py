@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
+from tests import forkserver
 
 HERE = Path(__file__).parent
 SETTINGS = {
@@ -36,16 +37,21 @@ def together() -> Callable[..., Done]:
     """Run a script, or "-m" and a module, in so many processes, and wait for them."""
 
     def start(
-        *command: str | Path, processes: int, options: Sequence[str] = (), cwd: Path | None = None
+        *command: str | Path,
+        processes: int,
+        options: Sequence[str] = (),
+        cwd: Path | None = None,
+        cold: bool = False,
     ) -> Done:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return subprocess.run(
+        return forkserver.run(
             [*launcher, f"--nproc-per-node={processes}", *options, *map(str, command)],
             capture_output=True,
             text=True,
             timeout=280,
             cwd=cwd,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cold=cold,
         )
 
     return start

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.training.checkpoints import CheckpointStore
+from tests import forkserver
 
 pytestmark = pytest.mark.slow
 
@@ -188,7 +188,7 @@ def test_another_number_of_processes_goes_on_with_the_right_data_and_says_it_is_
 def test_one_process_goes_on_with_the_sharded_run_of_two(whole, tmp_path):
     run = shutil.copytree(whole(2, parallel__strategy="fsdp2"), tmp_path / "run")
     command = ["run", "--resume", run, "--set", "length=26 steps", "--allow", "length"]
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "plugin_trainer", *command], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr

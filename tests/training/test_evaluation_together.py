@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 CHECKS = Path(__file__).with_name("evaluation_checks.py")
 
 BATCHES = {
@@ -29,7 +31,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("together")
     files = [folder / f"{rank}.json" for rank in range(3)]
     processes = [
-        subprocess.Popen(
+        forkserver.Popen(
             [sys.executable, CHECKS, str(rank), folder / "meeting", file],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import random
-import subprocess
 import sys
 import weakref
 
@@ -18,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 import plugin_trainer
 from plugin_trainer.errors import PtrainError, SettingsError, TrainingFailed
 from plugin_trainer.training.seeding import capture_rng, own_rng, restore_rng
+from tests import forkserver
 
 
 def test_a_plain_module_learns_from_a_plain_loader_in_ten_lines(toy, tmp_path):
@@ -179,7 +179,7 @@ class Typed(nn.Module):
 data = [(torch.randn(8, 4), torch.zeros(8, dtype=torch.long))]
 print(plugin_trainer.fit(Typed(), data, loss="CrossEntropyLoss", length="2 steps", out="run").step)
 """
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.strip().endswith("2"), done.stderr

@@ -15,6 +15,7 @@ from plugin_trainer import load_run
 from plugin_trainer.errors import PtrainError, RunFolderError
 from plugin_trainer.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
 from plugin_trainer.training.resume import open_folder
+from tests import forkserver
 
 HOLD = """
 import sys
@@ -29,7 +30,7 @@ sys.stdin.read()
 @pytest.fixture
 def holder(tmp_path):
     """Another process that holds the folder until it is killed."""
-    process = subprocess.Popen(
+    process = forkserver.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

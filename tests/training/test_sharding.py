@@ -26,6 +26,7 @@ from plugin_trainer.training.checkpoints import (
 )
 from plugin_trainer.training.sharding import check_elementwise, local_norm_squared, shard
 from plugin_trainer.training.sharding.files import write_shards
+from tests import forkserver
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +62,7 @@ IN_THREE = [
 
 def launch(processes: int, folder: Path, checks: list[str]) -> dict[str, str]:
     report = folder / f"report-{processes}.json"
-    done = subprocess.run(
+    done = forkserver.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
             *("--nproc-per-node", str(processes), HERE / "sharded_checks.py"),

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer.cli.main import main
+from tests import forkserver
 
 BOWL = '''
     from __future__ import annotations
@@ -178,7 +179,7 @@ class Here:
     def start(self, *args: str, **variables: str) -> subprocess.Popen[str]:
         """`ptrain tune` in a process of its own."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        process = subprocess.Popen(
+        process = forkserver.Popen(
             [sys.executable, "-m", "plugin_trainer", "tune", *args],
             cwd=self.folder,
             env=environment,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +16,7 @@ from ptrain_dactbert.settings import ExitStatisticsSettings
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.training.world import ALONE, World
+from tests import forkserver
 
 
 class Run(SimpleNamespace):
@@ -147,7 +147,7 @@ def test_two_processes_know_the_rows_of_both_and_one_writes(tmp_path: Path) -> N
         "checks.meet(int(sys.argv[2]), p.Path(sys.argv[3]))"
     )
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, __file__, str(rank), tmp_path])
+        forkserver.Popen([sys.executable, "-c", code, __file__, str(rank), tmp_path])
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]

@@ -15,6 +15,7 @@ import pytest
 
 from plugin_trainer.tuning.claims import WORKER, steps_saved
 from plugin_trainer.tuning.studies import open_study
+from tests import forkserver
 
 TRIALS = 12
 # Enough to be killed in the middle of, and no more.
@@ -35,7 +36,7 @@ def command(space: str) -> list[str]:
 
 
 def start(space: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    return forkserver.Popen(
         command(space),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         text=True,
@@ -99,7 +100,7 @@ def test_twelve_trials_come_to_an_end_whoever_is_killed(tmp_path, monkeypatch, s
             assert [*trial.reports] == list(range(1, len(trial.reports) + 1))
             assert len(trial.reports) == trial.steps / 3
     best = [sys.executable, "-m", "plugin_trainer", "study", "best", "s"]
-    done = subprocess.run(best, capture_output=True, text=True)
+    done = forkserver.run(best, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--set optimizer.learning_rate=" in done.stdout
     if space == "loss_and_depth":

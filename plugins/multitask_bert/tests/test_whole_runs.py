@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from transformers import AutoTokenizer
 
 import plugin_trainer
 from plugin_trainer.cli.main import main
+from tests import forkserver
 
 Ptrain = Callable[..., tuple[int, str, str]]
 
@@ -139,7 +139,7 @@ def test_a_run_of_three_tasks_that_is_killed_goes_on_to_the_same_bits(
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PTRAIN_KILLED": "1"}
     with (tmp_path / "output.txt").open("w") as output:
-        process = subprocess.Popen(
+        process = forkserver.Popen(
             command, env=environment, stdout=output, stderr=output, cwd=tmp_path
         )
         checkpoint = folder / "checkpoints/step-00000010/manifest.json"

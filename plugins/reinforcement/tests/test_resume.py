@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 import plugin_trainer
 from plugin_trainer.cli.main import main
+from tests import forkserver
 
 TIMED = ("time", "samples_per_second", "seconds/")
 
@@ -61,7 +61,7 @@ def killed(out: str, *, step: int, **changes: str) -> None:
         "KILL_AT": str(step),
         "PYTHONPATH": os.pathsep.join((str(Path.cwd()), str(repository))),
     }
-    done = subprocess.run(
+    done = forkserver.run(
         [sys.executable, "-m", "plugin_trainer", *command(out, changes)],
         env={**os.environ, **variables},
         capture_output=True,

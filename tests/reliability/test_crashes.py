@@ -502,11 +502,8 @@ def test_C07_a_moved_run_goes_on_and_is_evaluated_and_predicts(
         ("predict", again, folder / "input.txt"),
     ):
         (folder / "input.txt").write_text("1 2 3 4 5 6\n0 0 0 0 0 0\n")
-        process = done(
-            forkserver.Process(
-                "-m", "plugin_trainer", *command, output=folder / f"{command[0]}.txt"
-            )
-        )
+        output = folder / f"{command[0]}.txt"
+        process = done(forkserver.Process("-m", "plugin_trainer", *command, output=output))
     assert [json.loads(line)["class"] in (0, 1) for line in process.text.splitlines()] == [True] * 2
     for pointer in (again / "checkpoints").glob("*.json"):
         assert str(folder) not in pointer.read_text()

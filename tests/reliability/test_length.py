@@ -276,9 +276,8 @@ def test_a_run_of_many_steps_holds_no_more_at_its_end_than_before(folder):
     A tensor kept for each step would be an object each, and some 500 bytes: 6 MB between the
     moments compared. What the allocator has not given back after the first fifth is some 100 KB.
     """
-    process = forkserver.Process(
-        __file__, folder / "run", "--steps", "20000", output=folder / "said"
-    )
+    command = [__file__, folder / "run", "--steps", "20000"]
+    process = forkserver.Process(*command, output=folder / "said")
     assert process.wait() == 0, process.text
     held = json.loads(process.text.splitlines()[-1])
     assert [moment["step"] for moment in held] == [4_000, 8_000, 12_000, 16_000, 20_000]

@@ -28,6 +28,7 @@ import sys
 import tempfile
 import threading
 import traceback
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,11 @@ _IMPORTED = (
     *("plugin_trainer.training.api", "plugin_trainer.tuning.search", "torchmetrics.classification"),
     *("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp"),
     *("torch.distributed.checkpoint", "torch.utils.tensorboard", "optuna"),
-    *("ptrain_dactbert.classifier", "ptrain_multitask_bert.model", "ptrain_reinforcement.agent"),
+    *(
+        "ptrain_dactbert.classifier",
+        "ptrain_multitask_bert.model",
+        "ptrain_reinforcement.q_network",
+    ),
 )
 _SubprocessPopen = subprocess.Popen
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -259,6 +264,8 @@ def _serve(path: str) -> None:
 
     torch.set_num_threads(1)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread may hold a lock while this forks"  # noqa: PTH208
+    for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        finalizer.atexit = False  # clearing torch's caches would take every forked process 40 ms
     gc.collect()
     gc.freeze()  # what collecting garbage touches, a forked process must copy
     waiting = selectors.DefaultSelector()
@@ -339,6 +346,7 @@ def _become(order: dict[str, Any], descriptors: list[int], connection: socket.so
     os.environ.clear()
     os.environ.update(order["env"])
     os.environ[ADDRESS] = sys.argv[1]
+    tempfile.tempdir = None  # TMPDIR may be another
     if order["umask"] is not None:
         os.umask(order["umask"])
     _limit_files(order["largest_file"])

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from plugin_trainer.ops.building import builder, cache, memo, toolchain
 from plugin_trainer.ops.building.locking import LockTimeout, lock
 from plugin_trainer.ops.building.sources import _LONGEST, find_sources
 from plugin_trainer.ops.building.toolchain import Unavailable
+from tests import forkserver
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the kernels are built on POSIX systems")
 
@@ -30,22 +32,39 @@ except Unavailable:
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
 
 # A library as small as one can be, that answers as the real one does when it is asked what it is.
+# torch's own headers would take the compiler a hundred times longer than the rest.
 OPS = """
-#include <torch/csrc/stable/library.h>
-#include <string>
+#include <cstdint>
+#include <cstring>
 #include "../core/answer.h"
 
-std::string isa() { return answer(); }
-bool has_cuda() { return PTRAIN_CUDA; }
+using Value = std::uint64_t;
+extern "C" {
+int aoti_torch_library_init_def(const char*, const char*, std::uint32_t, void**);
+int aoti_torch_library_init_impl(const char*, const char*, const char*, std::uint32_t, void**);
+int aoti_torch_library_def(void*, const char*);
+int torch_library_impl(void*, const char*, void (*)(Value*, Value, Value), Value);
+int torch_new_string_handle(const char*, std::size_t, void**);
+}
 
-STABLE_TORCH_LIBRARY(ptrain, m) {
-  m.def("isa() -> str");
-  m.def("has_cuda() -> bool");
+static void isa(Value* stack, Value, Value) {
+  void* text = nullptr;
+  torch_new_string_handle(answer(), std::strlen(answer()), &text);
+  stack[0] = reinterpret_cast<Value>(text);
 }
-STABLE_TORCH_LIBRARY_IMPL(ptrain, CompositeExplicitAutograd, m) {
-  m.impl("isa", TORCH_BOX(&isa));
-  m.impl("has_cuda", TORCH_BOX(&has_cuda));
-}
+static void has_cuda(Value* stack, Value, Value) { stack[0] = PTRAIN_CUDA; }
+
+static const int registered = [] {
+  void *schemas = nullptr, *everywhere = nullptr;
+  aoti_torch_library_init_def("ptrain", __FILE__, __LINE__, &schemas);
+  aoti_torch_library_def(schemas, "isa() -> str");
+  aoti_torch_library_def(schemas, "has_cuda() -> bool");
+  const char* key = "CompositeExplicitAutograd";
+  aoti_torch_library_init_impl("ptrain", key, __FILE__, __LINE__, &everywhere);
+  torch_library_impl(everywhere, "isa", &isa, TORCH_TARGET_VERSION);
+  torch_library_impl(everywhere, "has_cuda", &has_cuda, TORCH_TARGET_VERSION);
+  return 0;
+}();
 """
 
 PRELUDE = """
@@ -81,7 +100,9 @@ class Copy:
     def answer(self, text: str) -> Path:
         return self.write("core/answer.h", f'inline const char* answer() {{ return "{text}"; }}\n')
 
-    def start(self, program: str, **variables: str | None) -> subprocess.Popen[str]:
+    def start(
+        self, program: str, *, cold: bool = False, **variables: str | None
+    ) -> subprocess.Popen[str]:
         wanted = {
             **os.environ,
             "PYTHONPATH": str(self.folder),
@@ -89,8 +110,10 @@ class Copy:
             "TMPDIR": str(self.temporary),
             **variables,
         }
-        return subprocess.Popen(
+        return forkserver.Popen(
             [sys.executable, "-c", PRELUDE + textwrap.dedent(program)],
+            cold=cold,
+            forget=("plugin_trainer",),  # this folder's is to be found
             cwd=self.folder,
             env={name: value for name, value in wanted.items() if value is not None},
             stdout=subprocess.PIPE,
@@ -98,9 +121,9 @@ class Copy:
             text=True,
         )
 
-    def run(self, program: str, **variables: str | None) -> tuple[str, str]:
+    def run(self, program: str, **options: Any) -> tuple[str, str]:
         """What a program printed to stdout and stderr."""
-        process = self.start(program, **variables)
+        process = self.start(program, **options)
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, f"{out}\n{err}"
         return out, err
@@ -159,8 +182,8 @@ def test_a_cached_load_imports_no_build_system_and_starts_no_process(built):
         print(started, "torch.utils.cpp_extension" in sys.modules)
     """
     quick = "memo.recall(); torch.ops.load_library(found.path)"
-    assert built.run(program.format(how="obtain()"))[0] == "[] False\n"
-    assert built.run(program.format(how=quick))[0] == "[] False\n"
+    assert built.run(program.format(how="obtain()"), cold=True)[0] == "[] False\n"
+    assert built.run(program.format(how=quick), cold=True)[0] == "[] False\n"
 
 
 @needs_compiler
@@ -247,7 +270,11 @@ def test_an_intact_file_that_cannot_be_loaded_is_built_again(built):
     assert built.run(SHOW)[0] == "built small\n"
 
 
-# Twenty at once. They are forked from one process that has imported torch, which takes 2 s.
+# Twenty at once, who build something that takes the compiler long enough to be killed at.
+LONG = """
+#include <regex>
+inline const char* answer() { return std::regex("small").mark_count() ? "" : "small"; }
+"""
 TWENTY = """
 def child(number):
     os.setpgid(0, 0)
@@ -288,6 +315,7 @@ print(json.dumps({"killed": killed, "others": list(ends.values()), "said": said}
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", ["kill", "killpg"])  # with the compilers it started, or without
 def test_twenty_build_at_once_one_is_killed_and_all_others_have_a_library(copy, kill):
+    copy.write("core/answer.h", LONG)
     out, _ = copy.run(TWENTY.replace("{kill}", kill))
     seen = json.loads(out)
     assert seen["killed"] == -9
@@ -420,6 +448,17 @@ def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_temporary_folde
     own = copy.temporary / f"plugin_trainer-{os.getuid()}"
     assert own.stat().st_mode & 0o777 == 0o700
     assert copy.run(SHOW, **variables)[0] == "cached small\n"
+
+
+@needs_compiler
+def test_what_lies_in_the_temporary_folder_does_not_go_before_the_cache_that_is_named(copy):
+    assert copy.run(SHOW, PTRAIN_KERNELS_CACHE="/proc/nowhere")[0] == "built small\n"
+    looking = REASON.replace("obtain()", "obtain(may_build=False)")
+    assert copy.run(looking)[0] == "the kernels have not been built yet\n"
+    assert "no C++ compiler" in copy.run(REASON, CXX="nonexistent")[0]
+    assert not copy.cache.exists()
+    assert copy.run(looking, PTRAIN_KERNELS_CACHE="/proc/nowhere")[0] == "cached\n"
+    assert copy.run(SHOW)[0] == "built small\n"
 
 
 @needs_compiler

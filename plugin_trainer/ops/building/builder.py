@@ -158,29 +158,31 @@ def _from_cache(
     retry: bool,
     say: Callable[[str], None],
 ) -> Obtained:
-    if not force:
-        for cache in caching.caches():
-            for folder in needs.ready_in(cache):
-                found = _load_ready(folder, load)
-                if found is not None:
-                    return found
-    if needs.toolchain is None:
-        raise Unavailable(needs.lacking)
-    if not may_build:
-        for cache in caching.caches():
-            folder = cache / needs.entry_name()
-            if (failure := caching.recent_failure(folder)) is not None:
-                raise Unavailable(_in_words(failure, folder))
-        raise Unavailable("the kernels have not been built yet")
     troubles = []
+    # The second cache is for want of the first, and not what somebody else has left there.
     for cache in caching.caches():
+        if not force:
+            for folder in needs.ready_in(cache):
+                if (found := _load_ready(folder, load)) is not None:
+                    return found
         try:
+            if needs.toolchain is None or not may_build:
+                caching.check_writable(cache)
+                raise Unavailable(_why_not_ready(cache, needs))
             return _build_in(
                 cache, needs, needs.toolchain, load=load, force=force, retry=retry, say=say
             )
         except (OSError, LockTimeout) as error:
             troubles.append(f"{cache} cannot be used: {error}")
     raise Unavailable("; ".join(troubles) or "there is no folder to build in")
+
+
+def _why_not_ready(cache: Path, needs: Wanted) -> str:
+    if needs.toolchain is None:
+        return needs.lacking
+    folder = cache / needs.entry_name()
+    failure = caching.recent_failure(folder)
+    return "the kernels have not been built yet" if failure is None else _in_words(failure, folder)
 
 
 def _load_ready(folder: Path, load: Callable[[str], None]) -> Obtained | None:

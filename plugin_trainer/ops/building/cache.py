@@ -128,6 +128,12 @@ def caches() -> Iterator[Path]:
         yield own
 
 
+def check_writable(cache: Path) -> None:
+    """Raise OSError if a library could not be put there; leaves nothing behind."""
+    there = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    Path(tempfile.mkdtemp(prefix=PRIVATE, dir=there)).rmdir()
+
+
 def _is_private(folder: Path) -> bool:
     """Make the folder, or see that nobody else could have put a library there."""
     with contextlib.suppress(OSError):

@@ -49,6 +49,7 @@ _IMPORTED = (
         "ptrain_reinforcement.q_network",
     ),
 )
+PIPE, STDOUT = subprocess.PIPE, subprocess.STDOUT
 _SubprocessPopen = subprocess.Popen
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -13,6 +13,7 @@ import pytest
 
 from plugin_trainer.ops.building.toolchain import Unavailable, find_toolchain
 from tests import forkserver
+from tests.ops.checkout import Checkout
 
 try:
     find_toolchain(torch_cuda=None)
@@ -97,18 +98,22 @@ def test_off_is_said_and_a_wrong_choice_is_an_error():
 
 
 @needs_compiler
-@pytest.mark.slow
-def test_build_builds_once_and_again_when_it_is_forced(empty):
-    done = kernels("build", **empty)
-    assert (done.returncode, done.stderr) == (0, "building the kernels, once: about 5 s\n")
-    path, reason = done.stdout.splitlines()
+def test_build_builds_once_and_again_when_it_is_forced(tmp_path):
+    checkout = Checkout(tmp_path)
+
+    def build(*options: str) -> tuple[list[str], str]:
+        process = checkout.start("-m", "plugin_trainer", "kernels", "build", *options)
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        return out.splitlines(), err
+
+    (path, reason), said = build()
+    assert said == "building the kernels, once: about 5 s\n"
     assert Path(path).is_file() and reason == "  compiled kernels, built now"
     before = Path(path).stat().st_mtime_ns
-    done = kernels("build", **empty)
-    assert done.stdout.splitlines() == [path, "  compiled kernels that were built before"]
+    assert build()[0] == [path, "  compiled kernels that were built before"]
     assert Path(path).stat().st_mtime_ns == before
-    done = kernels("build", "--force", **empty)
-    assert done.stdout.splitlines()[0] == path
+    assert build("--force")[0][0] == path
     assert Path(path).stat().st_mtime_ns != before
 
 

@@ -5,22 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
-import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import plugin_trainer
 from plugin_trainer.ops.building import builder, cache, memo, toolchain
 from plugin_trainer.ops.building.locking import LockTimeout, lock
 from plugin_trainer.ops.building.sources import _LONGEST, find_sources
 from plugin_trainer.ops.building.toolchain import Unavailable
-from tests import forkserver
+from tests.ops.checkout import Checkout
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the kernels are built on POSIX systems")
 
@@ -31,107 +26,6 @@ except Unavailable:
     HAS_COMPILER = False
 needs_compiler = pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")
 
-# A library as small as one can be, that answers as the real one does when it is asked what it is.
-# torch's own headers would take the compiler a hundred times longer than the rest.
-OPS = """
-#include <cstdint>
-#include <cstring>
-#include "../core/answer.h"
-
-using Value = std::uint64_t;
-extern "C" {
-int aoti_torch_library_init_def(const char*, const char*, std::uint32_t, void**);
-int aoti_torch_library_init_impl(const char*, const char*, const char*, std::uint32_t, void**);
-int aoti_torch_library_def(void*, const char*);
-int torch_library_impl(void*, const char*, void (*)(Value*, Value, Value), Value);
-int torch_new_string_handle(const char*, std::size_t, void**);
-}
-
-static void isa(Value* stack, Value, Value) {
-  void* text = nullptr;
-  torch_new_string_handle(answer(), std::strlen(answer()), &text);
-  stack[0] = reinterpret_cast<Value>(text);
-}
-static void has_cuda(Value* stack, Value, Value) { stack[0] = PTRAIN_CUDA; }
-
-static const int registered = [] {
-  void *schemas = nullptr, *everywhere = nullptr;
-  aoti_torch_library_init_def("ptrain", __FILE__, __LINE__, &schemas);
-  aoti_torch_library_def(schemas, "isa() -> str");
-  aoti_torch_library_def(schemas, "has_cuda() -> bool");
-  const char* key = "CompositeExplicitAutograd";
-  aoti_torch_library_init_impl("ptrain", key, __FILE__, __LINE__, &everywhere);
-  torch_library_impl(everywhere, "isa", &isa, TORCH_TARGET_VERSION);
-  torch_library_impl(everywhere, "has_cuda", &has_cuda, TORCH_TARGET_VERSION);
-  return 0;
-}();
-"""
-
-PRELUDE = """
-import contextlib, json, os, signal, sys, time
-from pathlib import Path
-import torch
-from plugin_trainer.ops.building import builder, cache, memo
-from plugin_trainer.ops.building.toolchain import Unavailable
-
-def obtain(**options):
-    return builder.obtain(load=torch.ops.load_library, **options)
-"""
-
-
-class Copy:
-    """A checkout with sources of the test's own beside the real package, and a cache."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.cache = folder / "cache"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir()
-        (folder / "plugin_trainer").symlink_to(Path(plugin_trainer.__file__).parent)
-        self.answer("small")
-        self.write("binding/ops.cpp", OPS)
-
-    def write(self, file: str, text: str) -> Path:
-        path = self.folder / "csrc" / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-
-    def answer(self, text: str) -> Path:
-        return self.write("core/answer.h", f'inline const char* answer() {{ return "{text}"; }}\n')
-
-    def start(
-        self, program: str, *, cold: bool = False, **variables: str | None
-    ) -> subprocess.Popen[str]:
-        wanted = {
-            **os.environ,
-            "PYTHONPATH": str(self.folder),
-            "PTRAIN_KERNELS_CACHE": str(self.cache),
-            "TMPDIR": str(self.temporary),
-            **variables,
-        }
-        return forkserver.Popen(
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(program)],
-            cold=cold,
-            forget=("plugin_trainer",),  # this folder's is to be found
-            cwd=self.folder,
-            env={name: value for name, value in wanted.items() if value is not None},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def run(self, program: str, **options: Any) -> tuple[str, str]:
-        """What a program printed to stdout and stderr."""
-        process = self.start(program, **options)
-        out, err = process.communicate(timeout=240)
-        assert process.returncode == 0, f"{out}\n{err}"
-        return out, err
-
-    def entries(self) -> list[Path]:
-        return sorted(path.parent for path in self.cache.glob("*/about.json"))
-
-
 SHOW = """
 found = obtain()
 print(found.origin, torch.ops.ptrain.isa())
@@ -139,20 +33,20 @@ print(found.origin, torch.ops.ptrain.isa())
 
 
 @pytest.fixture
-def copy(tmp_path: Path) -> Copy:
-    return Copy(tmp_path)
+def copy(tmp_path: Path) -> Checkout:
+    return Checkout(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory) -> Path:
     """A cache with the small library in it."""
-    first = Copy(tmp_path_factory.mktemp("ready"))
+    first = Checkout(tmp_path_factory.mktemp("ready"))
     assert first.run(SHOW)[0] == "built small\n"
     return first.cache
 
 
 @pytest.fixture
-def built(copy: Copy, ready: Path) -> Copy:
+def built(copy: Checkout, ready: Path) -> Checkout:
     """A checkout whose small library lies ready. The key does not know where the sources lie."""
     shutil.copytree(ready, copy.cache)
     return copy

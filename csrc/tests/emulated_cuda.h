@@ -21,15 +21,9 @@
 #if __has_feature(address_sanitizer)
 #define EMULATED_ASAN 1
 #endif
-#if __has_feature(thread_sanitizer)
-#define EMULATED_TSAN 1
-#endif
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #define EMULATED_ASAN 1
-#endif
-#if defined(__SANITIZE_THREAD__)
-#define EMULATED_TSAN 1
 #endif
 #if defined(EMULATED_ASAN)
 #include <sanitizer/common_interface_defs.h>
@@ -95,13 +89,6 @@ using std::log;
 using std::log1p;
 using std::pow;
 using std::sqrt;
-
-// It loses its way among fibers; the emulator's one thread has nothing to show it.
-#if defined(EMULATED_TSAN)
-constexpr bool under_thread_sanitizer = true;
-#else
-constexpr bool under_thread_sanitizer = false;
-#endif
 
 // ------------------------------------------------------------------------------------------------ fibers
 enum class Waits { for_nothing, for_warp, for_block, is_done };

@@ -326,10 +326,6 @@ void narrow_numbers_round_to_even() {
 }  // namespace
 
 int main() {
-  if (gpu::under_thread_sanitizer) {
-    std::puts("test_cuda_update: skipped, the emulator has one thread");
-    return 0;
-  }
   tables_of_any_size_arrive();
   chunks_find_their_rows();
   narrow_numbers_round_to_even();

@@ -45,14 +45,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 GROUPS = ("plugin_trainer.plugins", "plugin_trainer.commands")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests: the file that is left at the end, with one worker
-    at it and the others idle, is a short one.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     """These tensors are small, and threads that wait for a busy core are slow: 12 s became 2."""

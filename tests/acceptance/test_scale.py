@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests import forkserver
 
 STEPS = 24
 # The recipe in short: as it is, but for these.
@@ -40,20 +41,29 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def kill_one_of(launcher: subprocess.Popen, run: Path) -> None:
+# Each process of a run writes down its number.
+NUMBERED = """
+import os
+from pathlib import Path
+PTRAIN_API = 1
+def ptrain_run_start(run):
+    (Path(__file__).parent / f"process-{run.world.rank}").write_text(str(os.getpid()))
+"""
+
+
+def kill_one_of(launcher: forkserver.Popen, run: Path) -> None:
     """End one of the two processes by SIGKILL, once the run is in its middle."""
     deadline = time.monotonic() + 200
     while not any(line["step"] >= KILLED_AFTER for line in log_of(run)):
         assert launcher.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-    os.kill(int(children[-1]), signal.SIGKILL)
+    os.kill(int((run.parent / "process-1").read_text()), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "run"
-    subprocess.run([sys.executable, "-m", "plugin_trainer", *command(out)], check=True, timeout=200)
+    forkserver.run([sys.executable, "-m", "plugin_trainer", *command(out)], check=True)
     return out
 
 
@@ -61,16 +71,18 @@ def alone(tmp_path_factory) -> Path:
 def bear(tmp_path) -> Callable[..., Path]:
     """The run in two processes, one of them killed in the middle."""
 
-    def run(*more: str) -> Path:
+    def run(*more: str, cold: bool) -> Path:
         out, output = tmp_path / "run", (tmp_path / "output").open("w+")
-        launcher = subprocess.Popen(
+        (tmp_path / "numbered.py").write_text(NUMBERED)
+        launcher = forkserver.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
                 *("--nproc-per-node=2", "--max-restarts=1", "-m", "plugin_trainer"),
-                *command(out, *more),
+                *command(out, "--plugin", str(tmp_path / "numbered.py"), *more),
             ],
+            cold=cold,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=forkserver.STDOUT,
         )
         try:
             kill_one_of(launcher, out)
@@ -85,11 +97,12 @@ def bear(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize(("strategy", "cold"), [("ddp", True), ("fsdp2", False)])
 def test_the_recipe_in_two_processes_killed_and_resumed_has_the_losses_of_one(
-    strategy, alone, bear
+    strategy, cold, alone, bear
 ):
-    run = bear(f"--set=parallel.strategy={strategy}")
+    """Once as torchrun starts it, from nothing."""
+    run = bear(f"--set=parallel.strategy={strategy}", cold=cold)
     about = json.loads((run / "run.json").read_text())
     assert about["status"] == "finished" and about["machine"]["strategy"] == strategy
     assert about["resumed"] and about["resumed"][0] >= KILLED_AFTER - 4

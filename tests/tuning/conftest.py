@@ -205,6 +205,7 @@ def here(tmp_path, monkeypatch) -> Iterator[Here]:
     """A current folder with ./bowl.py in it."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.delenv("PTRAIN_STORAGE", raising=False)
+    monkeypatch.setattr("plugin_trainer.tuning.search.subprocess", forkserver)  # its workers
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)

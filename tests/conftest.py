@@ -20,6 +20,7 @@ import torch
 import plugin_trainer
 from plugin_trainer.cli.main import main
 from plugin_trainer.ops.building.memo import user_cache
+from tests import forkserver
 
 HOOKS = """
     from plugin_trainer.specs import ModelSpec
@@ -117,18 +118,19 @@ class Environment:
         self.write(info / "entry_points.txt", entry_points)
         return info
 
-    def run(self, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *args: str, cold: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run this Python in a new process that sees the same plugins."""
         repository = Path(plugin_trainer.__file__).parents[1]
         path = os.pathsep.join(map(str, (self.folder, self.shadows, repository)))
-        return subprocess.run(
+        return forkserver.run(
             [sys.executable, *args],
+            cold=cold,
             cwd=self.cwd,
             env={**os.environ, "PYTHONPATH": path, **variables},
             capture_output=True,
             text=True,
-            timeout=240,
-            check=False,
         )
 
 

@@ -63,7 +63,7 @@ def test_what_it_writes_passes_the_check_and_its_own_tests(installed):
     write_plugin("my_rings", to=installed.cwd / "here")
     checked = installed.run("-m", "plugin_trainer", "plugins", "check", "./here")
     assert checked.stdout == "./here: ok\n"
-    tested = installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "here")
+    tested = installed.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "here", cold=False)
     assert tested.returncode == 0, tested.stdout
     assert "4 passed" in tested.stdout
 

@@ -166,8 +166,10 @@ def test_an_intact_file_that_cannot_be_loaded_is_built_again(built):
 
 # Twenty at once, who build something that takes the compiler long enough to be killed at.
 LONG = """
+#include <functional>
+#include <iostream>
 #include <regex>
-inline const char* answer() { return std::regex("small").mark_count() ? "" : "small"; }
+inline const char* answer() { return "small"; }
 """
 TWENTY = """
 def child(number):

@@ -36,9 +36,10 @@ def several(request, together, tmp_path_factory) -> Path:
     strategy, processes = request.param.split("-")
     folder = tmp_path_factory.mktemp(request.param)
     names = SHARDED if strategy == "fsdp2" else CASES
-    done = together(
-        Path(__file__).with_name("runs.py"), folder, strategy, *names, processes=int(processes)
-    )
+    script, count = Path(__file__).with_name("runs.py"), int(processes)
+    # Once as torchrun starts it, from nothing, and as Python ends.
+    cold = request.param == "ddp-2"
+    done = together(script, folder, strategy, *names, processes=count, cold=cold)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -12,25 +11,28 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 pytestmark = pytest.mark.slow
 
 PLUGIN = Path(__file__).with_name("plugin.py")
 
 
 @pytest.fixture
-def start(tmp_path) -> Callable[..., subprocess.Popen]:
+def start(tmp_path) -> Callable[..., forkserver.Popen]:
     """Starts a run of the plugin beside this file in two processes."""
 
-    def run(*settings: str) -> subprocess.Popen:
-        return subprocess.Popen(
+    def run(*settings: str, cold: bool = False) -> forkserver.Popen:
+        return forkserver.Popen(
             [
                 *(sys.executable, "-m", "plugin_trainer", "run", "--processes", "2"),
                 *("--plugin", str(PLUGIN), "--out", str(tmp_path / "run")),
                 *(f"--set={setting}" for setting in ("save=4 steps", *settings)),
             ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=forkserver.PIPE,
+            stderr=forkserver.PIPE,
             text=True,
+            cold=cold,
         )
 
     return run
@@ -52,7 +54,7 @@ def test_what_the_processes_find_out_is_told_once_with_their_exit_code(start):
 
 
 def test_a_signal_ends_it_as_it_ends_a_run_of_one_process(start, tmp_path):
-    launcher = start("length=100_000 steps", "log=1 step", "evaluate=never")
+    launcher = start("length=100_000 steps", "log=1 step", "evaluate=never", cold=True)
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (log.is_file() and log.read_text().count("\n") > 3):

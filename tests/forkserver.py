@@ -263,6 +263,9 @@ def _serve(path: str) -> None:
             importlib.import_module(name)
     import torch
 
+    from plugin_trainer.configuration import configure
+
+    configure(parts=False)  # pydantic makes what checks the settings, once a process
     torch.set_num_threads(1)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread may hold a lock while this forks"  # noqa: PTH208
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]

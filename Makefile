@@ -10,18 +10,30 @@ NEEDS  := pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check format bench soak clean
+# A caller who wants no bytecode would have each Python that the tests start compile everything anew.
+export PYTHONDONTWRITEBYTECODE :=
+
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+.PHONY: run test quick check lint format bench soak clean
 run: $(STAMP)
 	$(BIN)/ptrain run --plugin dactbert
 
-test: check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations=10
+# Everything; mypy is among the tests. DURATIONS=1 writes what each costs into build/durations.md.
+test: lint
+	$(PYTEST) --dist loadfile --no-loadscope-reorder $(if $(DURATIONS),-p tests.durations)
 
-check: $(STAMP)
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+# What needs no process, no compiler and no pretrained code.
+quick: lint
+	$(PYTEST) --dist worksteal --quick
+
+check: lint
 	$(BIN)/mypy
 	$(BIN)/mypy $(wildcard plugins/*/ptrain_*)
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix

@@ -14,6 +14,7 @@ from plugin_trainer.errors import Problem, PtrainError, SettingsError
 from plugin_trainer.ops import FusedAdamW
 from plugin_trainer.registry.building import import_target, wrong_keywords
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
+from plugin_trainer.training.deferred_dynamo import defer_dynamo
 from plugin_trainer.training.one_pass import why_not_in_one_pass
 from plugin_trainer.training.sharding import LocalShards, check_elementwise, local_part
 
@@ -50,6 +51,7 @@ def build_optimizer(
     Raises PtrainError for an unknown optimizer, settings it does not take, a model with nothing to
     train, or an optimizer that cannot do with parts of a parameter where there are shards.
     """
+    defer_dynamo()
     freeze(model, settings.groups)
     pattern_of = match_groups(model, settings.groups)
     decayed, exempt = split_by_decay(model, settings.no_decay)

@@ -1,0 +1,49 @@
+"""A run that compiles nothing does not import the compiler; one that does has it as torch means."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+RUN = """
+import sys, torch
+from torch.utils.data import DataLoader, TensorDataset
+import plugin_trainer
+
+def fit(out, **settings):
+    data = DataLoader(TensorDataset(torch.randn(8, 4), torch.ones(8).long()), batch_size=4)
+    return plugin_trainer.fit(
+        torch.nn.Linear(4, 2), data, data, loss="CrossEntropyLoss", ema={"decay": 0.9},
+        callbacks=["-tensorboard"], out=out, length="4 steps", save="2 steps", **settings,
+    )
+
+fit("run")
+fit("run", resume="auto", allow=["length"])
+"""
+
+# torch.compile must skip the methods of optimizers, as torch has told it to.
+SKIPPED = """
+import torch._dynamo
+
+torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=1.0).zero_grad()
+made = getattr(torch.optim.Optimizer.zero_grad.__wrapped__, "__dynamo_disable")
+print(made._torchdynamo_disable)
+"""
+
+
+def test_a_run_without_compile_does_not_import_dynamo(tmp_path):
+    imported = "print(sorted(name for name in sys.modules if name.startswith('torch._dynamo')))"
+    done = subprocess.run(
+        [sys.executable, "-c", RUN + imported], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("before", ["import torch\n", RUN], ids=["alone", "after-a-run"])
+def test_once_dynamo_is_imported_it_skips_the_optimizer(before, tmp_path):
+    command = [sys.executable, "-c", before + SKIPPED]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr

@@ -13,6 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller who wants no bytecode would have each Python that the tests start compile everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 
+WITHOUT_TRANSFORMERS := $(addprefix --ignore=,tests/acceptance plugins/dactbert plugins/multitask_bert)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: run test quick check lint format bench soak clean
@@ -25,7 +26,7 @@ test: lint
 
 # What needs no process, no compiler and no pretrained code.
 quick: lint
-	$(PYTEST) --dist worksteal --quick
+	PTRAIN_KERNELS=off $(PYTEST) --dist worksteal -p tests.no_processes -m "not process" $(WITHOUT_TRANSFORMERS)
 
 check: lint
 	$(BIN)/mypy

@@ -23,6 +23,7 @@ def code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
 
 
+@pytest.mark.process
 def test_the_generated_parts_are_as_the_code_has_them():
     done = forkserver.run(
         [sys.executable, str(DOCS / "make.py"), "--check"], capture_output=True, text=True
@@ -71,6 +72,7 @@ def test_the_parts_of_run_files_in_the_documentation_are_right(tmp_path, example
     configure(read_toml(path), parts="model " in example)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("page", ["library.md", "kernels.md", "../README.md"])
 def test_the_python_in_the_documentation_runs(page, tmp_path):
     blocks = code_blocks(DOCS / page, "python")

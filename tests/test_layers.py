@@ -83,6 +83,7 @@ def test_every_part_of_the_package_has_its_layer():
     assert parts <= set().union(*LAYERS)
 
 
+@pytest.mark.process
 def test_everything_below_the_line_imports_no_torch():
     names = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")

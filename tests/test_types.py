@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("plugins/*/ptrain_*"))
 

@@ -399,6 +399,7 @@ for callbacks in ([], ["profiler"]):
 """
 
 
+@pytest.mark.process
 def test_a_run_without_it_does_not_import_it(tmp_path):
     done = forkserver.run(
         [sys.executable, "-c", IMPORTS], cwd=tmp_path, capture_output=True, text=True

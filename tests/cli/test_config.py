@@ -73,6 +73,7 @@ def test_right_settings_are_said_to_be_right(toy, ptrain):
     )  # fmt: skip
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command", [["show"], ["schema"], ["explain", "model_settings.width"]], ids=lambda c: c[0]
 )

@@ -210,6 +210,7 @@ def on_a_terminal(*typed: str) -> tuple[str, str]:
     return done.stdout, seen
 
 
+@pytest.mark.process
 def test_on_a_terminal_a_bar_shows_how_far_an_evaluation_is(trained):
     out, seen = on_a_terminal("evaluate", "first", "--json")
     assert json.loads(out)["val/accuracy"] >= 0
@@ -217,6 +218,7 @@ def test_on_a_terminal_a_bar_shows_how_far_an_evaluation_is(trained):
     assert all(len(line) <= 80 for line in re.split(r"[\r\n]+", seen))
 
 
+@pytest.mark.process
 def test_on_a_terminal_a_bar_shows_how_far_a_prediction_into_a_file_is(trained, tmp_path):
     Path("in.txt").write_text("1 2 3\n" * 3)
     on_screen, seen = on_a_terminal("predict", "first", "in.txt")

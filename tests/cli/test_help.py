@@ -28,6 +28,7 @@ def modules_after(installed, *args):
     return done.stdout, set(json.loads(done.stdout.partition("MODULES ")[2]))
 
 
+@pytest.mark.process
 def test_P03_help_with_ten_plugins_imports_no_plugin_and_nothing_heavy(installed):
     for number in range(10):
         installed.install(
@@ -45,6 +46,7 @@ def test_P03_help_with_ten_plugins_imports_no_plugin_and_nothing_heavy(installed
     assert len(modules) < 250
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("args", [["--version"], ["run", "--help"], ["config", "--help"]])
 def test_P03_help_and_version_import_no_torch(installed, args):
     _, modules = modules_after(installed, *args)
@@ -61,6 +63,7 @@ finally:
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [("ptrain ", {"run", "config", "plugins"}), ("ptrain r", {"run", "runs"}),
@@ -77,6 +80,7 @@ def test_P03_completion_imports_no_torch(installed, typed, offered):
     assert not {"torch", "pydantic", "numpy"} & set(json.loads(modules))
 
 
+@pytest.mark.process
 def test_listing_plugins_imports_nothing_heavy_either(installed):
     installed.install("vision")
     _, modules = modules_after(installed, "plugins", "list")
@@ -85,6 +89,7 @@ def test_listing_plugins_imports_nothing_heavy_either(installed):
     assert "ptrain_vision.model" not in modules
 
 
+@pytest.mark.process
 def test_it_also_runs_as_a_module(installed):
     done = installed.run("-m", "plugin_trainer", "--version")
     assert (done.returncode, done.stdout) == (0, "ptrain 0.1.0\n")
@@ -226,6 +231,7 @@ def test_ctrl_c_exits_with_130(monkeypatch, ptrain):
     assert "Traceback" not in typed.err
 
 
+@pytest.mark.process
 def test_a_reader_that_goes_away_is_no_error(installed):
     script = (
         "import subprocess, sys\n"

@@ -15,6 +15,8 @@ from plugin_trainer.ops.building.toolchain import Unavailable, find_toolchain
 from tests import forkserver
 from tests.ops.checkout import Checkout
 
+pytestmark = pytest.mark.process
+
 try:
     find_toolchain(torch_cuda=None)
     HAS_COMPILER = True

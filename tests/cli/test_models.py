@@ -188,6 +188,7 @@ def test_remove_refuses_what_is_in_use_and_what_is_not_said(trained, ptrain):
     assert "signs:1" in ptrain("models").out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("typed", "left"), [("y\n", 0), ("n\n", 1), ("\n", 1)])
 def test_remove_asks_on_a_terminal(trained, ptrain, typed, left):
     register(ptrain)
@@ -247,6 +248,7 @@ def test_a_name_that_would_leave_its_folder_is_refused(trained, ptrain, name):
     assert set(Path().rglob("*")) == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "command",
     [

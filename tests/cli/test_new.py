@@ -42,6 +42,7 @@ def test_it_writes_the_whole_plugin_beside(installed, ptrain):
     assert "ptrain run --plugin ./ptrain-my-rings" in typed.out
 
 
+@pytest.mark.process
 def test_what_it_writes_is_clean_and_loads(installed, ptrain):
     folder = write_plugin("my_rings", to=installed.cwd / "here")
     ruff = shutil.which("ruff", path=str(Path(sys.executable).parent)) or "ruff"
@@ -59,6 +60,7 @@ def test_what_it_writes_is_clean_and_loads(installed, ptrain):
     assert path_of(recipe.plugin, recipe.spec) == folder / "ptrain_my_rings" / "recipe.toml"
 
 
+@pytest.mark.process
 def test_what_it_writes_passes_the_check_and_its_own_tests(installed):
     write_plugin("my_rings", to=installed.cwd / "here")
     checked = installed.run("-m", "plugin_trainer", "plugins", "check", "./here")

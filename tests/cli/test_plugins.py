@@ -129,12 +129,14 @@ def test_showing_a_plugin_that_is_broken_is_an_error(installed, ptrain):
     assert "Traceback" not in typed.err
 
 
+@pytest.mark.process
 def test_check_is_content_with_a_sound_plugin(installed, ptrain):
     install_sound(installed)
     typed = ptrain("plugins", "check", "sound")
     assert (typed.code, typed.out) == (0, "sound: ok\n")
 
 
+@pytest.mark.process
 def test_check_without_a_name_checks_all_and_fails_if_one_is_wrong(installed, ptrain):
     install_sound(installed)
     install_broken(installed)
@@ -149,6 +151,7 @@ def test_check_without_a_name_checks_all_and_fails_if_one_is_wrong(installed, pt
     assert results["sound"] == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("changes", "files", "problem"),
     [
@@ -193,6 +196,7 @@ def test_check_finds(installed, ptrain, changes, files, problem):
     assert problem in typed.out
 
 
+@pytest.mark.process
 def test_check_says_which_line_imports_torch(installed, ptrain):
     installed.install(
         "heavy",
@@ -204,6 +208,7 @@ def test_check_says_which_line_imports_torch(installed, ptrain):
     assert "ptrain_heavy/helper.py:3; name targets as strings instead" in typed.out
 
 
+@pytest.mark.process
 def test_a_hook_module_may_look_whether_torch_is_there(installed, ptrain):
     installed.install(
         "careful",
@@ -213,6 +218,7 @@ def test_a_hook_module_may_look_whether_torch_is_there(installed, ptrain):
     assert ptrain("plugins", "check", "careful").code == 0
 
 
+@pytest.mark.process
 def test_check_leaves_out_what_says_that_it_needs_an_absent_package(installed, ptrain):
     installed.install(
         "optional",

@@ -135,6 +135,7 @@ def test_a_loss_that_is_not_finite_exits_1_and_names_the_step(toy, ptrain):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_run_after_its_step_and_it_can_go_on(toy, ptrain, number, code):
     command = ["run", *QUICK, "--set", "length=100_000 steps", "--set", "evaluate=never"]

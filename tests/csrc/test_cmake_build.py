@@ -15,6 +15,7 @@ COMPILERS = (os.environ.get("CXX") or "c++", "g++", "clang++")
 COMPILER = next((path for path in map(shutil.which, COMPILERS) if path), None)
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.slow,
     pytest.mark.skipif(shutil.which("cmake") is None, reason="there is no cmake on the PATH"),
     pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler on the PATH"),

@@ -20,6 +20,7 @@ MOST_REGISTERS = {"ema_kernel": 64, "partials_kernel": 64, "step_kernel": 102}
 NO_SPILLS = "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads"
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.slow,
     pytest.mark.skipif(NVCC is None, reason="there is no nvcc on the PATH"),
 ]

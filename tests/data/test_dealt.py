@@ -82,6 +82,7 @@ def test_every_batch_is_one_process_s_and_all_have_equally_many(kind, size, coun
     check(LOADERS[kind], size=size, rows=4 * count + 2, limit=limit)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", [kind for kind in LOADERS if "workers" in kind])
 def test_workers_load_a_share(kind):
     check(LOADERS[kind], size=2, rows=10, limit=None)
@@ -124,6 +125,7 @@ class Named(Numbers):
         return {"x": index}
 
 
+@pytest.mark.process
 def test_workers_stay_from_one_evaluation_to_the_next_and_can_be_ended():
     loader = LOADERS["workers that stay"](20)
     before = {*multiprocessing.active_children()}

@@ -19,6 +19,8 @@ from torch.utils.data.distributed import DistributedSampler
 from plugin_trainer.data.stream import training_stream
 from plugin_trainer.training.seeding import capture_rng, restore_rng
 
+pytestmark = pytest.mark.process
+
 ROWS = range(22)
 
 SAMPLERS = {

@@ -236,6 +236,7 @@ def test_a_place_that_does_not_follow_is_entered_anew():
     assert taken(mixed, 4, epoch=2) == taken(stream(tasks(), until="first"), 4, epoch=2)
 
 
+@pytest.mark.process
 def test_a_task_that_is_through_keeps_no_workers():
     mixed = stream({"long": loader(20, num_workers=1), "short": loader(4, num_workers=1)})
     windows = mixed.windows(epoch=0, batch=0)
@@ -249,6 +250,7 @@ def test_a_task_that_is_through_keeps_no_workers():
     assert len(multiprocessing.active_children()) == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("until", ["all", "first"])
 def test_workers_end_though_a_loader_fails_in_the_middle(until):
     class Failing(Numbers):
@@ -320,6 +322,7 @@ def test_an_endless_task_goes_on_beside_one_that_ends_the_epoch():
     assert numbers == sorted(set(numbers)) and len(numbers) > 5
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("mixing", STRATEGIES)
 @pytest.mark.parametrize("persistent", [False, True], ids=["", "persistent"])
 def test_workers_of_every_task_give_the_same_batches(mixing, persistent):

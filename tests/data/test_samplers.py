@@ -136,6 +136,7 @@ def test_a_batch_sampler_around_one_is_the_same_as_the_loaders_own(make):
     assert epochs(given, 2) == epochs(own, 2)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_without_collation_the_data_set_is_asked_for_a_whole_batch(workers):
     bulk = DataLoader(
@@ -147,6 +148,7 @@ def test_without_collation_the_data_set_is_asked_for_a_whole_batch(workers):
     assert epochs(bulk, 2) == epochs(DataLoader(Rows(), batch_size=8, shuffle=True), 2)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_without_batches_samples_come_one_by_one(workers):
     single = DataLoader(Rows(), batch_size=None, shuffle=True, num_workers=workers)

@@ -152,6 +152,7 @@ def windows_of(stream, count: int, epoch: int = 0, batch: int = 0):
     return taken
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("kind", LOADERS)
 def test_processes_together_have_every_row_of_every_batch_once(kind, size):
@@ -177,6 +178,7 @@ def test_processes_together_have_every_row_of_every_batch_once(kind, size):
     assert seen > 20
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "kind", ["data set", "shuffled", "workers", "weighted", "asked once", "index lists", "list"]
 )
@@ -201,6 +203,7 @@ def test_nothing_but_its_own_samples_is_loaded():
     assert len(data[0].loaded) == 15
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["workers", "iterable", "stateful", "tasks", "index lists"])
 def test_a_share_goes_on_where_it_stopped(kind):
     def batches(stream, count, **place):
@@ -226,6 +229,7 @@ class Drawn(Numbers):
         return torch.rand(())
 
 
+@pytest.mark.process
 def test_workers_of_several_processes_draw_unlike_numbers():
     def drawn(share: Share) -> list[float]:
         loader = DataLoader(Drawn(12), batch_size=6, num_workers=1)

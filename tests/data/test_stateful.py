@@ -280,6 +280,7 @@ def loader_class():
     return module.StatefulDataLoader
 
 
+@pytest.mark.process
 @WORKERS
 @pytest.mark.parametrize("limit", [None, 2])
 @pytest.mark.parametrize(
@@ -304,6 +305,7 @@ def test_a_map_style_loader_of_torchdata_resumes_exactly(loader_class, options, 
     )
 
 
+@pytest.mark.process
 @WORKERS
 @pytest.mark.parametrize("limit", [None, 2])
 def test_a_loader_of_torchdata_without_a_length_resumes_exactly(loader_class, workers, limit):

@@ -128,6 +128,7 @@ def test_a_cursor_gives_the_tail_and_loads_nothing_before_it(epoch, batch):
     assert data.dataset.loaded == samples(whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_do_not_change_the_order(persistent):
     alone = numbers(take(training_stream(loader(), seed=1), 8))
@@ -135,6 +136,7 @@ def test_workers_do_not_change_the_order(persistent):
     assert numbers(take(training_stream(workers, seed=1), 8)) == alone
 
 
+@pytest.mark.process
 def test_what_workers_draw_depends_on_the_batch_alone():
     def drawn(workers, batch):
         data = DataLoader(Drawing(), batch_size=2, shuffle=True, num_workers=workers)

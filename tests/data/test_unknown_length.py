@@ -98,6 +98,7 @@ def test_the_last_window_of_accumulation_may_be_short(size, expected):
     assert [last for _, last in taken] == [False] * (len(expected) - 1) + [True, False]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_loader_over_an_iterable_data_set(workers):
     data = DataLoader(Sharded(), batch_size=2, num_workers=workers)

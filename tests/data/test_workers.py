@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from plugin_trainer.data.stream import training_stream
 
+pytestmark = pytest.mark.process
+
 
 class Numbers(IterableDataset):
     """Forty numbers, divided among the workers."""

@@ -46,6 +46,7 @@ def test_P07_every_command_and_every_table_is_written_down():
     assert "schedule cosine" in settings and "a run: optimizer" in settings
 
 
+@pytest.mark.process
 def test_writing_the_surface_down_needs_no_torch():
     script = (
         "import runpy, sys\n"

@@ -56,6 +56,7 @@ def test_the_run_file_is_right(tmp_path, example):
     configure(read_toml(path), parts=False)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("example", blocks("python"))
 def test_the_python_runs(here, example):
     done = forkserver.run([sys.executable, "-c", example], capture_output=True, text=True)

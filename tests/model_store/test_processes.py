@@ -21,6 +21,8 @@ from plugin_trainer.model_store import Store, StoreError
 from plugin_trainer.model_store.artifacts import Artifacts
 from tests import forkserver
 
+pytestmark = pytest.mark.process
+
 SCRIPT = Path(__file__).parent / "scripted.py"
 KILLED = -signal.SIGKILL
 

@@ -165,6 +165,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("when", ["end", "best"])
 def test_killed_at_any_moment_of_registering_the_resumed_run_registers_each_once(
     here, tmp_path, when, assert_sound, assert_tidy

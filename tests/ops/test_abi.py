@@ -20,6 +20,7 @@ SHIM = Path(__file__).parents[2] / "csrc" / "binding" / "shim.h"
 COMPILER = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 pytestmark = [
+    pytest.mark.process,
     pytest.mark.skipif(library.status().compiled is None, reason=library.status().reason),
     pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler to read the headers"),
     pytest.mark.skipif(shutil.which("nm") is None, reason="there is no nm to list symbols"),

@@ -17,7 +17,10 @@ from plugin_trainer.ops.building.sources import _LONGEST, find_sources
 from plugin_trainer.ops.building.toolchain import Unavailable
 from tests.ops.checkout import Checkout
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="the kernels are built on POSIX systems")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(os.name != "posix", reason="the kernels are built on POSIX systems"),
+]
 
 try:
     toolchain.find_toolchain(torch_cuda=None)

@@ -9,6 +9,8 @@ import pytest
 
 from tests import forkserver
 
+pytestmark = pytest.mark.process
+
 BEGIN = """
 import torch
 from plugin_trainer import ops

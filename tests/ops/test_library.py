@@ -135,6 +135,7 @@ def run(code: str, *args: str, **variables: str) -> subprocess.CompletedProcess[
     )
 
 
+@pytest.mark.process
 def test_nothing_happens_at_import():
     code = """
 import os, sys
@@ -150,6 +151,7 @@ assert "plugin_trainer.ops.building.builder" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.process
 @compiled_only
 def test_a_library_may_be_named():
     code = """
@@ -184,6 +186,7 @@ class Asks(Dataset):
         return library.status().reason
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the workers are forked")
 def test_a_worker_of_a_loader_never_builds(tmp_path, monkeypatch):
     monkeypatch.setenv("PTRAIN_KERNELS_CACHE", str(tmp_path / "empty"))
@@ -225,6 +228,7 @@ def test_a_named_library_of_somebody_else_is_refused_in_words(monkeypatch):
         library.find()
 
 
+@pytest.mark.process
 @compiled_only
 def test_loading_does_not_go_through_all_modules_of_the_process():
     """`inspect` notes every module it passes: those that torch has imported, or none of them."""

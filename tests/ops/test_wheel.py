@@ -13,6 +13,8 @@ import pytest
 from plugin_trainer.ops.building.toolchain import Unavailable, find_toolchain
 from tests import forkserver
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 PARTS = ("plugin_trainer", "csrc", "pyproject.toml", "hatch_build.py", "README.md", "LICENSE")
 

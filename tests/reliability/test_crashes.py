@@ -27,6 +27,8 @@ from plugin_trainer.errors import CheckpointError
 from plugin_trainer.training.checkpoints import CheckpointStore, verify
 from tests import forkserver
 
+pytestmark = pytest.mark.process
+
 KILLED = -signal.SIGKILL
 # Beside the settings of `start`: few steps, of which the fourth is the last.
 SHORT = {"length": "4 steps", "log": "1 steps"}

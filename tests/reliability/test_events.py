@@ -337,6 +337,7 @@ def test_L05_every_cadence_counts_optimizer_steps_and_not_batches(toy, folder):
 # ----------------------------------------------------------------------- L07: what is left over
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ending", ["finished", "interrupted", "failed"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_L07_the_run_and_the_model_are_freed_once_fit_is_over(toy, folder, ending, workers):
@@ -411,6 +412,7 @@ class Seen:
             raise KeyboardInterrupt
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("persistent", [False, True], ids=["new-each-epoch", "persistent"])
 @pytest.mark.parametrize("ending", ["finished", "callback", "worker", "interrupt"])
 def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent):
@@ -432,6 +434,7 @@ def test_L08_workers_are_gone_however_a_run_ends(toy, folder, ending, persistent
     assert children() & seen.workers == set()
 
 
+@pytest.mark.process
 def test_L08_an_error_in_a_worker_is_told_in_its_own_words_and_with_its_own_place(folder):
     with pytest.raises(PtrainError) as caught:
         plugin_trainer.fit(

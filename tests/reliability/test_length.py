@@ -269,6 +269,7 @@ def main() -> None:
     print(json.dumps(watch.held))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_run_of_many_steps_holds_no_more_at_its_end_than_before(folder):
     """With the default callbacks and an average, in a process of its own.

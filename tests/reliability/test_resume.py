@@ -81,6 +81,7 @@ def test_R02_a_run_resumed_on_an_accumulation_boundary_is_exact(
     assert differences(tmp_path / "whole", resumed) == []
 
 
+@pytest.mark.process
 def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_never_stopped(
     toy_process, whole_with_workers, differences, folder
 ):
@@ -94,6 +95,7 @@ def test_R01_R05_R06_a_run_with_workers_killed_again_and_again_equals_one_that_n
     assert resumed_at == [1, 2, 5, 5, 13]
 
 
+@pytest.mark.process
 def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_never_stopped(
     differences, folder
 ):
@@ -201,6 +203,7 @@ SAMPLERS = {
 }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 2], ids=["0", "2-persistent"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_R04_a_run_with_any_sampler_interrupted_twice_equals_one_that_never_stopped(
@@ -252,6 +255,7 @@ def interrupted_twice(toy, make_loader, folder) -> list[str]:
     return said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("workers", "random"),
     [

@@ -54,6 +54,7 @@ def test_R02_a_mixture_resumed_on_an_accumulation_boundary_is_exact(
     assert differences(whole(mixture, accumulate=2), resumed) == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "mixture", [MIXTURES[1].values[0], MIXTURES[3].values[0]], ids=["until-first", "temperature"]
 )
@@ -72,6 +73,7 @@ def test_R01_a_limited_mixture_resumes_as_exactly(toy, whole, differences, tmp_p
     assert differences(whole(mixture, limit_batches=limit), resumed) == []
 
 
+@pytest.mark.process
 def test_R05_a_mixture_with_workers_killed_again_and_again_equals_one_that_never_stopped(
     toy, toy_process, differences, folder
 ):

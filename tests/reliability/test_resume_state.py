@@ -116,6 +116,7 @@ def test_R09_an_error_while_the_average_is_in_the_model_leaves_raw_weights_every
     assert all(torch.equal(last.ema[name], wanted.ema[name]) for name in wanted.ema)
 
 
+@pytest.mark.process
 def test_R09_a_kill_while_the_average_is_in_the_model_leaves_raw_weights_on_disk(
     toy_process, toy, differences, folder
 ):

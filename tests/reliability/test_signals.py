@@ -17,6 +17,8 @@ import pytest
 
 from plugin_trainer.training.checkpoints import CheckpointStore
 
+pytestmark = pytest.mark.process
+
 # Nothing but the first evaluation is a best, and nothing but that and a signal writes a checkpoint.
 RARELY = {"save": "never", "best.mode": "max"}
 OFTEN = {"save": "1 steps"}

@@ -14,7 +14,7 @@ from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.training.checkpoints import CheckpointStore
 from tests import forkserver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 HERE = Path(__file__).parent
 STEPS = 24

@@ -13,7 +13,7 @@ import pytest
 
 from tests import forkserver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 PLUGIN = Path(__file__).with_name("plugin.py")
 

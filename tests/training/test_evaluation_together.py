@@ -12,6 +12,8 @@ import pytest
 
 from tests import forkserver
 
+pytestmark = pytest.mark.process
+
 CHECKS = Path(__file__).with_name("evaluation_checks.py")
 
 BATCHES = {

@@ -166,6 +166,7 @@ def test_streams_of_ones_own_depend_on_the_seed_and_the_name_and_move_no_other()
     assert capture_rng() == state
 
 
+@pytest.mark.process
 def test_a_model_that_was_typed_in_can_be_trained(tmp_path):
     code = """
 import torch, plugin_trainer

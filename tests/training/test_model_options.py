@@ -160,6 +160,7 @@ def test_a_pattern_that_matches_nothing_and_a_model_without_blocks_are_refused()
         checkpoint_activations(nn.Linear(2, 2), True)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_a_compiled_model_trains_and_keeps_its_names(fit, toy, tmp_path):
     plain, one = toy.net(), toy.net()

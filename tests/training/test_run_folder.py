@@ -42,6 +42,7 @@ def holder(tmp_path):
     process.wait()
 
 
+@pytest.mark.process
 def test_a_folder_in_use_by_another_process_is_refused_with_its_number(holder, tmp_path):
     with pytest.raises(RunFolderError, match=f"is in use by process {holder.pid}") as caught:
         open_folder(tmp_path / "run", resume=True)

@@ -28,7 +28,7 @@ from plugin_trainer.training.sharding import check_elementwise, local_norm_squar
 from plugin_trainer.training.sharding.files import write_shards
 from tests import forkserver
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 HERE = Path(__file__).parent
 

@@ -222,6 +222,7 @@ def test_what_a_driver_says_is_told_without_the_password():
     assert "more lines" not in str(caught.value)
 
 
+@pytest.mark.process
 def test_a_database_that_goes_away_stops_the_study_without_failing_the_trial(here):
     url = f"sqlite:///{here.folder}/far/study.db"
     (here.folder / "far").mkdir()
@@ -242,6 +243,7 @@ def test_a_database_that_goes_away_stops_the_study_without_failing_the_trial(her
     assert [step for _, step, _ in here.diary()][-1] == 6
 
 
+@pytest.mark.process
 def test_without_optuna_the_error_names_the_extra(here):
     program = (
         "import sys; sys.modules['optuna'] = None\n"
@@ -254,6 +256,7 @@ def test_without_optuna_the_error_names_the_extra(here):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_help_imports_neither_optuna_nor_torch():
     program = (
         "import sys\nfrom plugin_trainer.cli.main import main\n"

@@ -15,7 +15,7 @@ import pytest
 from plugin_trainer.files import read_json
 from plugin_trainer.tuning.studies import open_study
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.process]
 
 
 def wait_for(file: Path, process: subprocess.Popen[str]) -> None:

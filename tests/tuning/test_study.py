@@ -165,6 +165,7 @@ def pasted(out: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.process
 def test_the_winners_lines_are_what_a_shell_gives_to_a_run(ptrain):
     from plugin_trainer.settings.layers import from_assignments, look_up
 
@@ -214,6 +215,7 @@ def front(here):
     )
 
 
+@pytest.mark.process
 def test_of_two_objectives_the_front_is_shown_and_drawn(front, ptrain):
     _, out, _ = ptrain("best", "front")
     assert [line.split()[0] for line in out.splitlines() if line[:1].isdigit()] == ["0", "2", "3"]
@@ -222,6 +224,7 @@ def test_of_two_objectives_the_front_is_shown_and_drawn(front, ptrain):
     assert (front / "front.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.process
 def test_another_trial_of_the_front_can_be_chosen(front, ptrain):
     _, out, _ = ptrain("best", "front", "--trial", "3")
     assert pasted(out) == ["--set", "model_settings.x=4.0"]
@@ -252,6 +255,7 @@ def staged(here):
     )
 
 
+@pytest.mark.process
 def test_the_winner_of_a_stage_has_the_values_of_the_stages_before(staged, ptrain):
     _, out, _ = ptrain("best", "staged")
     assert "stage rate" in out
@@ -262,6 +266,7 @@ def test_the_winner_of_a_stage_has_the_values_of_the_stages_before(staged, ptrai
     assert (staged / "rate" / "history.png").is_file()
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("staged")
 def test_an_earlier_stage_can_be_asked_for(ptrain):
     _, out, _ = ptrain("best", "staged", "--stage", "heads")
@@ -282,6 +287,7 @@ def test_the_winner_for_programs(ptrain):
     assert all(Path(picture).is_file() for picture in found["pictures"])
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("mixed")
 def test_without_matplotlib_the_winner_is_told_and_what_to_install(ptrain, monkeypatch):
     for module in [name for name in sys.modules if name.startswith("matplotlib")]:
@@ -346,6 +352,7 @@ def test_the_database_may_stand_before_the_command_or_in_the_environment(ptrain,
     assert "val/loss 2.5" in ptrain("show", "mixed")[1]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("args", [["study", "--help"], ["study", "best", "--help"]])
 def test_help_imports_neither_optuna_nor_matplotlib(args):
     program = (

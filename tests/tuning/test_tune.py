@@ -361,6 +361,7 @@ def test_a_failed_trial_is_written_down_and_the_study_goes_on(here, capsys):
     assert "Traceback" not in told.err
 
 
+@pytest.mark.process
 def test_a_study_whose_trials_all_fail_stops_early_and_says_why(here, capsys):
     broken = ["--set", "model_settings.broken=true"]
     assert here.tune("run.toml", "--study", "s", "--trials", "5", *broken) == 1

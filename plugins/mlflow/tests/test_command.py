@@ -42,6 +42,7 @@ def test_several_runs_go_into_the_experiment_that_is_asked_for(fit, store):
     assert {run.info.run_name for run in store.runs("old")} == {"run", "other"}
 
 
+@pytest.mark.process
 def test_a_run_that_was_killed_is_closed_as_killed(forked, fit, store, at):
     def kill():
         os.kill(os.getpid(), signal.SIGKILL)

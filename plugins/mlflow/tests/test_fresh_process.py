@@ -9,7 +9,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 from plugin_trainer.cli.main import main
+
+pytestmark = pytest.mark.process
 
 HERE = Path(__file__).parent
 # By these MLflow would know that it is being tested, and keep quiet for that.

@@ -173,6 +173,7 @@ def test_what_is_new_is_sent_while_the_run_goes_on(fit, store):
     fit(callbacks=(Wait(),))
 
 
+@pytest.mark.process
 def test_workers_that_are_forked_while_the_thread_sends_do_their_work(fit, store, logged):
     fit(workers=2, length="12 epochs", logger={"send_every_s": 0.001})
     assert len(store.history("train/loss")) == 36

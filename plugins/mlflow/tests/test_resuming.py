@@ -38,6 +38,7 @@ def steps(points):
     return [step for step, _ in points]
 
 
+@pytest.mark.process
 def test_after_a_sigkill_every_step_stands_once_as_in_a_run_that_never_stopped(
     fit, forked, store, logged
 ):
@@ -59,6 +60,7 @@ def test_after_a_sigkill_every_step_stands_once_as_in_a_run_that_never_stopped(
     assert resumed.data.tags["ptrain.resumed"].startswith("from step 3; steps 4 to 5 stand as")
 
 
+@pytest.mark.process
 def test_a_run_killed_before_its_first_checkpoint_begins_again_in_the_same_run(fit, forked, store):
     assert forked(callbacks=(killed_when_sent(store, 2),), **SAVING) == -signal.SIGKILL
     before = store.run().info.run_id
@@ -92,6 +94,7 @@ def test_a_run_that_is_made_longer_goes_on(fit, store):
     assert run.data.tags["ptrain.changed"] == "from step 12: length: 4 epochs -> 5 epochs"
 
 
+@pytest.mark.process
 def test_what_a_changed_setting_contradicts_is_said(fit, forked, store, logged, capsys):
     assert forked(callbacks=(killed_when_sent(store, 5),), **SAVING) == -signal.SIGKILL
     before = dict(store.history("train/loss"))
@@ -114,6 +117,7 @@ def test_what_a_changed_setting_contradicts_is_said(fit, forked, store, logged, 
     assert "going on from step 3; steps 4 to 5 stand as logged before" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_told_to_wait_for_checkpoints_it_sends_nothing_that_a_resume_could_contradict(
     fit, forked, store, logged
 ):

@@ -157,6 +157,7 @@ def test_a_database_that_is_taken_for_a_while_misses_nothing(fit, store, logged)
     assert store.history("train/loss") == logged("train/loss")
 
 
+@pytest.mark.process
 def test_two_runs_at_once_make_one_store_and_one_experiment(started, fit, tmp_path, store):
     """Both begin where there is no database."""
     store.path.unlink()

@@ -26,6 +26,7 @@ def imported(address: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
+@pytest.mark.process
 def test_the_hook_module_says_which_api_it_speaks_and_imports_nothing_heavy() -> None:
     assert hooks.PTRAIN_API == API_VERSION
     program = (

@@ -121,6 +121,7 @@ CARTPOLE = {
 }
 
 
+@pytest.mark.process
 def test_a_run_that_was_killed_equals_one_that_was_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command("whole", CARTPOLE)) == 0
     killed("killed", step=47, **CARTPOLE)

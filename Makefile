@@ -13,7 +13,6 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # A caller who wants no bytecode would have each Python that the tests start compile everything anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-WITHOUT_TRANSFORMERS := $(addprefix --ignore=,tests/acceptance plugins/dactbert plugins/multitask_bert)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 .PHONY: run test quick check lint format bench soak clean
@@ -24,9 +23,9 @@ run: $(STAMP)
 test: lint
 	$(PYTEST) --dist loadfile --no-loadscope-reorder $(if $(DURATIONS),-p tests.durations)
 
-# What needs no process, no compiler and no pretrained code.
+# The core's tests that need no process, no compiler and no pretrained code.
 quick: lint
-	PTRAIN_KERNELS=off $(PYTEST) --dist worksteal -p tests.no_processes -m "not process" $(WITHOUT_TRANSFORMERS)
+	PTRAIN_KERNELS=off $(PYTEST) --dist worksteal -p tests.no_processes -m "not process and not slow" tests --ignore=tests/acceptance
 
 check: lint
 	$(BIN)/mypy

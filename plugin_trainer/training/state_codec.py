@@ -40,7 +40,10 @@ def encode(value: Any, tensors: dict[str, Tensor], *, at: str = "") -> Any:
     if isinstance(value, Mapping):
         return _encode_mapping(value, tensors, at=at)
     if isinstance(value, (list, tuple, set, frozenset)):
-        items = [encode(item, tensors, at=f"{at}/{index}") for index, item in enumerate(value)]
+        if all(type(item) is int for item in value):  # Python's random state is 625 of them
+            items = list(value)
+        else:
+            items = [encode(item, tensors, at=f"{at}/{index}") for index, item in enumerate(value)]
         if isinstance(value, list):
             return items
         return {"$tuple" if isinstance(value, tuple) else "$set": items}

@@ -18,6 +18,8 @@ from plugin_trainer.tuning.ranges import Range, as_layer, known
 from plugin_trainer.tuning.search import surroundings
 from plugin_trainer.tuning.studies import open_study
 
+pytestmark = pytest.mark.slow
+
 LOG_RATE = """
     [tune.space."optimizer.learning_rate"]
     low = 1e-3

@@ -164,12 +164,13 @@ class MlflowLogger:
             return
         if self._repeated is not None:
             self._repeated.stop()
-        self._environment.close()
         about = {**(read_json(run.folder / "run.json") or {}), **ending}
         how = Ending(status, str(ending["status"]), str(ending["reason"]), about)
         if self._settings.best_checkpoint and status == "FINISHED":
             wait_s = _UPLOAD_S
-        with store.environment(store.FILES):
+        # Over that of metrics, in whose place MLflow's own patience must not stand for a moment: a
+        # request that begins then is tried for minutes, and the end waits for it.
+        with self._environment, store.environment(store.FILES):
             if not within(wait_s, partial(self._close, how)):
                 self._trouble = f"no answer in {wait_s:.0f} s"
 

@@ -176,14 +176,21 @@ def in_words(error: BaseException) -> str:
 
 @contextmanager
 def environment(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables that are not set already, and unset them afterwards."""
-    new = [name for name in values if name not in os.environ]
-    os.environ.update({name: values[name] for name in new})
+    """Set variables that nobody else has set, and put back what was there before."""
+    free = [name for name in values if name not in os.environ or name in _ours]
+    before = {name: os.environ[name] for name in free if name in os.environ}
+    _ours.update(free)
+    os.environ.update({name: values[name] for name in free})
     try:
         yield
     finally:
-        for name in new:
+        os.environ.update(before)
+        for name in set(free) - before.keys():
             os.environ.pop(name, None)
+            _ours.discard(name)
+
+
+_ours: set[str] = set()
 
 
 class _Silent(logging.Filter):

@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import threading
+from contextlib import contextmanager
 
 import pytest
 from ptrain_mlflow import store as reaching
@@ -75,6 +76,23 @@ def test_a_server_that_never_answers_holds_nobody_up_for_long(fit, silent_port, 
     result = fit(logger={"tracking_uri": f"http://127.0.0.1:{silent_port}"})
     assert "timed out" in result.reports["mlflow"]
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+
+
+def test_no_request_is_ever_begun_with_mlflows_own_patience(fit, store, monkeypatch):
+    """A thread may begin one while the variables for metrics make way for those for files."""
+    name, changes, environment = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", [], reaching.environment
+
+    @contextmanager
+    def watched(values):
+        changes.append(os.environ.get(name))
+        with environment(values):
+            changes.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+            yield
+
+    monkeypatch.setattr(reaching, "environment", watched)
+    fit()
+    assert changes == [None, "10", "0", "60"]
+    assert name not in os.environ
 
 
 def test_a_database_that_must_not_be_written(fit, store, capsys):

@@ -29,6 +29,18 @@ def test_listing_imports_no_plugin(installed):
     assert not [name for name in sys.modules if name.startswith("ptrain_vision")]
 
 
+def test_what_is_installed_changed_or_removed_while_a_process_runs_is_seen(installed):
+    installed.install("vision")
+    assert [plugin.target for plugin in installed_plugins()] == ["ptrain_vision.hooks"]
+    installed.install("vision", target="ptrain_vision.other")
+    assert [plugin.target for plugin in installed_plugins()] == ["ptrain_vision.other"]
+    installed.install("audio", command="ptrain_audio.cli:x")
+    assert names() == ["audio", "vision"]
+    assert [command.name for command in installed_commands()] == ["audio"]
+    (installed.folder / "ptrain_vision-0.1.0.dist-info" / "entry_points.txt").unlink()
+    assert names() == ["audio"]
+
+
 def test_two_packages_that_claim_one_name_are_both_listed(installed):
     installed.install("vision")
     installed.install("vision", distribution="ptrain-other", package="other")

@@ -71,7 +71,7 @@ def alone(tmp_path_factory) -> Path:
 def bear(tmp_path) -> Callable[..., Path]:
     """The run in two processes, one of them killed in the middle."""
 
-    def run(*more: str, cold: bool) -> Path:
+    def run(*more: str) -> Path:
         out, output = tmp_path / "run", (tmp_path / "output").open("w+")
         (tmp_path / "numbered.py").write_text(NUMBERED)
         launcher = forkserver.Popen(
@@ -80,7 +80,6 @@ def bear(tmp_path) -> Callable[..., Path]:
                 *("--nproc-per-node=2", "--max-restarts=1", "-m", "plugin_trainer"),
                 *command(out, "--plugin", str(tmp_path / "numbered.py"), *more),
             ],
-            cold=cold,
             stdout=output,
             stderr=forkserver.STDOUT,
         )
@@ -97,12 +96,11 @@ def bear(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "cold"), [("ddp", True), ("fsdp2", False)])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_the_recipe_in_two_processes_killed_and_resumed_has_the_losses_of_one(
-    strategy, cold, alone, bear
+    strategy, alone, bear
 ):
-    """Once as torchrun starts it, from nothing."""
-    run = bear(f"--set=parallel.strategy={strategy}", cold=cold)
+    run = bear(f"--set=parallel.strategy={strategy}")
     about = json.loads((run / "run.json").read_text())
     assert about["status"] == "finished" and about["machine"]["strategy"] == strategy
     assert about["resumed"] and about["resumed"][0] >= KILLED_AFTER - 4

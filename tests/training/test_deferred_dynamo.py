@@ -35,16 +35,8 @@ print(made._torchdynamo_disable)
 """
 
 
-def test_a_run_without_compile_does_not_import_dynamo(tmp_path):
-    imported = "print(sorted(name for name in sys.modules if name.startswith('torch._dynamo')))"
-    done = subprocess.run(
-        [sys.executable, "-c", RUN + imported], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
-
-
-def test_once_dynamo_is_imported_it_skips_the_optimizer(tmp_path):
-    command = [sys.executable, "-c", RUN + SKIPPED]
+def test_a_run_without_compile_leaves_dynamo_out_and_changes_nothing_for_who_imports_it(tmp_path):
+    imported = "print([name for name in sys.modules if name.startswith('torch._dynamo')])"
+    command = [sys.executable, "-c", RUN + imported + SKIPPED]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1:] == ["True"], done.stderr
+    assert done.stdout.splitlines()[-2:] == ["[]", "True"], done.stderr

@@ -20,6 +20,9 @@ from tests import forkserver
 TRIALS = 12
 # Enough to be killed in the middle of, and no more.
 SHORT = {
+    "model_settings.hidden_size": "16",
+    "model_settings.num_heads": "2",
+    "data_settings.max_tokens": "16",
     "length": "12 steps",
     "evaluate": "3 steps",
     "save": "3 steps",

@@ -28,8 +28,7 @@ quick: lint
 	PTRAIN_KERNELS=off $(PYTEST) --dist worksteal -p tests.no_processes -m "not process and not slow" tests --ignore=tests/acceptance
 
 check: lint
-	$(BIN)/mypy
-	$(BIN)/mypy $(wildcard plugins/*/ptrain_*)
+	$(BIN)/mypy plugin_trainer $(wildcard plugins/*/ptrain_*)
 
 lint: $(STAMP)
 	$(BIN)/ruff check

@@ -11,13 +11,11 @@ import pytest
 pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[1]
-PLUGINS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("plugins/*/ptrain_*"))
+PACKAGES = ["plugin_trainer", *ROOT.glob("plugins/*/ptrain_*")]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [[], PLUGINS], ids=["core", "plugins"])
-def test_mypy_finds_nothing(what):
-    mypy = subprocess.run(
-        [sys.executable, "-m", "mypy", *what], cwd=ROOT, capture_output=True, text=True
-    )
-    assert mypy.returncode == 0, mypy.stdout + mypy.stderr
+def test_mypy_finds_nothing():
+    command = [sys.executable, "-m", "mypy", *PACKAGES]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -18,6 +18,8 @@ from tests import forkserver
 STEPS = 24
 # The recipe in short: as it is, but for these.
 SETTINGS = {
+    "model_settings.hidden_size": "32",
+    "model_settings.num_heads": "2",
     "length": f"{STEPS} steps",
     "evaluate": "8 steps",
     "save": "4 steps",

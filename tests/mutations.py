@@ -46,11 +46,11 @@ MUTATIONS = {
         "if not (",
         ("tests/training/test_best.py",),
     ),
-    "an epoch's end is not evaluated twice but never": Mutation(
+    "the last evaluation is left out": Mutation(
         CORE + "training/loop.py",
         "metrics = _evaluate(run) if run.evaluated_at != run.progress.step else {}",
         "metrics = {}",
-        ("tests/training/test_loop.py",),
+        ("tests/acceptance/test_system_002.py",),
     ),
     "the folder of a checkpoint is not synced": Mutation(
         CORE + "training/checkpoints.py",
@@ -62,7 +62,7 @@ MUTATIONS = {
         CORE + "data/order.py",
         "return derive_seed(self.seed, self.task, epoch, position, *rank)",
         "return derive_seed(self.seed, epoch, position, *rank)",
-        ("tests/data",),
+        ("tests/data/test_order.py",),
     ),
     "a round robin gives too much": Mutation(
         CORE + "data/mixing.py",

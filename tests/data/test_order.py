@@ -50,6 +50,7 @@ def test_a_batchs_seed_is_its_own_wherever_it_is_loaded():
     assert len({batch.seed for batch in whole}) == 3
     assert list(batches(with_seeds=True, start=1)) == whole[1:]
     assert next(iter(batches(with_seeds=True, epoch=1))).seed != whole[0].seed
+    assert next(iter(batches(with_seeds=True, task="other"))).seed != whole[0].seed
 
 
 def test_batches_are_lists_whatever_the_order_is_kept_in():

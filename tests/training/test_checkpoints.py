@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickletools
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,36 @@ def bytes_of(tensor) -> bytes:
 @pytest.fixture
 def store(tmp_path) -> CheckpointStore:
     return CheckpointStore(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- durability
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="which file is synced is not told")
+def test_all_is_on_disk_before_a_checkpoint_takes_its_place_and_so_is_its_place(store, monkeypatch):
+    """A loss of power may undo whatever was not synced: the files, their names, the new name."""
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def noted_fsync(descriptor):
+        done.append(("sync", str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+        fsync(descriptor)
+
+    def noted_rename(source, target, **options):
+        done.append(("rename", str(target)))
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    path = store.save(snapshot(optimizer={"m": torch.ones(1)}), step=1)
+    placed = done.index(("rename", str(path)))
+    synced = [
+        re.sub(r"^\.(.+)\.tmp-.*", r"\1", Path(name).name)  # what is written beside, then renamed
+        for kind, name in done[:placed]
+        if kind == "sync"
+    ]
+    assert {file.name for file in path.iterdir()} <= set(synced)
+    assert synced[-1] == path.name  # the folder, when all names are in it
+    assert ("sync", str(path.parent)) in done[placed:]
 
 
 # --------------------------------------------------------------------------------------- round trip

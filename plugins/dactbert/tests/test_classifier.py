@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ptrain_dactbert.classifier import HaltingClassifier
+from ptrain_dactbert.classifier import IGNORED, HaltingClassifier
 from ptrain_dactbert.data import TextClassification
 from ptrain_dactbert.settings import ClassifierSettings
 from torch import Tensor
@@ -140,6 +140,17 @@ def test_tau_of_zero_is_really_off(make_model: MakeModel, batch: dict[str, Any])
     result["loss"].backward()
     last = model.units[-1].halting.bias.grad
     assert last is None or not last.any()  # h_N can feel nothing but the regulariser
+
+
+def test_a_row_without_a_label_counts_for_nothing(
+    make_model: MakeModel, batch: dict[str, Any]
+) -> None:
+    model = make_model().eval()
+    labelled = model(**{name: rows[1:] for name, rows in batch.items()})
+    batch["labels"][0] = IGNORED
+    result = model(**batch)
+    assert int(result["count"]) == 5
+    torch.testing.assert_close(result["loss"], labelled["loss"])
 
 
 def test_class_weights_weigh_the_rows_and_not_the_count(

@@ -50,7 +50,7 @@ MUTATIONS = {
         CORE + "training/loop.py",
         "metrics = _evaluate(run) if run.evaluated_at != run.progress.step else {}",
         "metrics = {}",
-        ("tests/acceptance/test_system_002.py",),
+        ("tests/training/test_loop.py",),
     ),
     "the folder of a checkpoint is not synced": Mutation(
         CORE + "training/checkpoints.py",

@@ -68,7 +68,7 @@ def test_all_is_on_disk_before_a_checkpoint_takes_its_place_and_so_is_its_place(
     ]
     assert {file.name for file in path.iterdir()} <= set(synced)
     assert synced[-1] == path.name  # the folder, when all names are in it
-    assert ("sync", str(path.parent)) in done[placed:]
+    assert done[placed + 1] == ("sync", str(path.parent))
 
 
 # --------------------------------------------------------------------------------------- round trip

@@ -173,6 +173,19 @@ def test_L04_the_last_checkpoint_knows_a_best_that_only_the_last_evaluation_saw(
     assert state["meter"]["sums"] == {}
 
 
+def test_a_run_that_stops_between_two_evaluations_is_evaluated_once_more(fit, toy, metrics_of):
+    class Stops:
+        def ptrain_step_end(self, run):
+            if run.progress.step == 4:
+                run.request_stop("enough")
+
+    result = fit(None, None, toy.loader(8), evaluate="3 steps", callbacks=[Stops()])
+    lines = metrics_of(result.folder)
+    evaluated = [line["step"] for line in lines if "val/loss" in line]
+    assert (result.status, evaluated) == ("stopped early", [3, 4])
+    assert result.metrics["val/loss"] == lines[-1]["val/loss"]
+
+
 def test_L01_the_moments_of_a_run_that_is_asked_to_stop(fit, toy):
     class Stop:
         def ptrain_step_end(self, run):

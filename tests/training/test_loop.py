@@ -173,16 +173,17 @@ def test_L04_the_last_checkpoint_knows_a_best_that_only_the_last_evaluation_saw(
     assert state["meter"]["sums"] == {}
 
 
-def test_a_run_that_stops_between_two_evaluations_is_evaluated_once_more(fit, toy, metrics_of):
+def test_a_run_that_is_stopped_when_its_epoch_has_ended_is_evaluated_once_more(
+    fit, toy, metrics_of
+):
     class Stops:
-        def ptrain_step_end(self, run):
-            if run.progress.step == 4:
-                run.request_stop("enough")
+        def ptrain_epoch_end(self, run):
+            run.request_stop("enough")
 
-    result = fit(None, None, toy.loader(8), evaluate="3 steps", callbacks=[Stops()])
+    result = fit(None, None, toy.loader(8), evaluate="never", callbacks=[Stops()])
     lines = metrics_of(result.folder)
     evaluated = [line["step"] for line in lines if "val/loss" in line]
-    assert (result.status, evaluated) == ("stopped early", [3, 4])
+    assert (result.status, result.step, evaluated) == ("stopped early", 3, [3])
     assert result.metrics["val/loss"] == lines[-1]["val/loss"]
 
 

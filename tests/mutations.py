@@ -1,4 +1,4 @@
-"""Twenty faults of one line each, put in by turns: the suite must notice every one.
+"""Faults of one line each, put in by turns: the suite must notice every one.
 
     python tests/mutations.py [NAME ...]
 

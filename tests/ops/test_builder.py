@@ -139,6 +139,14 @@ def overwrite(entry: Path) -> None:
     library.write_bytes(bytes(library.stat().st_size))
 
 
+def change_what_it_says(entry: Path) -> None:
+    """A library that loads, and is another one."""
+    library = entry / "libptrain.so"
+    whole = library.read_bytes()
+    assert whole.count(b"small\0") == 1
+    library.write_bytes(whole.replace(b"small\0", b"wrong\0"))
+
+
 def cut_short_the_note(entry: Path) -> None:
     (entry / "about.json").write_text('{"sha256": ')
 
@@ -148,7 +156,10 @@ def remove_the_library(entry: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", [cut_short, overwrite, cut_short_the_note, remove_the_library])
+@pytest.mark.parametrize(
+    "damage",
+    [cut_short, overwrite, change_what_it_says, cut_short_the_note, remove_the_library],
+)
 def test_a_damaged_library_is_never_loaded_but_built_again(built, damage):
     (entry,) = built.entries()
     damage(entry)

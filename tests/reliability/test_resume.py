@@ -18,6 +18,7 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 import plugin_trainer
+from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.files import sha256_of
 from plugin_trainer.training.checkpoints import read_snapshot
 from tests import forkserver
@@ -233,9 +234,10 @@ def test_R04_a_run_with_any_sampler_interrupted_twice_equals_one_that_never_stop
 
 
 class Quiet(torch.utils.data.Dataset):
-    """The numbered samples, without anything random."""
+    """The numbered samples, the same each time they are made."""
 
     def __init__(self, toy) -> None:
+        seed_everything(0)
         self.samples = [toy.Noisy()[index] for index in range(toy.SAMPLES)]
 
     def __len__(self) -> int:

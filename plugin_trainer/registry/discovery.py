@@ -76,16 +76,16 @@ def _entry_points(group: str) -> EntryPoints:
     return _read(tuple(_metadata())).select(group=group)
 
 
-@lru_cache(
-    maxsize=1
-)  # reading a hundred packages' metadata takes 10 ms, and each command asks twice
+@lru_cache(maxsize=1)
 def _read(_: tuple[tuple[str, int, int], ...]) -> EntryPoints:
+    """Read a hundred packages' metadata: 10 ms, and each command asks twice."""
     return cast(EntryPoints, entry_points())  # what it gives while none are selected
 
 
 def _metadata() -> Iterator[tuple[str, int, int]]:
     """What changes where a package comes, goes or gets other entry points."""
     for folder in sys.path:
+        yield folder, 0, 0  # which may be an archive that holds packages
         with suppress(OSError), os.scandir(folder or ".") as entries:
             for entry in entries:
                 if entry.name.endswith((".dist-info", ".egg-info")):

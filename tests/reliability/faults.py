@@ -13,6 +13,8 @@ Moments, N being `run.progress.step` where nothing else is said:
 
     run_start  epoch_start  forward  step_end  evaluating_raw  evaluating_ema  epoch_end  saving
     committed  run_end
+    registering:0    the plugins are being loaded
+    constructed:0    the run is being put together: this callback was just made
     loading:N        sample N of this process is about to be loaded
     compiling:N      graph N is about to be compiled, by the backend "paused"
     file:N:K         the K-th file operation since the checkpoint of step N was begun is about to be
@@ -43,7 +45,13 @@ _OPERATIONS = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", 
 def ptrain_callbacks():
     """The one callback."""
     _register_backend()  # before the settings that name it are looked at
+    if _fault().get("at") == "registering:0":
+        Faults()._reach("registering:0")
     return [CallbackSpec(name="faults", target="ptrain_local_faults:Faults")]
+
+
+def _fault() -> dict:
+    return json.loads(os.environ.get("PTRAIN_FAULT", "{}"))
 
 
 class Broken(Exception):
@@ -54,7 +62,7 @@ class Faults:
     """Waits for its moment."""
 
     def __init__(self) -> None:
-        fault = json.loads(os.environ.get("PTRAIN_FAULT", "{}"))
+        fault = _fault()
         self.at, self.do = fault.get("at", ""), fault.get("do", "")
         self.notes = Path(fault.get("folder", "."))
         self.run = None
@@ -67,6 +75,7 @@ class Faults:
             toy.Noisy.before_loading = self._loading
         if self.at.startswith("compiling"):
             _compiled.append(self._compiling)
+        self._reach("constructed:0")
 
     # ------------------------------------------------------------------------------- moments
 

@@ -101,12 +101,19 @@ def interrupted(process, reached, number, *, group=False) -> None:
     reached.over()
 
 
-def test_S01_sigterm_before_there_is_a_run_leaves_one_that_starts(start, twin, differences, folder):
+def test_S01_sigterm_before_there_is_a_run_leaves_one_that_starts(
+    start, twin, reached, differences, folder
+):
     # While the process still puts the run together: it ends by the signal itself.
     run = folder / "run"
-    for delay in (0.0, 0.05, 0.1, 0.15):
-        process = start(run, **RARELY)
-        time.sleep(delay)
+    process = start(run, **RARELY)
+    process.signal(signal.SIGTERM)
+    assert process.wait() in (-signal.SIGTERM, 143), process.text
+    for moment in ("registering:0", "constructed:0"):
+        notes = folder / moment
+        notes.mkdir()
+        process = start(run, fault={"at": moment, "do": "pause", "folder": str(notes)}, **RARELY)
+        reached.wait(process, notes)
         process.signal(signal.SIGTERM)
         assert process.wait() in (-signal.SIGTERM, 143), process.text
         assert "Traceback" not in process.text

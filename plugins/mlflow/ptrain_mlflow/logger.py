@@ -161,6 +161,7 @@ class MlflowLogger:
     def _finish(self, run: Run, status: str, ending: Mapping[str, Any], *, wait_s: float) -> None:
         """Close the MLflow run, for which training waits so long and no longer."""
         if self._mirror is None:
+            self._environment.close()
             return
         if self._repeated is not None:
             self._repeated.stop()

@@ -105,10 +105,15 @@ def hints_of(cls: type) -> dict[str, Any]:
     """The hints of a dataclass's keys; those of a class that names what it did not import, Any."""
     names = [field.name for field in dataclasses.fields(cls) if field.init]
     try:
-        hints = typing.get_type_hints(cls, include_extras=True)
+        hints = _evaluated(cls)
     except NameError:
         return dict.fromkeys(names, Any)
     return {name: hints[name] for name in names}
+
+
+@lru_cache(maxsize=128)
+def _evaluated(cls: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)  # 1 ms, ten times a run
 
 
 def hint_at(cls: type, key: Key) -> Any:

@@ -20,6 +20,7 @@ LAYERS = [
     {"registry"},
     {"configuration"},
     {"ops"},
+    {"early_exit"},
     {"data", "callbacks"},
     {"training"},
     {"model_store", "tuning"},

@@ -1,0 +1,136 @@
+"""Estimate, without labels, how likely a block's answer is to be that of the last block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plugin_trainer.errors import PtrainError
+
+# N blocks, B rows, C classes
+
+CERTAIN = 1e9
+"""The score of the last block, which agrees with itself."""
+
+_SHARPNESS = 2.0  # of the targets: few rows disagree, and a target of 0 or 1 is a noisy one
+_RIDGE = 1e-3
+_EXTREME = 1e-6  # a target may be no nearer to 0 or 1, or the intercept has no end
+
+
+def margin(logits_BC: Tensor) -> Tensor:
+    """The difference of the two largest logits, [B] in float64."""
+    top_B2 = logits_BC.double().topk(2, -1).values
+    return top_B2[..., 0] - top_B2[..., 1]
+
+
+@dataclass(frozen=True)
+class AgreementMap:
+    """Two numbers a block: score_n = intercept_n + slope_n margin_n.
+
+    The score is the estimated log-odds that block n answers as the last block does, so one level
+    has one meaning in every block. The last block has no entry; its score is CERTAIN.
+    """
+
+    intercepts: tuple[float, ...]
+    slopes: tuple[float, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        """N, the last block included."""
+        return len(self.intercepts) + 1
+
+    def score(self, block: int, logits_BC: Tensor) -> Tensor:
+        """The scores [B] of a block's answers in float64; blocks count from 1."""
+        margin_B = margin(logits_BC)
+        if block == self.num_blocks:
+            return torch.full_like(margin_B, CERTAIN)
+        return self.intercepts[block - 1] + self.slopes[block - 1] * margin_B
+
+    def scores(self, logits_NBC: Tensor) -> Tensor:
+        """The scores of every block, [N, B] in float64."""
+        return torch.stack([self.score(n, z_BC) for n, z_BC in enumerate(logits_NBC, start=1)])
+
+
+def fit_agreement(logits_NBC: Tensor) -> AgreementMap:
+    """Fit the map on rows without labels: a logistic regression a block, on the margin.
+
+    The target of a row is the probability that softmax(2 z_N) gives to the answer of block n.
+
+    Raises PtrainError for rows that cannot tell agreement from disagreement.
+    """
+    _check(logits_NBC)
+    final_BC = (_SHARPNESS * logits_NBC[-1].double()).softmax(-1)
+    pairs = []
+    for logits_BC in logits_NBC[:-1]:
+        answers_B1 = logits_BC.argmax(-1, keepdim=True)
+        target_B = final_BC.gather(-1, answers_B1).squeeze(-1).clamp(_EXTREME, 1 - _EXTREME)
+        pairs.append(_logistic(margin(logits_BC), target_B))
+    return AgreementMap(*(tuple(values) for values in zip(*pairs, strict=True)))
+
+
+def _check(logits_NBC: Tensor) -> None:
+    if logits_NBC.shape[0] < 2:
+        raise PtrainError("early exit needs an encoder of two blocks or more")
+    if logits_NBC.shape[-1] < 2:
+        raise PtrainError("early exit needs two classes or more")
+    if not logits_NBC.isfinite().all():
+        raise PtrainError("the logits of the calibration rows are not finite")
+    if len(logits_NBC[-1].argmax(-1).unique()) < 2:
+        rows = logits_NBC.shape[1]
+        raise PtrainError(
+            f"the last block gives all {rows} calibration rows the same class",
+            hint="use rows of every class, or train longer",
+        )
+
+
+def _logistic(margin_B: Tensor, target_B: Tensor) -> tuple[float, float]:
+    """Intercept and slope of a logistic regression on soft targets, by L-BFGS in float64."""
+    mean, scale = margin_B.mean(), margin_B.std() + _EXTREME
+    standard_B = (margin_B - mean) / scale
+    weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weights],
+        max_iter=200,
+        tolerance_grad=1e-10,
+        tolerance_change=1e-15,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        predicted_B = weights[0] + weights[1] * standard_B
+        loss = F.binary_cross_entropy_with_logits(predicted_B, target_B)
+        loss = loss + _RIDGE * weights[1] ** 2
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    slope = float(weights[1].detach() / scale)
+    if slope < 0:  # a larger margin must not mean less agreement: the block's rate alone is left
+        return float(target_B.mean().logit()), 0.0
+    return float(weights[0].detach()) - slope * float(mean), slope
+
+
+def disagreement(logits_NBC: Tensor, block_B: Tensor) -> Tensor:
+    """Whether each row's answer after its block, counted from 1, is not that of the last, [B]."""
+    answers_NB = logits_NBC.argmax(-1)
+    return answers_NB.gather(0, (block_B - 1)[None]).squeeze(0).ne(answers_NB[-1])
+
+
+def first_exit(scores_NB: Tensor, level: float) -> Tensor:
+    """The first block, counted from 1, whose score reaches the level; the last one always does."""
+    may_leave_NB = scores_NB >= level
+    may_leave_NB[-1] = True
+    return may_leave_NB.int().argmax(0) + 1
+
+
+def level_for(scores_NB: Tensor, mean_block: float, *, levels: Sequence[float]) -> float:
+    """The level at which rows leave nearest to a mean block, for comparisons at equal depth."""
+    return min(
+        levels, key=lambda at: abs(float(first_exit(scores_NB, at).double().mean()) - mean_block)
+    )

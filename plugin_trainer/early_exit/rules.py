@@ -120,8 +120,8 @@ class Certificate:
     """Leave when no continuation can change the accumulated answer (DACT): see ops.halting_exit.
 
     delta          0 is lossless: the answer has the class of the accumulated answer of all blocks
-    agreement_map  where the halting logits come from: LOSSLESS_GAIN (level - score_n); None: from the
-                   units, which learned them
+    agreement_map  where the halting logits come from: LOSSLESS_GAIN (level - score_n); None: from
+                   the units, which learned them
     """
 
     delta: float = 0.0

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from plugin_trainer.data.texts import encoders
-from plugin_trainer.data.texts.encoders import pool_tokens
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
 from ptrain_dactbert.settings import ClassifierSettings
@@ -32,10 +32,11 @@ class LabelledTexts(Protocol):
 
 
 class HaltingClassifier(nn.Module):  # type: ignore[misc]
-    """DACT-BERT: an encoder, a unit on each of its blocks, and the halting loss.
+    """An encoder with a unit on each of its blocks; the halting loss of DACT-BERT, or a joint one.
 
     In training `logits` is the full answer. In evaluation it is the answer at the block where each
-    row may stop, which with delta = 0 has the label of the full answer.
+    row may stop, which with delta = 0 has the label of the full answer; with the joint loss it is
+    the last block's.
     """
 
     eta_N: Tensor | None
@@ -55,7 +56,9 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         self.encoder = encoder
         config: Any = self.encoder.config
         self.num_blocks: int = config.num_hidden_layers
+        check_used(settings)
         check_fit(settings, data=data, config=config)
+        learns_halting = settings.loss == "halting"
         bias = halting_bias(settings.initial_depth, num_blocks=self.num_blocks)
         self.units = nn.ModuleList(
             HaltingUnit(
@@ -63,7 +66,8 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 unit_size=settings.unit_size or config.hidden_size,
                 num_labels=data.num_labels,
                 dropout=settings.dropout,
-                halting_bias=bias,
+                pooling=settings.pooling,
+                halting_bias=bias if learns_halting else None,
                 halting_gain=settings.halting_gain,
             )
             for _ in range(self.num_blocks)
@@ -102,6 +106,12 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         )
         logits_NBC, halting_NB = self.unit_logits(states_NBTH, mask_BT=attention_mask)
         result: dict[str, Any] = {}
+        if halting_NB is None:
+            if labels is not None:
+                result |= self.joint_loss(logits_NBC, labels_B=labels)
+                if self.training:
+                    return result | {"logits": logits_NBC[-1]}
+            return result | self.answer_at_full_depth(logits_NBC)
         if labels is not None:
             loss = self.loss(logits_NBC, halting_NB=halting_NB, labels_B=labels)
             result |= self.loss_and_parts(loss, labels_B=labels)
@@ -111,15 +121,59 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
 
     def unit_logits(
         self, states_NBTH: tuple[Tensor, ...], *, mask_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """What the units say of each block: class logits [N, B, C], halting logits [N, B]."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the units say of each block: class logits [N, B, C], and halting logits [N, B] if
+        they learn them.
+        """
         # Under autocast too: the loss multiplies N probabilities, and an exit compares them with 1.
         with torch.autocast(device_type=mask_BT.device.type, enabled=False):
             answers = [
-                unit(pool_tokens(states.float(), mask_BT=mask_BT, pooling=self.settings.pooling))
+                unit(states.float(), mask_BT)
                 for unit, states in zip(self.units, states_NBTH, strict=True)
             ]
-        return torch.stack([z_BC for z_BC, _ in answers]), torch.stack([u_B for _, u_B in answers])
+        logits_NBC = torch.stack([z_BC for z_BC, _ in answers])
+        if self.settings.loss == "joint":
+            return logits_NBC, None
+        return logits_NBC, torch.stack([u_B for _, u_B in answers])
+
+    def joint_loss(self, logits_NBC: Tensor, *, labels_B: Tensor) -> dict[str, Any]:
+        """The cross-entropy of every block's answer, weighted n / sum n, a mean over labelled rows.
+
+        Self-distillation adds the Kullback-Leibler divergence of each earlier block's answer from
+        the last one's, which gets no gradient from it, with the same weights.
+        """
+        num_blocks, _, num_classes = logits_NBC.shape
+        labelled_B = labels_B.ne(IGNORED)
+        count = labelled_B.sum()
+        share_N = torch.arange(1.0, num_blocks + 1, device=logits_NBC.device)
+        with torch.autocast(device_type=labels_B.device.type, enabled=False):
+            each_NB = F.cross_entropy(
+                logits_NBC.reshape(-1, num_classes),
+                labels_B.repeat(num_blocks),
+                weight=self.class_weights_C,
+                ignore_index=IGNORED,
+                label_smoothing=self.settings.label_smoothing,
+                reduction="none",
+            ).view(num_blocks, -1)
+            parts = {"task_loss": weighted_mean(each_NB, share_N, count=count)}
+            if self.settings.self_distillation > 0:
+                log_probs_NBC = logits_NBC.log_softmax(-1)
+                last_BC = log_probs_NBC[-1].detach()
+                divergence_NB = (last_BC.exp() * (last_BC - log_probs_NBC[:-1])).sum(-1)
+                mean = weighted_mean(divergence_NB * labelled_B, share_N[:-1], count=count)
+                parts["self_distillation"] = self.settings.self_distillation * mean
+        loss: Any = sum(parts.values())
+        return {"loss": loss, "parts": parts, "count": count}
+
+    def answer_at_full_depth(self, logits_NBC: Tensor) -> dict[str, Any]:
+        """The last block's answer for every row."""
+        log_answer_BC = logits_NBC[-1].log_softmax(-1)
+        block_B = torch.full_like(log_answer_BC[:, 0], self.num_blocks, dtype=torch.int64)
+        return {
+            "logits": log_answer_BC,
+            "exit_block": block_B,
+            "full_logits": log_answer_BC,
+        }
 
     def loss(self, logits_NBC: Tensor, *, halting_NB: Tensor, labels_B: Tensor) -> HaltingLoss:
         """The halting loss, a mean over the labelled rows.
@@ -179,6 +233,29 @@ def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[st
         "eta_N": settings.deep_supervision * share_N if settings.deep_supervision > 0 else None,
         "class_weights_C": torch.tensor(weights) if weights else None,
     }
+
+
+def weighted_mean(values_NB: Tensor, share_N: Tensor, *, count: Tensor) -> Tensor:
+    """The mean over so many rows of what the blocks have in these proportions."""
+    return (values_NB * (share_N / share_N.sum())[:, None]).sum() / count.clamp_min(1)
+
+
+_OF_HALTING = (
+    *("tau", "regulariser", "block_costs", "deep_supervision", "initial_depth", "halting_gain"),
+    "delta",
+)
+
+
+def check_used(settings: ClassifierSettings) -> None:
+    """Refuse a key that the loss does not read."""
+    unused = ("self_distillation",) if settings.loss == "halting" else _OF_HALTING
+    default = ClassifierSettings()
+    for key in unused:
+        if getattr(settings, key) != getattr(default, key):
+            raise PtrainError(
+                f"model_settings.{key} has no effect with loss = '{settings.loss}'",
+                hint=f"leave out model_settings.{key}, or change model_settings.loss",
+            )
 
 
 def check_fit(settings: ClassifierSettings, *, data: LabelledTexts, config: Any) -> None:

@@ -24,9 +24,15 @@ class ClassifierSettings:
     max_positions      longest input, in tokens, of the encoder from scratch
     initializer_range  standard deviation of the first weights of the encoder from scratch; a narrow
                        encoder at a fine-tuning learning rate wants more than BERT's 0.02
-    pooling            what a unit reads of its block: "mean" of the tokens, or "cls", the first one
+    pooling            what a unit reads of its block: "mean" of the tokens, "cls", the first one,
+                       or "attention": a mean with learned weights, equal ones to begin with
     unit_size          width of a unit's trunk; 0: the encoder's width
     dropout            dropout in the units, and in the encoder from scratch
+    loss               "halting": the loss of DACT-BERT on the accumulated answer, or "joint": the
+                       cross-entropy of every block's own answer in proportion to its number, which
+                       keeps more of a pretrained encoder's accuracy
+    self_distillation  joint loss: weight of the divergence of earlier blocks' answers from the last
+                       one's; 0.3 is harmless, 1.0 costs accuracy at full depth
     tau                weight of the halting regulariser in the loss; 0 switches it off
     regulariser        "sum_h": sum of h_n (DACT-BERT); "sum_p": sum of p_n (DACT)
     block_costs        what each block costs the regulariser, one number a block; empty: 1 each
@@ -47,9 +53,11 @@ class ClassifierSettings:
     num_heads: Positive = 4
     max_positions: Positive = 512
     initializer_range: Annotated[float, Field(gt=0)] = 0.02
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "attention"] = "mean"
     unit_size: Annotated[int, Field(ge=0)] = 0
     dropout: Fraction = 0.1
+    loss: Literal["halting", "joint"] = "halting"
+    self_distillation: NotNegative = 0.0
     tau: NotNegative = 0.01
     regulariser: Literal["sum_h", "sum_p"] = "sum_h"
     block_costs: tuple[NotNegative, ...] = ()

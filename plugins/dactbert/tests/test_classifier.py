@@ -106,6 +106,100 @@ def test_what_a_batch_holds_besides_is_ignored(
     assert torch.equal(model(**batch, difficulty=torch.ones(6), source="a file")["logits"], plain)
 
 
+def joint(make_model: MakeModel, batch: dict[str, Any], **changes: Any) -> tuple[Any, Tensor]:
+    """What a model with the joint loss gives for a batch, and its block logits in float64."""
+    from plugin_trainer.data.texts.encoders import block_states
+
+    model = make_model(loss="joint", pooling="attention", **changes).eval()
+    with torch.no_grad():
+        for unit in model.units:
+            unit.answer.weight.normal_()
+    mask = batch["attention_mask"]
+    states = block_states(
+        model.encoder, input_ids=batch["input_ids"], attention_mask=mask, token_type_ids=None
+    )
+    logits_NBC, halting_NB = model.unit_logits(states, mask_BT=mask)
+    assert halting_NB is None
+    return model(**batch), logits_NBC.detach().double()
+
+
+def test_the_joint_loss_is_the_cross_entropy_of_every_block(
+    make_model: MakeModel, batch: dict[str, Any]
+) -> None:
+    batch["labels"][2] = IGNORED
+    result, z_NBC = joint(make_model, batch, self_distillation=0.3)
+    task, distillation = 0.0, 0.0
+    for row in (0, 1, 3, 4, 5):
+        last = z_NBC[2, row].softmax(-1)
+        for block in range(3):
+            own = z_NBC[block, row].log_softmax(-1)
+            task -= (block + 1) / 6 * own[batch["labels"][row]].item()
+            if block < 2:
+                divergence = (last * (last.log() - own)).sum().item()
+                distillation += (block + 1) / 3 * divergence
+    parts = result["parts"]
+    assert set(parts) == {"task_loss", "self_distillation"}
+    assert int(result["count"]) == 5
+    assert parts["task_loss"].item() == pytest.approx(task / 5, rel=1e-5)
+    assert parts["self_distillation"].item() == pytest.approx(0.3 * distillation / 5, rel=1e-4)
+    assert result["loss"].item() == pytest.approx(sum(x.item() for x in parts.values()))
+
+
+def test_self_distillation_moves_no_answer_of_the_last_block(
+    make_model: MakeModel, batch: dict[str, Any]
+) -> None:
+    model = make_model(loss="joint", self_distillation=1.0, dropout=0.0)
+    model(**batch)["parts"]["self_distillation"].backward()
+    assert model.units[-1].answer.weight.grad.abs().sum() == 0
+    assert model.units[0].answer.weight.grad.abs().sum() > 0
+
+
+def test_the_joint_loss_answers_at_full_depth(make_model: MakeModel, batch: dict[str, Any]) -> None:
+    result, z_NBC = joint(make_model, batch)
+    assert set(result["parts"]) == {"task_loss"}
+    torch.testing.assert_close(result["logits"].double(), z_NBC[-1].log_softmax(-1))
+    assert result["exit_block"].tolist() == [3] * 6
+    assert torch.equal(result["logits"], result["full_logits"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "key", "value"),
+    [
+        ("joint", "tau", 0.2),
+        ("joint", "delta", 0.5),
+        ("joint", "initial_depth", 2.0),
+        ("halting", "self_distillation", 0.3),
+    ],
+)
+def test_a_key_that_the_loss_does_not_read_is_refused(
+    make_model: MakeModel, loss: str, key: str, value: float
+) -> None:
+    with pytest.raises(PtrainError, match=f"{key} has no effect with loss = '{loss}'"):
+        make_model(loss=loss, **{key: value})
+
+
+def test_attention_begins_as_the_mean_of_the_valid_tokens(
+    make_model: MakeModel, batch: dict[str, Any]
+) -> None:
+    torch.manual_seed(3)
+    mean = make_model(pooling="mean").eval()
+    attention = make_model(pooling="attention").eval()
+    missing, unexpected = attention.load_state_dict(mean.state_dict(), strict=False)
+    assert len(missing) == 3
+    assert not unexpected
+    torch.testing.assert_close(attention(**batch)["loss"], mean(**batch)["loss"])
+    # What is behind the padding does not matter, and the query learns.
+    loss = attention.train()(**batch)["loss"]
+    loss.backward()
+    assert all(unit.attention.query.weight.grad.abs().sum() > 0 for unit in attention.units)
+    attention.eval()
+    answers = attention(**batch)["logits"]
+    longer = {
+        key: F.pad(values, (0, 4)) if values.dim() == 2 else values for key, values in batch.items()
+    }
+    torch.testing.assert_close(attention(**longer)["logits"], answers)
+
+
 def test_the_loss_is_the_literal_one(make_model: MakeModel, batch: dict[str, Any]) -> None:
     model = make_model(tau=0.2, deep_supervision=0.6, initial_depth=2.0, dropout=0.0).eval()
     y_NBC, h_NB = unit_outputs(model, batch)

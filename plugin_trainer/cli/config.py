@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -87,13 +86,12 @@ def schema(run_file: str | None, plugins: tuple[str, ...]) -> None:
 
     It knows what installed plugins offer, and those that RUN.toml or --plugin names.
     """
-    from plugin_trainer.configuration import open_to_explain, used_unasked
+    from plugin_trainer.configuration import open_to_explain, read_run_file, used_unasked
     from plugin_trainer.registry.catalog import with_installed
     from plugin_trainer.registry.discovery import installed_plugins
     from plugin_trainer.registry.run_schema import run_file_schema
-    from plugin_trainer.settings.layers import read_toml
 
-    layer = read_toml(Path(run_file)) if run_file else None
+    layer = read_run_file(run_file) if run_file else None
     catalog, _ = open_to_explain(layer, plugins=plugins)
     unnamed = used_unasked(layer, plugins=plugins)
     installed = [plugin.name for plugin in installed_plugins()]
@@ -119,10 +117,10 @@ def explain(
     from plugin_trainer import configuration
     from plugin_trainer.registry import explaining
     from plugin_trainer.registry.catalog import with_installed
-    from plugin_trainer.settings.layers import from_assignments, read_toml
+    from plugin_trainer.settings.layers import from_assignments
 
     catalog, merged = configuration.open_to_explain(
-        read_toml(Path(run_file)) if run_file else None,
+        configuration.read_run_file(run_file) if run_file else None,
         plugins=plugins,
         overrides=from_assignments(assignments) if assignments else None,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from plugin_trainer.cli.options import json_option, set_option, which_weights
+from plugin_trainer.cli.options import exit_option, json_option, set_option, which_weights
 from plugin_trainer.cli.printing import emit_json
 
 
@@ -15,6 +15,7 @@ from plugin_trainer.cli.printing import emit_json
 @click.argument("run")
 @which_weights
 @click.option("--split", default="validation", show_default=True, help="validation, test or train.")
+@exit_option
 @set_option
 @json_option
 def evaluate(
@@ -22,6 +23,7 @@ def evaluate(
     checkpoint: str,
     weights: Any,
     split: str,
+    exit_: str | None,
     assignments: tuple[str, ...],
     json_: bool,
 ) -> None:
@@ -42,6 +44,8 @@ def evaluate(
         overrides=overrides,
         callbacks=[EvaluationBar(limited=False)] if sys.stderr.isatty() else [],
     )
+    if exit_ is not None:
+        loaded.use_exit(exit_)
     metrics = loaded.evaluate("val" if split == "validation" else split)
     if json_:
         emit_json({"checkpoint": str(loaded.checkpoint.path), "weights": weights, **metrics})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -43,6 +42,14 @@ def what_to_run(command: Command) -> Command:
     return command
 
 
+exit_option = click.option(
+    "--exit",
+    "exit_",
+    metavar="WHEN",
+    help="Leave early: off, lossless, a promise such as 1%, or a level.",
+)
+
+
 def which_weights(command: Command) -> Command:
     """--checkpoint and --weights: which of a run's weights to use."""
     for option in (
@@ -76,11 +83,11 @@ def configured(
 
     space, over  as `configure` takes them
     """
-    from plugin_trainer.configuration import configure
-    from plugin_trainer.settings.layers import from_assignments, read_toml
+    from plugin_trainer.configuration import configure, read_run_file
+    from plugin_trainer.settings.layers import from_assignments
 
     return configure(
-        read_toml(Path(run_file)) if run_file else None,
+        read_run_file(run_file) if run_file else None,
         plugins=plugins,
         overrides=from_assignments(assignments) if assignments else None,
         space=space,

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import click
 
-from plugin_trainer.cli.options import which_weights
+from plugin_trainer.cli.options import exit_option, which_weights
 from plugin_trainer.errors import DataError
 
 
@@ -19,10 +19,13 @@ from plugin_trainer.errors import DataError
 @click.argument("run")
 @click.argument("input_", required=False, default="-", metavar="[INPUT]")
 @which_weights
+@exit_option
 @click.option(
     "--output", default="-", metavar="FILE", help="Where to write; the screen by default."
 )
-def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -> None:
+def predict(
+    run: str, input_: str, checkpoint: str, weights: Any, exit_: str | None, output: str
+) -> None:
     """Answer for each line of INPUT, or of what is typed or piped in, with the run RUN."""
     lines = _read(input_)
 
@@ -31,6 +34,8 @@ def predict(run: str, input_: str, checkpoint: str, weights: Any, output: str) -
     from plugin_trainer.training.inference import load_run
 
     loaded = load_run(run, checkpoint=checkpoint, weights=weights)
+    if exit_ is not None:
+        loaded.use_exit(exit_)
     try:
         file = click.open_file(output, "w", encoding="utf-8")
     except OSError as error:

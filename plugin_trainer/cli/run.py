@@ -72,7 +72,7 @@ def run(
     """Train a model.
 
     What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both,
-    with --set over them.
+    with --set over them. The address of a recipe, such as dactbert/exits, may stand for RUN.toml.
     """
     asked = _Asked(run_file, plugins, assignments, out, resume, allow, dry_run)
     if is_launched():

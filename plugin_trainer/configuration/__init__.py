@@ -11,7 +11,7 @@ unfinished       what can be told of a run that is not complete or not right
 from plugin_trainer.configuration.checking import configure
 from plugin_trainer.configuration.chosen import Choice, Configuration
 from plugin_trainer.configuration.problems import in_one_line, in_order, problem_at
-from plugin_trainer.configuration.sources import read_recipe
+from plugin_trainer.configuration.sources import read_recipe, read_run_file
 from plugin_trainer.configuration.torch_schedules import torch_schedules
 from plugin_trainer.configuration.unfinished import callbacks_in, open_to_explain, used_unasked
 
@@ -25,6 +25,7 @@ __all__ = [
     "open_to_explain",
     "problem_at",
     "read_recipe",
+    "read_run_file",
     "torch_schedules",
     "used_unasked",
 ]

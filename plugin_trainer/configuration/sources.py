@@ -9,7 +9,7 @@ from typing import Any
 
 from plugin_trainer.configuration.plugins_named import Unusable, open_usable
 from plugin_trainer.errors import PluginBroken
-from plugin_trainer.registry.catalog import Catalog, Offer
+from plugin_trainer.registry.catalog import Catalog, Offer, open_catalog, plugins_named_in
 from plugin_trainer.registry.loading import path_of
 from plugin_trainer.settings.layers import Layer, Merged, look_up, merge, read_toml
 from plugin_trainer.settings.schema import RunSettings
@@ -54,6 +54,17 @@ def recipe_for(
         return None
     offer = catalog.default("recipe")
     return read_recipe(offer) if offer is not None else None
+
+
+def read_run_file(name: str) -> Layer:
+    """The run file at a path, or a plugin's recipe by its address, such as "dactbert/exits".
+
+    Raises RunFolderError if there is no such file, SettingsError if it is not TOML, UnknownOffer.
+    """
+    plugins = plugins_named_in([name])
+    if not plugins or Path(name).exists():
+        return read_toml(Path(name))
+    return read_recipe(open_catalog(plugins).find("recipe", name))
 
 
 def _space_for(catalog: Catalog, given: Merged, name: str) -> Layer | None:

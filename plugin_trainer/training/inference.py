@@ -13,6 +13,8 @@ from torch import nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.data.evaluated import METHODS
+from plugin_trainer.early_exit.calibration import key_of, read_calibration
+from plugin_trainer.early_exit.choice import use_exit
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.run_folder import find_run
@@ -60,6 +62,15 @@ class LoadedRun:
     loaders: dict[str, Any] = field(default_factory=dict)
     ema: None = None
     world: World = ALONE
+
+    def use_exit(self, exit_: str) -> None:
+        """Leave early: "off", "lossless", a promise such as "1%", or a level such as "4.5".
+
+        Raises PtrainError for a model without exits, and for what was not calibrated.
+        """
+        key = key_of(self.checkpoint.path.name, self.weights)
+        calibration = read_calibration(self.folder, key)
+        use_exit(self.model, exit_, calibration, precision=self.precision.name)
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""

@@ -148,7 +148,7 @@ def last_states(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
 ) -> Tensor:
     """The hidden states [B, T, H] after the last block."""
-    inputs = _inputs(encoder, input_ids, attention_mask, token_type_ids)
+    inputs = inputs_of(encoder, input_ids, attention_mask, token_type_ids)
     states: Tensor = encoder(**inputs, return_dict=True).last_hidden_state
     return states
 
@@ -157,16 +157,17 @@ def block_states(
     encoder: nn.Module, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The hidden states [B, T, H] after each block, the embeddings left out."""
-    inputs = _inputs(encoder, input_ids, attention_mask, token_type_ids)
+    inputs = inputs_of(encoder, input_ids, attention_mask, token_type_ids)
     states: tuple[Tensor, ...] = encoder(
         **inputs, output_hidden_states=True, return_dict=True
     ).hidden_states
     return states[1:]
 
 
-def _inputs(
+def inputs_of(
     encoder: nn.Module, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
 ) -> dict[str, Tensor]:
+    """The keyword arguments that the encoder takes."""
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     # RoBERTa's one-row table and DistilBERT's missing one cannot take a second segment.
     if token_type_ids is not None and getattr(encoder.config, "type_vocab_size", 0) > 1:

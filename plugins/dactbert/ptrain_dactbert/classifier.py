@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plugin_trainer.data.texts import encoders
+from plugin_trainer.early_exit.inference import exit_early, replay
+from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
 from ptrain_dactbert.settings import ClassifierSettings
@@ -58,7 +60,9 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         self.num_blocks: int = config.num_hidden_layers
         check_used(settings)
         check_fit(settings, data=data, config=config)
-        learns_halting = settings.loss == "halting"
+        self.learns_halting = settings.loss == "halting"
+        self.exit_rule: ExitRule | None = None
+        self._default_exit = True
         bias = halting_bias(settings.initial_depth, num_blocks=self.num_blocks)
         self.units = nn.ModuleList(
             HaltingUnit(
@@ -67,7 +71,7 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 num_labels=data.num_labels,
                 dropout=settings.dropout,
                 pooling=settings.pooling,
-                halting_bias=bias if learns_halting else None,
+                halting_bias=bias if self.learns_halting else None,
                 halting_gain=settings.halting_gain,
             )
             for _ in range(self.num_blocks)
@@ -97,7 +101,13 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         labels: Tensor | None = None,
         **_: Any,
     ) -> dict[str, Any]:
-        """Loss, its parts and the answer of a batch; what the batch holds besides is ignored."""
+        """Loss, its parts and the answer of a batch; what the batch holds besides is ignored.
+
+        Without labels, and with a rule set by `exit_by`, the blocks of rows that have left do not
+        run.
+        """
+        if labels is None and self.exit_rule is not None and not self.training:
+            return self.answer_early(input_ids, attention_mask, token_type_ids)
         states_NBTH = encoders.block_states(
             self.encoder,
             input_ids=input_ids,
@@ -111,13 +121,52 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 result |= self.joint_loss(logits_NBC, labels_B=labels)
                 if self.training:
                     return result | {"logits": logits_NBC[-1]}
-            return result | self.answer_at_full_depth(logits_NBC)
+            return result | self.answer_of_blocks(logits_NBC, None)
         if labels is not None:
             loss = self.loss(logits_NBC, halting_NB=halting_NB, labels_B=labels)
             result |= self.loss_and_parts(loss, labels_B=labels)
             if self.training:
                 return result | {"logits": loss.log_answer}
+        if not self._default_exit:
+            return result | self.answer_of_blocks(logits_NBC, halting_NB)
         return result | self.answer_at_the_exit(logits_NBC, halting_NB=halting_NB)
+
+    def exit_by(self, rule: ExitRule | None) -> None:
+        """Leave by a rule from now on, not by the settings' delta; None: all blocks, always."""
+        self.exit_rule = rule
+        self._default_exit = False
+
+    def block_logits(
+        self, *, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Class logits [N, B, C] of every block, and halting logits [N, B] if they are learned."""
+        states_NBTH = encoders.block_states(
+            self.encoder,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+        )
+        return self.unit_logits(states_NBTH, mask_BT=attention_mask)
+
+    def answer_early(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+    ) -> dict[str, Any]:
+        """Run each row's blocks up to its exit, and no further."""
+        assert self.exit_rule is not None
+        inputs = encoders.inputs_of(self.encoder, input_ids, attention_mask, token_type_ids)
+
+        def unit(block: int, states_RTH: Tensor, rows_R: Tensor) -> tuple[Tensor, Tensor | None]:
+            mask_RT = (
+                attention_mask[rows_R] if len(rows_R) < len(attention_mask) else attention_mask
+            )
+            with torch.autocast(device_type=mask_RT.device.type, enabled=False):
+                answer: tuple[Tensor, Tensor | None] = self.units[block - 1](
+                    states_RTH.float(), mask_RT
+                )
+            return answer
+
+        exits = exit_early(self.encoder, inputs, unit, self.exit_rule, num_blocks=self.num_blocks)
+        return {"logits": exits.answer_BC.log_softmax(-1), "exit_block": exits.block_B}
 
     def unit_logits(
         self, states_NBTH: tuple[Tensor, ...], *, mask_BT: Tensor
@@ -165,15 +214,34 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         loss: Any = sum(parts.values())
         return {"loss": loss, "parts": parts, "count": count}
 
-    def answer_at_full_depth(self, logits_NBC: Tensor) -> dict[str, Any]:
-        """The last block's answer for every row."""
-        log_answer_BC = logits_NBC[-1].log_softmax(-1)
-        block_B = torch.full_like(log_answer_BC[:, 0], self.num_blocks, dtype=torch.int64)
+    def answer_of_blocks(self, logits_NBC: Tensor, halting_NB: Tensor | None) -> dict[str, Any]:
+        """Each row's exit by the rule, all blocks being known; without one the full answer.
+
+        `exit_agreement` is with the full answer of the same rule, `last_block_agreement` with the
+        last block's own answer.
+        """
+        rule = self.exit_rule
+        exits, full_BC = replay(rule or self._full_depth(), logits_NBC, halting_NB)
+        answers_B = (exits.answer_BC if rule is not None else full_BC).argmax(-1)
+        block_B = exits.block_B
+        if rule is None:
+            exits = exits._replace(answer_BC=full_BC)
+            block_B = torch.full_like(block_B, self.num_blocks)
+        last_B = logits_NBC[-1].argmax(-1)
         return {
-            "logits": log_answer_BC,
+            "metrics": {
+                "mean_exit_block": block_B.float().mean(),
+                "exit_agreement": answers_B.eq(full_BC.argmax(-1)).float().mean(),
+                "last_block_agreement": answers_B.eq(last_B).float().mean(),
+            },
+            "logits": exits.answer_BC.log_softmax(-1).float(),
             "exit_block": block_B,
-            "full_logits": log_answer_BC,
+            "full_logits": full_BC.log_softmax(-1).float(),
         }
+
+    def _full_depth(self) -> ExitRule:
+        """The rule whose full answer is the model's: accumulated, or the last block's."""
+        return Certificate() if self.learns_halting else Patience(self.num_blocks)
 
     def loss(self, logits_NBC: Tensor, *, halting_NB: Tensor, labels_B: Tensor) -> HaltingLoss:
         """The halting loss, a mean over the labelled rows.

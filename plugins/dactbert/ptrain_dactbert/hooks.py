@@ -35,26 +35,38 @@ def ptrain_data() -> list[DataSpec]:
 
 
 def ptrain_callbacks() -> list[CallbackSpec]:
-    """One callback: where the rows of each evaluation left the encoder."""
+    """Where the rows of each evaluation left the encoder, and how early they may leave."""
     return [
         CallbackSpec(
             name="exit_statistics",
             target="ptrain_dactbert.exit_statistics:ExitStatistics",
             settings="ptrain_dactbert.settings:ExitStatisticsSettings",
             summary="exit blocks by row and by difficulty: a file, and a table at the end",
-        )
+        ),
+        CallbackSpec(
+            name="early_exit",
+            target="ptrain_dactbert.early_exit:EarlyExit",
+            settings="ptrain_dactbert.settings:EarlyExitSettings",
+            summary="at the end of a run, certify how early rows may leave",
+            writes=True,
+        ),
     ]
 
 
 def ptrain_recipes() -> list[RecipeSpec]:
-    """One run file, for the built-in task and for files of one's own."""
+    """The paper's recipe on a generated task, and the one for pretrained encoders."""
     return [
         RecipeSpec(
             name="classify",
             file="recipe.toml",
             summary="three epochs; without a data file, on a small generated task",
             default=True,
-        )
+        ),
+        RecipeSpec(
+            name="exits",
+            file="exits.toml",
+            summary="a pretrained encoder on texts of one's own, with certified early exits",
+        ),
     ]
 
 

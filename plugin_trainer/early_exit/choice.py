@@ -1,0 +1,101 @@
+"""The one knob of early exit: off, lossless, a promise such as 1%, or a level."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol, runtime_checkable
+
+from plugin_trainer.early_exit.calibration import Calibration
+from plugin_trainer.early_exit.rules import AgreementLevel, Certificate, ExitRule
+from plugin_trainer.errors import PtrainError
+
+_LOSSLESS_PROMISE = 0.02
+"""The lossless rule halts at the boldest certified level up to this disagreement."""
+
+
+@runtime_checkable
+class EarlyExitModel(Protocol):
+    """A model that may leave early.
+
+    learns_halting  whether its units learn halting logits
+    """
+
+    learns_halting: bool
+
+    def exit_by(self, rule: ExitRule | None) -> None:
+        """Use a rule from now on; None: all blocks, always."""
+        ...
+
+
+def use_exit(model: object, exit_: str, calibration: Calibration | None, *, precision: str) -> None:
+    """Set what a user typed after --exit.
+
+    calibration  of the model's weights, if there is one
+    precision    the model runs in
+
+    Raises PtrainError for what is no choice, and for a choice that needs a calibration.
+    """
+    if not isinstance(model, EarlyExitModel):
+        raise PtrainError(
+            f"{type(model).__name__} has no early exit",
+            hint="leave out --exit; models with exits are dactbert/classifier and the like",
+        )
+    model.exit_by(
+        _rule(exit_, calibration, precision=precision, learns_halting=model.learns_halting)
+    )
+
+
+def _rule(
+    exit_: str, calibration: Calibration | None, *, precision: str, learns_halting: bool
+) -> ExitRule | None:
+    if exit_ == "off":
+        return None
+    if exit_ == "lossless" and learns_halting:
+        return Certificate()
+    level, promise = _level(exit_), _promise(exit_)
+    if exit_ != "lossless" and level is None and promise is None:
+        raise PtrainError(
+            f"--exit {exit_} is not a choice",
+            hint="use off, lossless, a promise such as 1%, or a level such as 4.5",
+        )
+    if calibration is None:
+        raise PtrainError(
+            f"--exit {exit_} needs a calibration of these weights",
+            hint="make one: ptrain dactbert calibrate RUN",
+        )
+    if calibration.precision != precision:
+        raise PtrainError(
+            f"the exits were calibrated in {calibration.precision}, and this is {precision}",
+            hint=f"run in {calibration.precision}, or calibrate in {precision}",
+        )
+    if level is not None:
+        return AgreementLevel(calibration.agreement_map, level)
+    if promise is not None:
+        certified = calibration.promise(promise)
+        if certified is None:
+            raise PtrainError(
+                f"no level is certified for at most {exit_} disagreement",
+                hint=f"certify one: ptrain dactbert calibrate RUN --max-disagreement {exit_}",
+            )
+        return AgreementLevel(calibration.agreement_map, certified.level)
+    usable = [item for item in calibration.certified if item.max_disagreement <= _LOSSLESS_PROMISE]
+    if not usable:
+        raise PtrainError(
+            "--exit lossless needs a level that is certified for at most 2% disagreement",
+            hint="certify one: ptrain dactbert calibrate RUN --max-disagreement 2%",
+        )
+    boldest = min(usable, key=lambda item: item.level)
+    return Certificate(agreement_map=calibration.agreement_map, level=boldest.level)
+
+
+def _level(exit_: str) -> float | None:
+    try:
+        level = float(exit_)
+    except ValueError:
+        return None
+    return level if math.isfinite(level) else None
+
+
+def _promise(exit_: str) -> float | None:
+    number = _level(exit_.removesuffix("%")) if exit_.endswith("%") else None
+    return number / 100 if number is not None and 0 < number < 100 else None

@@ -1,0 +1,37 @@
+"""At the end of a run, calibrate its exits on the validation rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plugin_trainer.errors import PtrainError
+from ptrain_dactbert.calibrate import calibrate, report
+from ptrain_dactbert.settings import EarlyExitSettings
+
+
+class EarlyExit:
+    """The callback: what `ptrain dactbert calibrate RUN` does, for the run that has just ended."""
+
+    def __init__(self, settings: EarlyExitSettings) -> None:
+        self.settings = settings
+
+    def ptrain_run_end(self, run: Any, result: Any) -> None:
+        """Calibrate the weights that `ptrain evaluate` and `ptrain predict` would use."""
+        from plugin_trainer.training.inference import load_run
+
+        if run.is_dry or result.status == "interrupted":
+            return
+        if run.data.validation() is None:
+            return
+        try:
+            loaded = load_run(Path(run.folder), device=str(run.device))
+            calibration, refused = calibrate(
+                loaded,
+                promises=self.settings.max_disagreement,
+                confidence=self.settings.confidence,
+            )
+        except PtrainError as error:  # a run that has been trained is not lost for it
+            run.report("early exit", f"not calibrated: {str(error).splitlines()[0]}")
+            return
+        run.report("early exit", "\n".join(report(calibration, refused)))

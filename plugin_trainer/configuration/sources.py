@@ -10,6 +10,7 @@ from typing import Any
 from plugin_trainer.configuration.plugins_named import Unusable, open_usable
 from plugin_trainer.errors import PluginBroken
 from plugin_trainer.registry.catalog import Catalog, Offer, open_catalog, plugins_named_in
+from plugin_trainer.registry.discovery import installed_plugins
 from plugin_trainer.registry.loading import path_of
 from plugin_trainer.settings.layers import Layer, Merged, look_up, merge, read_toml
 from plugin_trainer.settings.schema import RunSettings
@@ -61,7 +62,8 @@ def read_run_file(name: str) -> Layer:
 
     Raises RunFolderError if there is no such file, SettingsError if it is not TOML, UnknownOffer.
     """
-    plugins = plugins_named_in([name])
+    installed = {plugin.name for plugin in installed_plugins()}
+    plugins = [plugin for plugin in plugins_named_in([name]) if plugin in installed]
     if not plugins or Path(name).exists():
         return read_toml(Path(name))
     return read_recipe(open_catalog(plugins).find("recipe", name))

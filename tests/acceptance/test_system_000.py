@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import plugin_trainer
 from plugin_trainer.configuration import configure
+from plugin_trainer.early_exit.blocks import find_blocks
+from plugin_trainer.early_exit.rules import Entropy
 from plugin_trainer.errors import SettingsError, TrainingFailed
 from plugin_trainer.ops import halting_exit, halting_loss
 from plugin_trainer.settings.layers import from_assignments
@@ -400,6 +402,17 @@ def test_bug_11_no_exit_changes_the_label_of_full_depth():
     exits = halting_exit(logits_NBC, halting_NB, delta=0.0)
     assert exits.exit_block.float().mean() < 4  # the bound lets rows go
     assert exits.log_answer.argmax(-1).equal(exits.full_log_answer.argmax(-1))
+
+
+def test_bug_12_the_blocks_of_rows_that_have_left_do_not_run(build, batch):
+    model = build().eval()
+    model.exit_by(Entropy(threshold=10.0))  # every answer is surer than that
+    rows_run = []
+    for block in find_blocks(model.encoder):
+        block.register_forward_pre_hook(lambda _, args: rows_run.append(len(args[0])))
+    inputs = {key: value for key, value in batch.items() if key != "labels"}
+    assert model(**inputs)["exit_block"].tolist() == [1] * 7
+    assert rows_run == [7]
 
 
 def test_bug_13_no_answer_and_no_exit_depends_on_the_rest_of_the_batch(build, batch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from plugin_trainer.early_exit.agreement import fit_agreement
 from plugin_trainer.early_exit.calibration import Calibration, key_of, write_calibration
 from plugin_trainer.early_exit.certify import Certified, certify
 from plugin_trainer.errors import PtrainError
-from plugin_trainer.training.inference import LoadedRun
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.inference import LoadedRun
 
 # N blocks, B rows, C classes
 

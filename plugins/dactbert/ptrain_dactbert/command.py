@@ -7,8 +7,6 @@ from typing import Any
 
 import click
 
-from plugin_trainer.cli.options import json_option, which_weights
-
 
 class Percent(click.ParamType):  # type: ignore[type-arg]
     """A share such as 1% or 0.01."""
@@ -35,7 +33,13 @@ def dactbert() -> None:
 
 @dactbert.command()
 @click.argument("run")
-@which_weights
+@click.option(
+    "--checkpoint",
+    default="",
+    metavar="WHICH",
+    help="best, last or step-N; best if there is one, by default.",
+)
+@click.option("--weights", type=click.Choice(["raw", "ema"]), default="raw", show_default=True)
 @click.option(
     "--max-disagreement",
     "promises",
@@ -52,7 +56,7 @@ def dactbert() -> None:
     help="Texts without labels, one a line; the validation split by default.",
 )
 @click.option("--apart", is_flag=True, help="Fit on a third of the rows, certify on the others.")
-@json_option
+@click.option("--json", "json_", is_flag=True, help="Print JSON.")
 def calibrate(
     run: str,
     checkpoint: str,
@@ -67,10 +71,10 @@ def calibrate(
 
     A promise bounds how many new rows get another answer than from the last block.
     """
+    import json
     from dataclasses import asdict
 
-    from plugin_trainer.cli.printing import emit_json
-    from plugin_trainer.training.inference import load_run
+    from plugin_trainer import load_run
     from ptrain_dactbert import calibrate as calibrating
 
     loaded = load_run(run, checkpoint=checkpoint, weights=weights)
@@ -84,7 +88,7 @@ def calibrate(
     if refused and len(refused) == len(promises):
         raise refused[0]
     if json_:
-        emit_json(asdict(calibration))
+        click.echo(json.dumps(asdict(calibration), indent=1))
         return
     click.echo(f"{loaded.checkpoint.path}, {weights} weights\n")
     click.echo("\n".join(calibrating.report(calibration, refused)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from plugin_trainer import load_run
 from plugin_trainer.errors import PtrainError
 from ptrain_dactbert.calibrate import calibrate, report
 from ptrain_dactbert.settings import EarlyExitSettings
@@ -18,8 +19,6 @@ class EarlyExit:
 
     def ptrain_run_end(self, run: Any, result: Any) -> None:
         """Calibrate the weights that `ptrain evaluate` and `ptrain predict` would use."""
-        from plugin_trainer.training.inference import load_run
-
         if run.is_dry or result.status == "interrupted":
             return
         if run.data.validation() is None:

@@ -237,3 +237,14 @@ def test_a_short_run_is_not_lost_for_its_exits(tmp_path: Path, capsys: Any) -> N
     """50 validation rows are too few for any promise: the run says so, and ends well."""
     train(tmp_path / "run", "dactbert/exits", rows=50)
     assert "too few rows: 299 are needed to promise at most 1.00%" in capsys.readouterr().out
+
+
+def test_the_address_of_a_recipe_stands_for_a_run_file(capsys: Any) -> None:
+    assert main(["config", "show", "dactbert/exits"]) == 0
+    assert 'loss = "joint"' in capsys.readouterr().out
+    assert main(["config", "check", "dactbert/classify"]) == 0
+    capsys.readouterr()
+    assert main(["config", "check", "dactbert/exit"]) == 2
+    assert "did you mean 'dactbert/exits'?" in capsys.readouterr().err
+    assert main(["config", "check", "folder/small"]) == 2
+    assert "there is no run file folder/small" in capsys.readouterr().err

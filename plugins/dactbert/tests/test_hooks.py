@@ -57,12 +57,12 @@ def test_every_setting_is_explained_in_the_docstring(offer: Any) -> None:
 
 def test_there_is_one_default_model_data_module_and_recipe() -> None:
     for offers in (hooks.ptrain_models(), hooks.ptrain_data(), hooks.ptrain_recipes()):
-        assert [offer.default for offer in offers] == [True]
+        assert [offer.default for offer in offers].count(True) == 1
 
 
-def test_the_recipe_is_a_run_file_of_known_settings() -> None:
-    recipe = tomllib.loads(RECIPE.read_text(encoding="utf-8"))
-    assert hooks.ptrain_recipes()[0].file == RECIPE.name
+@pytest.mark.parametrize("offer", hooks.ptrain_recipes(), ids=lambda offer: offer.name)
+def test_a_recipe_is_a_run_file_of_known_settings(offer: Any) -> None:
+    recipe = tomllib.loads(RECIPE.with_name(offer.file).read_text(encoding="utf-8"))
     assert recipe["model"] == "dactbert/classifier"
     for table, settings_class in (
         ("model_settings", settings.ClassifierSettings),

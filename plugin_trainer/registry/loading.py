@@ -11,8 +11,9 @@ import importlib.util
 import sys
 import time
 from dataclasses import dataclass, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from plugin_trainer.errors import PluginBroken, PluginIncompatible
@@ -144,9 +145,19 @@ def could_not_be_imported(source: PluginSource, error: BaseException) -> PluginB
     return PluginBroken(f"plugin {source} could not be imported", plugin=source.name, hint=hint)
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles anew each time: bytecode of a file edited within the same second may be stale."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The code of the file as it is now."""
+        code: CodeType = self.source_to_code(self.get_data(self.path), self.path)
+        return code
+
+
 def _import_file(name: str, file: Path) -> ModuleType:
     """Import a file that is on no path under a name that cannot be another module's."""
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = _SourceLoader(name, str(file))
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     if spec is None or spec.loader is None:
         raise ImportError(f"{file} is not a Python file")
     module = importlib.util.module_from_spec(spec)

@@ -1,5 +1,6 @@
 """A plugin is loaded from where it was pointed at; its offers are checked before they count."""
 
+import os
 import sys
 
 import pytest
@@ -66,6 +67,17 @@ def test_one_file_is_a_whole_plugin(installed):
     assert plugin.name == "toy"
     assert plugin.models[0].target == "ptrain_local_toy:Toy"
     assert sys.modules.get("toy") is before
+
+
+def test_a_file_that_was_just_edited_is_loaded_as_it_is_now(installed, monkeypatch):
+    """Python takes old bytecode for a file that has the same size and second."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    file = installed.cwd / "toy.py"
+    for model in ("first", "other"):
+        installed.write("toy.py", TOY.replace("{model}", model))
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+        assert [spec.name for spec in load(resolve("./toy.py")).models] == [model]
+        del sys.modules["ptrain_local_toy"]
 
 
 def test_a_file_that_fails_leaves_no_module_behind(installed):

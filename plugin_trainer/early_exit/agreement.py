@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.ops.halting.reference import exit_precision
 
 # N blocks, B rows, C classes
 
@@ -22,8 +23,8 @@ _EXTREME = 1e-6  # a target may be no nearer to 0 or 1, or the intercept has no 
 
 
 def margin(logits_BC: Tensor) -> Tensor:
-    """The difference of the two largest logits, [B] in float64."""
-    top_B2 = logits_BC.double().topk(2, -1).values
+    """The difference of the two largest logits, [B] in float64 (float32 on a device without)."""
+    top_B2 = exit_precision(logits_BC).topk(2, -1).values
     return top_B2[..., 0] - top_B2[..., 1]
 
 

@@ -32,7 +32,10 @@ _PER_ROW = frozenset(
 
 _REFUSED = {
     "funnel": "its blocks change the number of tokens",
+    "canine": "its blocks do not all see the same positions",
+    "longformer": "its blocks are given padded tokens",
     "squeezebert": "its blocks keep the tokens in the last dimension",
+    "xlnet": "its blocks keep the tokens in the first dimension",
 }
 
 
@@ -73,7 +76,7 @@ def run_blocks(
     *,
     rows_at_once: int | None = None,
 ) -> None:
-    """Run the encoder until every row has left.
+    """Run the encoder until every row has left. One thread may run an encoder at a time.
 
     inputs        keyword arguments of the encoder, [B, T] each
     visit         what to do after each block; the last state is the encoder's own, behind a final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,9 +41,13 @@ class Calibration:
         return next(same, None)
 
 
-def key_of(checkpoint: str, weights: str) -> str:
-    """Which weights a calibration is of: "step-00000300/raw"."""
-    return f"{checkpoint}/{weights}"
+def key_of(checkpoint: Path, weights: str) -> str:
+    """Which weights a calibration is of, by their content: "step-00000300/raw/db082d8307c7"."""
+    prefix = "ema" if weights == "ema" else "model"
+    files = (read_json(checkpoint / "manifest.json") or {}).get("files", {})
+    hashes = sorted(about["sha256"] for name, about in files.items() if name.startswith(prefix))
+    digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
+    return f"{checkpoint.name}/{weights}/{digest}"
 
 
 def read_calibration(folder: Path, key: str) -> Calibration | None:

@@ -27,11 +27,19 @@ class EarlyExitModel(Protocol):
         ...
 
 
-def use_exit(model: object, exit_: str, calibration: Calibration | None, *, precision: str) -> None:
+def use_exit(
+    model: object,
+    exit_: str,
+    calibration: Calibration | None,
+    *,
+    precision: str,
+    where: str = "RUN",
+) -> None:
     """Set what a user typed after --exit.
 
     calibration  of the model's weights, if there is one
     precision    the model runs in
+    where        the run and its weights, as `ptrain dactbert calibrate` takes them
 
     Raises PtrainError for what is no choice, and for a choice that needs a calibration.
     """
@@ -41,12 +49,23 @@ def use_exit(model: object, exit_: str, calibration: Calibration | None, *, prec
             hint="leave out --exit; models with exits are dactbert/classifier and the like",
         )
     model.exit_by(
-        _rule(exit_, calibration, precision=precision, learns_halting=model.learns_halting)
+        _rule(
+            exit_,
+            calibration,
+            precision=precision,
+            learns_halting=model.learns_halting,
+            command=f"ptrain dactbert calibrate {where}",
+        )
     )
 
 
 def _rule(
-    exit_: str, calibration: Calibration | None, *, precision: str, learns_halting: bool
+    exit_: str,
+    calibration: Calibration | None,
+    *,
+    precision: str,
+    learns_halting: bool,
+    command: str,
 ) -> ExitRule | None:
     if exit_ == "off":
         return None
@@ -61,12 +80,12 @@ def _rule(
     if calibration is None:
         raise PtrainError(
             f"--exit {exit_} needs a calibration of these weights",
-            hint="make one: ptrain dactbert calibrate RUN",
+            hint=f"make one: {command}",
         )
     if calibration.precision != precision:
         raise PtrainError(
             f"the exits were calibrated in {calibration.precision}, and this is {precision}",
-            hint=f"run in {calibration.precision}, or calibrate in {precision}",
+            hint=f"calibrate in {precision}: {command}",
         )
     if level is not None:
         return AgreementLevel(calibration.agreement_map, level)
@@ -75,14 +94,14 @@ def _rule(
         if certified is None:
             raise PtrainError(
                 f"no level is certified for at most {exit_} disagreement",
-                hint=f"certify one: ptrain dactbert calibrate RUN --max-disagreement {exit_}",
+                hint=f"certify one: {command} --max-disagreement {exit_}",
             )
         return AgreementLevel(calibration.agreement_map, certified.level)
     usable = [item for item in calibration.certified if item.max_disagreement <= _LOSSLESS_PROMISE]
     if not usable:
         raise PtrainError(
             "--exit lossless needs a level that is certified for at most 2% disagreement",
-            hint="certify one: ptrain dactbert calibrate RUN --max-disagreement 2%",
+            hint=f"certify one: {command} --max-disagreement 2%",
         )
     boldest = min(usable, key=lambda item: item.level)
     return Certificate(agreement_map=calibration.agreement_map, level=boldest.level)

@@ -79,7 +79,7 @@ class Entropy:
         self, block: int, rows_R: Tensor, logits_RC: Tensor, halting_R: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         del block, rows_R, halting_R
-        log_probs_RC = logits_RC.double().log_softmax(-1)
+        log_probs_RC = exit_precision(logits_RC).log_softmax(-1)
         entropy_R = -(log_probs_RC.exp() * log_probs_RC).sum(-1)
         return logits_RC, entropy_R <= self.threshold
 

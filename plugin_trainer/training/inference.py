@@ -68,9 +68,10 @@ class LoadedRun:
 
         Raises PtrainError for a model without exits, and for what was not calibrated.
         """
-        key = key_of(self.checkpoint.path.name, self.weights)
-        calibration = read_calibration(self.folder, key)
-        use_exit(self.model, exit_, calibration, precision=self.precision.name)
+        checkpoint = self.checkpoint.path
+        calibration = read_calibration(self.folder, key_of(checkpoint, self.weights))
+        where = f"{self.folder} --checkpoint {checkpoint.name} --weights {self.weights}"
+        use_exit(self.model, exit_, calibration, precision=self.precision.name, where=where)
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""

@@ -37,8 +37,8 @@ def calibrate(
     apart  fit on every third row and certify on the others: then the promise is exact
     lines  texts to use, without labels; None: the validation split
 
-    Gives the calibration and why promises could not be made. Raises PtrainError for a model without
-    exits, and for rows that cannot be used.
+    Gives the calibration and why promises could not be made; nothing is written if none could.
+    Raises PtrainError for a model without exits, and for rows that cannot be used.
     """
     if not hasattr(loaded.model, "block_logits"):
         raise PtrainError(
@@ -67,7 +67,9 @@ def calibrate(
         apart=apart,
         certified=tuple(certified),
     )
-    key = key_of(loaded.checkpoint.path.name, loaded.weights)
+    if refused and not certified:
+        return calibration, refused  # an earlier one may keep promises: it stays
+    key = key_of(loaded.checkpoint.path, loaded.weights)
     return write_calibration(loaded.folder, key, calibration), refused
 
 
@@ -99,7 +101,7 @@ def _block_logits(loaded: LoadedRun, batches: Iterable[Mapping[str, Any]]) -> tu
                 attention_mask=moved["attention_mask"],
                 token_type_ids=moved.get("token_type_ids"),
             )
-        parts.append(logits_NBC.double().cpu())
+        parts.append(logits_NBC.cpu().double())
     if not parts:
         raise PtrainError("there are no rows to calibrate on", hint="give some: --rows FILE")
     return torch.cat(parts, 1), digest.hexdigest()
@@ -124,7 +126,9 @@ def report(calibration: Calibration, refused: Sequence[PtrainError]) -> list[str
 def read_rows(path: Path) -> list[str]:
     """The lines of a text file. Raises PtrainError if it cannot be read."""
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        with path.open(encoding="utf-8-sig") as file:
+            # Not splitlines: that also ends lines inside a text.
+            return [line.rstrip("\n") for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise PtrainError(f"{path} cannot be read: {reason}") from None

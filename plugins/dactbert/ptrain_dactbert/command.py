@@ -85,9 +85,10 @@ def calibrate(
         apart=apart,
         lines=calibrating.read_rows(rows) if rows is not None else None,
     )
-    if refused and len(refused) == len(promises):
+    if refused and not calibration.certified:
         raise refused[0]
     if json_:
+        click.echo("\n".join(map(str, refused)), err=True, nl=bool(refused))
         click.echo(json.dumps(asdict(calibration), indent=1))
         return
     click.echo(f"{loaded.checkpoint.path}, {weights} weights\n")

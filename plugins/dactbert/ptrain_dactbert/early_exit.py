@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer import load_run
-from plugin_trainer.errors import PtrainError
 from ptrain_dactbert.calibrate import calibrate, report
 from ptrain_dactbert.settings import EarlyExitSettings
 
@@ -30,7 +29,7 @@ class EarlyExit:
                 promises=self.settings.max_disagreement,
                 confidence=self.settings.confidence,
             )
-        except PtrainError as error:  # a run that has been trained is not lost for it
+        except Exception as error:  # whatever it is, a run that has been trained is not lost for it
             run.report("early exit", f"not calibrated: {str(error).splitlines()[0]}")
             return
         run.report("early exit", "\n".join(report(calibration, refused)))

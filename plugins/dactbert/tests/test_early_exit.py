@@ -90,7 +90,7 @@ def evaluated(run: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., di
 
 def test_a_run_ends_with_its_exits_calibrated(trained: Path) -> None:
     ((key, entry),) = json.loads((trained / "early_exit.json").read_text()).items()
-    assert key == "step-00000080/raw"
+    assert key.startswith("step-00000080/raw/")
     assert (entry["precision"], entry["rows"], entry["apart"]) == ("fp32", 400, False)
     assert len(entry["agreement_map"]["slopes"]) == NUM_BLOCKS - 1
     assert [item["max_disagreement"] for item in entry["certified"]] == [0.01, 0.02]
@@ -175,7 +175,7 @@ def test_the_command_calibrates_on_texts_without_labels(
     assert shown[2] == "320 rows in fp32; tested on other rows"
     assert shown[3].startswith("--exit 5%    level ")
     assert all(len(line) <= 80 for line in shown[2:])
-    entry = json.loads((run / "early_exit.json").read_text())["step-00000080/raw"]
+    entry = next(iter(json.loads((run / "early_exit.json").read_text()).values()))
     assert entry["apart"] is True
     assert entry["certified"][0]["rows"] == 213
 
@@ -248,3 +248,36 @@ def test_the_address_of_a_recipe_stands_for_a_run_file(capsys: Any) -> None:
     assert "did you mean 'dactbert/exits'?" in capsys.readouterr().err
     assert main(["config", "check", "folder/small"]) == 2
     assert "there is no run file folder/small" in capsys.readouterr().err
+
+
+def test_a_calibration_is_of_its_weights_alone(run: Path) -> None:
+    """A checkpoint that was written again under the same step has other weights."""
+    manifest = run / "checkpoints" / "step-00000080" / "manifest.json"
+    loaded = load_run(run)
+    loaded.use_exit("1%")
+    about = json.loads(manifest.read_text())
+    about["files"]["model.safetensors"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(about))
+    with pytest.raises(PtrainError, match="needs a calibration of these weights") as caught:
+        loaded.use_exit("1%")
+    assert "--checkpoint step-00000080 --weights raw" in str(caught.value)
+
+
+def test_a_refused_calibration_leaves_the_earlier_one(run: Path, tmp_path: Path) -> None:
+    before = (run / "early_exit.json").read_text()
+    rows = tmp_path / "few.txt"
+    rows.write_text("\n".join(texts_of(run, 40)))
+    assert main(["dactbert", "calibrate", str(run), "--rows", str(rows)]) == 2
+    assert (run / "early_exit.json").read_text() == before
+
+
+def test_a_run_is_not_lost_for_a_calibration_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def no_space(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ptrain_dactbert.calibrate.write_calibration", no_space)
+    run = train(tmp_path / "run", "dactbert/exits")
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert "not calibrated: [Errno 28] No space left on device" in capsys.readouterr().out

@@ -62,9 +62,9 @@ def read_run_file(name: str) -> Layer:
 
     Raises RunFolderError if there is no such file, SettingsError if it is not TOML, UnknownOffer.
     """
-    installed = {plugin.name for plugin in installed_plugins()}
-    plugins = [plugin for plugin in plugins_named_in([name]) if plugin in installed]
-    if not plugins or Path(name).exists():
+    plugins = plugins_named_in([name])
+    is_file = not plugins or Path(name).exists()
+    if is_file or plugins[0] not in {plugin.name for plugin in installed_plugins()}:
         return read_toml(Path(name))
     return read_recipe(open_catalog(plugins).find("recipe", name))
 

@@ -6,6 +6,7 @@ left; a row's decision depends on that row alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,13 +56,7 @@ class AgreementLevel:
     def decider(self, *, num_blocks: int, num_rows: int) -> Decider:
         """Keeps nothing between blocks."""
         del num_blocks, num_rows
-        return self._decide
-
-    def _decide(
-        self, block: int, rows_R: Tensor, logits_RC: Tensor, halting_R: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        del rows_R, halting_R
-        return logits_RC, self.agreement_map.score(block, logits_RC) >= self.level
+        return _at_least(self.level, self.agreement_map.score)
 
 
 @dataclass(frozen=True)
@@ -73,15 +68,25 @@ class Entropy:
     def decider(self, *, num_blocks: int, num_rows: int) -> Decider:
         """Keeps nothing between blocks."""
         del num_blocks, num_rows
-        return self._decide
+        return _at_least(-self.threshold, _negative_entropy)
 
-    def _decide(
-        self, block: int, rows_R: Tensor, logits_RC: Tensor, halting_R: Tensor | None
+
+def _negative_entropy(block: int, logits_RC: Tensor) -> Tensor:
+    del block
+    log_probs_RC = exit_precision(logits_RC).log_softmax(-1)
+    return (log_probs_RC.exp() * log_probs_RC).sum(-1)
+
+
+def _at_least(level: float, score: Callable[[int, Tensor], Tensor]) -> Decider:
+    """Leave where a block's own logits score at least so much."""
+
+    def decide(
+        block: int, rows_R: Tensor, logits_RC: Tensor, halting_R: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        del block, rows_R, halting_R
-        log_probs_RC = exit_precision(logits_RC).log_softmax(-1)
-        entropy_R = -(log_probs_RC.exp() * log_probs_RC).sum(-1)
-        return logits_RC, entropy_R <= self.threshold
+        del rows_R, halting_R
+        return logits_RC, score(block, logits_RC) >= level
+
+    return decide
 
 
 @dataclass(frozen=True)

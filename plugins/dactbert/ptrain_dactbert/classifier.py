@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plugin_trainer.data.texts import encoders
-from plugin_trainer.early_exit.inference import exit_early, replay
+from plugin_trainer.early_exit.inference import Exits, exit_early, replay
 from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
@@ -194,7 +194,7 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         num_blocks, _, num_classes = logits_NBC.shape
         labelled_B = labels_B.ne(IGNORED)
         count = labelled_B.sum()
-        share_N = torch.arange(1.0, num_blocks + 1, device=logits_NBC.device)
+        share_N = block_shares(num_blocks).to(logits_NBC.device)
         with torch.autocast(device_type=labels_B.device.type, enabled=False):
             each_NB = F.cross_entropy(
                 logits_NBC.reshape(-1, num_classes),
@@ -207,9 +207,10 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             parts = {"task_loss": weighted_mean(each_NB, share_N, count=count)}
             if self.settings.self_distillation > 0:
                 log_probs_NBC = logits_NBC.log_softmax(-1)
+                earlier_N = block_shares(num_blocks - 1).to(logits_NBC.device)
                 last_BC = log_probs_NBC[-1].detach()
                 divergence_NB = (last_BC.exp() * (last_BC - log_probs_NBC[:-1])).sum(-1)
-                mean = weighted_mean(divergence_NB * labelled_B, share_N[:-1], count=count)
+                mean = weighted_mean(divergence_NB * labelled_B, earlier_N, count=count)
                 parts["self_distillation"] = self.settings.self_distillation * mean
         loss: Any = sum(parts.values())
         return {"loss": loss, "parts": parts, "count": count}
@@ -222,20 +223,17 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         """
         rule = self.exit_rule
         exits, full_BC = replay(rule or self._full_depth(), logits_NBC, halting_NB)
-        answers_B = (exits.answer_BC if rule is not None else full_BC).argmax(-1)
-        block_B = exits.block_B
         if rule is None:
-            exits = exits._replace(answer_BC=full_BC)
-            block_B = torch.full_like(block_B, self.num_blocks)
-        last_B = logits_NBC[-1].argmax(-1)
+            exits = Exits(full_BC, torch.full_like(exits.block_B, self.num_blocks))
+        answers_B, last_B = exits.answer_BC.argmax(-1), logits_NBC[-1].argmax(-1)
         return {
             "metrics": {
-                "mean_exit_block": block_B.float().mean(),
+                "mean_exit_block": exits.block_B.float().mean(),
                 "exit_agreement": answers_B.eq(full_BC.argmax(-1)).float().mean(),
                 "last_block_agreement": answers_B.eq(last_B).float().mean(),
             },
             "logits": exits.answer_BC.log_softmax(-1).float(),
-            "exit_block": block_B,
+            "exit_block": exits.block_B,
             "full_logits": full_BC.log_softmax(-1).float(),
         }
 
@@ -292,24 +290,35 @@ def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[st
     """The weights of the loss as halting_loss takes them; None where it has none."""
     costs_N = torch.tensor(settings.block_costs or (1.0,) * num_blocks)
     on_h = settings.regulariser == "sum_h"
-    share_N = torch.arange(1, num_blocks + 1, dtype=torch.float32)
-    share_N /= share_N.sum()
     weights = settings.class_weights
     return {
         "alpha_N": costs_N if on_h else torch.zeros(num_blocks),
         "beta_N": torch.zeros(num_blocks) if on_h else costs_N,
-        "eta_N": settings.deep_supervision * share_N if settings.deep_supervision > 0 else None,
+        "eta_N": settings.deep_supervision * block_shares(num_blocks)
+        if settings.deep_supervision > 0
+        else None,
         "class_weights_C": torch.tensor(weights) if weights else None,
     }
 
 
+def block_shares(num_blocks: int) -> Tensor:
+    """What each block's own answer weighs in a loss: in proportion to its number, 1 in sum."""
+    share_N = torch.arange(1, num_blocks + 1, dtype=torch.float32)
+    return share_N / share_N.sum()
+
+
 def weighted_mean(values_NB: Tensor, share_N: Tensor, *, count: Tensor) -> Tensor:
     """The mean over so many rows of what the blocks have in these proportions."""
-    return (values_NB * (share_N / share_N.sum())[:, None]).sum() / count.clamp_min(1)
+    return (values_NB * share_N[:, None]).sum() / count.clamp_min(1)
 
 
 _OF_HALTING = (
-    *("tau", "regulariser", "block_costs", "deep_supervision", "initial_depth", "halting_gain"),
+    "tau",
+    "regulariser",
+    "block_costs",
+    "deep_supervision",
+    "initial_depth",
+    "halting_gain",
     "delta",
 )
 

@@ -88,7 +88,8 @@ def calibrate(
     if refused and not calibration.certified:
         raise refused[0]
     if json_:
-        click.echo("\n".join(map(str, refused)), err=True, nl=bool(refused))
+        for error in refused:
+            click.echo(error, err=True)
         click.echo(json.dumps(asdict(calibration), indent=1))
         return
     click.echo(f"{loaded.checkpoint.path}, {weights} weights\n")

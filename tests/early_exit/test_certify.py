@@ -71,3 +71,18 @@ def test_too_few_rows_are_told_apart_from_a_promise_that_fails(logits):
     sure_NB = torch.full_like(scores_NB, 50.0)
     with pytest.raises(PtrainError, match=r"no level keeps the disagreement at or below 5.00%"):
         certify(logits_NBC, sure_NB, max_disagreement=0.05)
+
+
+def test_the_sequence_ends_at_the_first_level_that_fails():
+    """A bolder level may look well again, by luck: nothing behind a failure is certified."""
+    rows, troubled = 400, 30
+    logits_NBC = torch.zeros(3, rows, 2)
+    logits_NBC[:, ::2, 0] = logits_NBC[:, 1::2, 1] = 1.0
+    logits_NBC[1, :troubled] = logits_NBC[1, :troubled].flip(-1)
+    scores_NB = torch.full((3, rows), 50.0)
+    scores_NB[0, :troubled], scores_NB[1, :troubled] = 3.0, 5.0
+    # From 5 down to 3 the troubled rows leave after block 2, wrong; at 3 after block 1, right.
+    assert int(disagreement(logits_NBC, first_exit(scores_NB, 5.0)).sum()) == troubled
+    assert int(disagreement(logits_NBC, first_exit(scores_NB, 3.0)).sum()) == 0
+    found = certify(logits_NBC, scores_NB, max_disagreement=0.05)
+    assert (found.level, found.disagreeing) == (5.125, 0)

@@ -75,7 +75,10 @@ def fit_agreement(logits_NBC: Tensor) -> AgreementMap:
 
 def _check(logits_NBC: Tensor) -> None:
     if logits_NBC.shape[0] < 2:
-        raise PtrainError("early exit needs an encoder of two blocks or more")
+        raise PtrainError(
+            "early exit needs two blocks that answer, and the model has one",
+            hint="train every block: model_settings.loss = 'joint'",
+        )
     if logits_NBC.shape[-1] < 2:
         raise PtrainError("early exit needs two classes or more")
     if not logits_NBC.isfinite().all():

@@ -7,7 +7,7 @@ arguments to the rows that are left, so no modelling code is repeated here.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ _REFUSED = {
 }
 
 
-def find_blocks(encoder: nn.Module) -> Sequence[nn.Module]:
+def find_blocks(encoder: nn.Module) -> Iterable[nn.Module]:
     """The modules that the encoder calls in turn, one a block; ALBERT's are called repeatedly.
 
     Raises PtrainError for an encoder that cannot be run block by block.
@@ -59,7 +59,26 @@ def find_blocks(encoder: nn.Module) -> Sequence[nn.Module]:
         raise _cannot(config, f"it has {len(lists)} lists of {config.num_hidden_layers} modules")
     if any(name.endswith("encoder.conv") for name, _ in encoder.named_modules()):
         raise _cannot(config, "a convolution reads the states before and after its first block")
-    return list(lists[0])
+    return lists[0]
+
+
+def keep_first_blocks(encoder: nn.Module, count: int) -> None:
+    """Take all blocks but the first `count` out of an encoder, for good.
+
+    Raises PtrainError for an encoder that cannot be run block by block, or has not so many.
+    """
+    config: Any = encoder.config
+    blocks = find_blocks(encoder)
+    if not 1 <= count <= config.num_hidden_layers:
+        raise PtrainError(
+            f"model_settings.first_blocks is {count}, "
+            f"the encoder has {config.num_hidden_layers} blocks",
+        )
+    if isinstance(blocks, nn.ModuleList):  # ALBERT's one block is called so many times
+        del blocks[count:]
+    config.num_hidden_layers = count
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:count]
 
 
 def _cannot(config: Any, reason: str) -> PtrainError:
@@ -186,7 +205,7 @@ class _Loop:
 
 
 @contextmanager
-def _calling_through(blocks: Sequence[nn.Module], loop: _Loop) -> Iterator[None]:
+def _calling_through(blocks: Iterable[nn.Module], loop: _Loop) -> Iterator[None]:
     """Put the loop between the encoder and its blocks."""
     with ExitStack() as restored:
         for block in blocks:

@@ -117,7 +117,7 @@ def test_rows_that_all_agree_give_finite_numbers():
 @pytest.mark.parametrize(
     ("logits_NBC", "message"),
     [
-        (torch.zeros(1, 4, 2), "an encoder of two blocks or more"),
+        (torch.zeros(1, 4, 2), "two blocks that answer"),
         (torch.zeros(2, 4, 1), "two classes or more"),
         (torch.full((2, 4, 2), torch.nan), "are not finite"),
         (torch.zeros(2, 4, 2), "the last block gives all 4 calibration rows the same class"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel
 
-from plugin_trainer.early_exit.blocks import find_blocks, run_blocks
+from plugin_trainer.early_exit.blocks import find_blocks, keep_first_blocks, run_blocks
 from plugin_trainer.errors import PtrainError
 
 # N blocks, B rows, R rows that are left, T tokens, H width of a block
@@ -102,6 +102,21 @@ def test_the_states_are_those_of_the_whole_encoder(family, attention, rows_at_on
     with torch.inference_mode():
         again_NBTH = encoder(**inputs, output_hidden_states=True).hidden_states[1:]
     assert all(map(torch.equal, states_NBTH, again_NBTH))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_blocks_can_be_all_there_is(family):
+    encoder, inputs = encoder_of(family), batch()
+    with torch.inference_mode():
+        second_BTH = encoder(**inputs, output_hidden_states=True).hidden_states[2]
+    keep_first_blocks(encoder, 2)
+    recorder = Recorder([2] * 6)
+    run_blocks(encoder, inputs, recorder)
+    assert recorder.visited == [1, 2]
+    if family != "modernbert":  # its last state is behind a norm
+        for row, mask_T in enumerate(inputs["attention_mask"].bool()):
+            assert torch.equal(recorder.seen[row, 2][mask_T], second_BTH[row][mask_T])
+    assert AutoModel.from_config(encoder.config).config.num_hidden_layers == 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

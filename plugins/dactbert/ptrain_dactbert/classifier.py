@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from plugin_trainer.data.texts import encoders
+from plugin_trainer.early_exit.blocks import keep_first_blocks
 from plugin_trainer.early_exit.inference import Exits, exit_early, replay
 from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
 from plugin_trainer.errors import PtrainError
@@ -55,12 +56,14 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             encoder = encoders.build(
                 settings, vocabulary_size=data.vocabulary_size, pad_id=data.pad_id
             )
+            if settings.first_blocks:
+                keep_first_blocks(encoder, settings.first_blocks)
         self.encoder = encoder
         config: Any = self.encoder.config
         self.num_blocks: int = config.num_hidden_layers
         check_used(settings)
         check_fit(settings, data=data, config=config)
-        self.learns_halting = settings.loss == "halting"
+        self.learns_halting = settings.loss == "halting" and settings.halting != "agreement"
         self.exit_rule: ExitRule | None = None
         self._default_exit = True
         bias = halting_bias(settings.initial_depth, num_blocks=self.num_blocks)
@@ -71,10 +74,10 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 num_labels=data.num_labels,
                 dropout=settings.dropout,
                 pooling=settings.pooling,
-                halting_bias=bias if self.learns_halting else None,
+                halting_bias=bias if settings.loss == "halting" else None,
                 halting_gain=settings.halting_gain,
             )
-            for _ in range(self.num_blocks)
+            for _ in range(1 if settings.loss == "last" else self.num_blocks)
         )
         for name, values in loss_weights(settings, num_blocks=self.num_blocks).items():
             # They come from the settings, so a checkpoint need not carry them.
@@ -133,6 +136,8 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
 
     def exit_by(self, rule: ExitRule | None) -> None:
         """Leave by a rule from now on, not by the settings' delta; None: all blocks, always."""
+        if rule is not None and self.settings.loss == "last":
+            raise PtrainError("a model of loss = 'last' answers after its last block only")
         self.exit_rule = rule
         self._default_exit = False
 
@@ -172,16 +177,16 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         self, states_NBTH: tuple[Tensor, ...], *, mask_BT: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """What the units say of each block: class logits [N, B, C], and halting logits [N, B] if
-        they learn them.
+        they learn them. With loss = 'last' N is 1.
         """
         # Under autocast too: the loss multiplies N probabilities, and an exit compares them with 1.
         with torch.autocast(device_type=mask_BT.device.type, enabled=False):
             answers = [
                 unit(states.float(), mask_BT)
-                for unit, states in zip(self.units, states_NBTH, strict=True)
+                for unit, states in zip(self.units, states_NBTH[-len(self.units) :], strict=True)
             ]
         logits_NBC = torch.stack([z_BC for z_BC, _ in answers])
-        if self.settings.loss == "joint":
+        if self.settings.loss != "halting":
             return logits_NBC, None
         return logits_NBC, torch.stack([u_B for _, u_B in answers])
 
@@ -239,7 +244,7 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
 
     def _full_depth(self) -> ExitRule:
         """The rule whose full answer is the model's: accumulated, or the last block's."""
-        return Certificate() if self.learns_halting else Patience(self.num_blocks)
+        return Certificate() if self.settings.loss == "halting" else Patience(self.num_blocks)
 
     def loss(self, logits_NBC: Tensor, *, halting_NB: Tensor, labels_B: Tensor) -> HaltingLoss:
         """The halting loss, a mean over the labelled rows.
@@ -325,7 +330,19 @@ _OF_HALTING = (
 
 def check_used(settings: ClassifierSettings) -> None:
     """Refuse a key that the loss does not read."""
-    unused = ("self_distillation",) if settings.loss == "halting" else _OF_HALTING
+    if settings.halting == "learned" and settings.loss != "halting":
+        raise PtrainError(
+            f"model_settings.halting is 'learned', and loss = '{settings.loss}' teaches no halting",
+            hint="leave out model_settings.halting, or set model_settings.loss to 'halting'",
+        )
+    if settings.first_blocks and not settings.encoder:
+        raise PtrainError(
+            "model_settings.first_blocks is for a pretrained encoder",
+            hint="set model_settings.num_blocks, or name an encoder",
+        )
+    unused: tuple[str, ...] = () if settings.loss == "halting" else _OF_HALTING
+    if settings.loss != "joint":
+        unused = ("self_distillation", *unused)
     default = ClassifierSettings()
     for key in unused:
         if getattr(settings, key) != getattr(default, key):

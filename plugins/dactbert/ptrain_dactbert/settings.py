@@ -18,6 +18,7 @@ class ClassifierSettings:
     """The encoder, the units on its blocks, and the halting loss.
 
     encoder            folder or Hub id of a BERT-family encoder; empty: a small one from scratch
+    first_blocks       keep only so many blocks of a pretrained encoder; 0: all of them
     hidden_size        width of the encoder from scratch
     num_blocks         blocks of the encoder from scratch
     num_heads          attention heads of the encoder from scratch; must divide hidden_size
@@ -28,9 +29,13 @@ class ClassifierSettings:
                        or "attention": a mean with learned weights, equal ones to begin with
     unit_size          width of a unit's trunk; 0: the encoder's width
     dropout            dropout in the units, and in the encoder from scratch
-    loss               "halting": the loss of DACT-BERT on the accumulated answer, or "joint": the
+    loss               "halting": the loss of DACT-BERT on the accumulated answer; "joint": the
                        cross-entropy of every block's own answer in proportion to its number, which
-                       keeps more of a pretrained encoder's accuracy
+                       keeps more of a pretrained encoder's accuracy; or "last": that of the last
+                       block alone, which is plain fine-tuning, without exits
+    halting            where `--exit lossless` has its halting logits from: "learned", by the
+                       halting loss, or "agreement", from the calibrated estimate of agreeing with
+                       the last block; left out: learned if the loss teaches them
     self_distillation  joint loss: weight of the divergence of earlier blocks' answers from the last
                        one's; 0.3 is harmless, 1.0 costs accuracy at full depth
     tau                weight of the halting regulariser in the loss; 0 switches it off
@@ -48,6 +53,7 @@ class ClassifierSettings:
     """
 
     encoder: str = ""
+    first_blocks: Annotated[int, Field(ge=0)] = 0
     hidden_size: Positive = 64
     num_blocks: Positive = 6
     num_heads: Positive = 4
@@ -56,7 +62,8 @@ class ClassifierSettings:
     pooling: Literal["mean", "cls", "attention"] = "mean"
     unit_size: Annotated[int, Field(ge=0)] = 0
     dropout: Fraction = 0.1
-    loss: Literal["halting", "joint"] = "halting"
+    loss: Literal["halting", "joint", "last"] = "halting"
+    halting: Literal["learned", "agreement"] | None = None
     self_distillation: NotNegative = 0.0
     tau: NotNegative = 0.01
     regulariser: Literal["sum_h", "sum_p"] = "sum_h"

@@ -15,6 +15,8 @@ from ptrain_dactbert.settings import ClassifierSettings
 from torch import Tensor
 from torch.nn import functional as F
 
+from plugin_trainer.data.texts.encoders import block_states
+from plugin_trainer.early_exit.rules import Patience
 from plugin_trainer.errors import PtrainError
 
 MakeData = Callable[..., TextClassification]
@@ -24,8 +26,6 @@ KINDS = ("bert", "distilbert", "roberta")
 
 def unit_outputs(model: HaltingClassifier, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """The class probabilities y [N, B, C] and the halting values h [N, B]."""
-    from plugin_trainer.data.texts.encoders import block_states
-
     mask = batch["attention_mask"]
     states = block_states(
         model.encoder, input_ids=batch["input_ids"], attention_mask=mask, token_type_ids=None
@@ -108,9 +108,7 @@ def test_what_a_batch_holds_besides_is_ignored(
 
 def joint(make_model: MakeModel, batch: dict[str, Any], **changes: Any) -> tuple[Any, Tensor]:
     """What a model with the joint loss gives for a batch, and its block logits in float64."""
-    from plugin_trainer.data.texts.encoders import block_states
-
-    model = make_model(loss="joint", pooling="attention", **changes).eval()
+    model = make_model(**{"loss": "joint", "pooling": "attention"} | changes).eval()
     with torch.no_grad():
         for unit in model.units:
             unit.answer.weight.normal_()
@@ -162,9 +160,59 @@ def test_the_joint_loss_answers_at_full_depth(make_model: MakeModel, batch: dict
     assert torch.equal(result["logits"], result["full_logits"])
 
 
+def test_the_last_loss_is_plain_fine_tuning(make_model: MakeModel, batch: dict[str, Any]) -> None:
+    """One unit, on the last block; its cross-entropy alone, and no exits."""
+    model = make_model(loss="last").eval()
+    assert len(model.units) == 1
+    result, z_NBC = joint(make_model, batch, loss="last")
+    assert z_NBC.shape == (1, 6, 2)
+    expected = F.cross_entropy(z_NBC[0], batch["labels"])
+    torch.testing.assert_close(result["loss"].double(), expected)
+    assert result["exit_block"].tolist() == [3] * 6
+    torch.testing.assert_close(result["logits"].double(), z_NBC[0].log_softmax(-1))
+    with pytest.raises(PtrainError, match="answers after its last block only"):
+        model.exit_by(Patience(1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_blocks_alone_are_a_smaller_encoder(
+    kind: str, make_encoder: Callable[[str], Path], make_data: MakeData
+) -> None:
+    folder = str(make_encoder(kind))
+    data = make_data(tokenizer=folder)
+    batch = next(iter(data.train()))
+    whole = HaltingClassifier(ClassifierSettings(encoder=folder, loss="joint"), data).eval()
+    first = HaltingClassifier(
+        ClassifierSettings(encoder=folder, loss="last", first_blocks=2), data
+    ).eval()
+    assert first.num_blocks == 2
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    states = [
+        block_states(model.encoder, **inputs, token_type_ids=None) for model in (whole, first)
+    ]
+    assert len(states[1]) == 2
+    assert torch.equal(states[0][1], states[1][1])
+    with pytest.raises(PtrainError, match="first_blocks is 4, the encoder has 3 blocks"):
+        HaltingClassifier(ClassifierSettings(encoder=folder, first_blocks=4), data)
+    with pytest.raises(PtrainError, match="first_blocks is for a pretrained encoder"):
+        HaltingClassifier(ClassifierSettings(first_blocks=2), data)
+
+
+def test_halting_logits_are_learned_or_come_from_agreement(make_model: MakeModel) -> None:
+    assert make_model().learns_halting
+    agreement = make_model(halting="agreement")
+    assert not agreement.learns_halting
+    assert agreement.units[0].halting is not None  # the loss teaches them all the same
+    assert not make_model(loss="joint").learns_halting
+    with pytest.raises(PtrainError, match="halting is 'learned', and loss = 'joint' teaches no"):
+        make_model(loss="joint", halting="learned")
+
+
 @pytest.mark.parametrize(
     ("loss", "key", "value"),
     [
+        ("last", "tau", 0.2),
+        ("last", "self_distillation", 0.3),
         ("joint", "tau", 0.2),
         ("joint", "delta", 0.5),
         ("joint", "initial_depth", 2.0),

@@ -23,7 +23,8 @@ class DataModule(Protocol):
     test()                  scored once at the end with the best weights, as `test/...`
     metrics()               torchmetrics by name, or by head: {"accuracy": Metric} or
                             {"sentiment": {"accuracy": Metric}}; see Fed
-    predict(lines)          batches for `ptrain predict`, in the order of the lines; a message
+    predict(lines)          batches for `ptrain predict`, in the order of the lines, or in any
+                            order with a key `line`: which of them each row is, from 0; a message
                             about one may count from `lines.first_line`, where it has that
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
     describe()              one line about the data, shown when a run starts

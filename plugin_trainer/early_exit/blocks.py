@@ -12,23 +12,27 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plugin_trainer.early_exit.narrowing import (
+    Arguments,
+    has_only_a_mask,
+    select,
+    select_rows,
+    trim_tokens,
+    valid_lengths,
+)
 from plugin_trainer.errors import PtrainError
 
-# N blocks, B rows of the batch, R rows that are left, T tokens, H width of a block
+# N blocks, B rows of the batch, R rows that are left, P of them in a part, S of these that stay,
+# T tokens, H width of a block
 
 Visit = Callable[[int, Tensor, Tensor], Tensor]
 """visit(block, states_RTH, rows_R) -> leave_R: called after each block, counted from 1.
 
 rows_R says which rows of the batch are left. leave_R is Boolean, and ignored after the last block.
 """
-
-# The arguments of a block that have one entry a row, in transformers 5. By name: a table of as many
-# positions as the batch has rows has the same shape.
-_PER_ROW = frozenset(
-    {"attention_mask", "position_bias", "position_embeddings", "position_ids", "query_states"}
-)
 
 _REFUSED = {
     "funnel": "its blocks change the number of tokens",
@@ -100,18 +104,17 @@ def run_blocks(
     inputs        keyword arguments of the encoder, [B, T] each
     visit         what to do after each block; the last state is the encoder's own, behind a final
                   norm if it has one
-    rows_at_once  split the rows that are left into calls of so many: a large batch then is a window
-                  whose survivors are put together anew after each block
+    rows_at_once  how many rows a block takes at most. A larger batch is a window: its survivors are
+                  put into new parts after each block, each as long as its longest row, so rows
+                  should be sorted by length. `visit` is then called for each part
     """
-    count = next(iter(inputs.values())).shape[0]
     config: Any = encoder.config
-    depth: int = config.num_hidden_layers
-    loop = _Loop(count, depth, visit, rows_at_once, inputs["input_ids"].device)
+    loop = _Loop(inputs["attention_mask"], config.num_hidden_layers, visit, rows_at_once)
     with _calling_through(find_blocks(encoder), loop):
         try:
             with torch.inference_mode():
                 states = encoder(**inputs, return_dict=True).last_hidden_state
-                visit(depth, states, loop.rows_R)
+                visit(config.num_hidden_layers, states, loop.rows_R)
         except _AllLeft:
             return
 
@@ -121,87 +124,97 @@ class _AllLeft(BaseException):
 
 
 class _Loop:
-    """The rows that are left, and the arguments of the blocks narrowed to them."""
+    """Calls the blocks with the rows that are left."""
 
-    def __init__(
-        self, count: int, depth: int, visit: Visit, rows_at_once: int | None, device: torch.device
-    ) -> None:
-        self.rows_R = torch.arange(count, device=device)
-        self._count = count
+    def __init__(self, mask_BT: Tensor, depth: int, visit: Visit, rows_at_once: int | None) -> None:
+        self._count, self._num_tokens = mask_BT.shape
+        self.rows_R = torch.arange(self._count, device=mask_BT.device)
         self._depth = depth
         self._visit = visit
-        self._rows_at_once = rows_at_once
+        is_window = rows_at_once is not None and self._count > rows_at_once
+        self._rows_at_once = rows_at_once if is_window else None
+        self._lengths_B = valid_lengths(mask_BT) if is_window else []
         self._block = 0
         self._narrowed: dict[str, tuple[Any, Any]] = {}
 
-    def call(
-        self, forward: Callable[..., Any], names: Sequence[str], args: Any, kwargs: Any
-    ) -> Any:
+    def call(self, forward: Callable[..., Any], states_RTH: Tensor, arguments: Arguments) -> Any:
         """One block on the rows that are left, and the visit behind it."""
-        states, *args = args
-        args = [self._narrow(name, value) for name, value in zip(names, args, strict=False)]
-        kwargs = {name: self._narrow(name, value) for name, value in kwargs.items()}
-        result = self._in_parts(forward, names, states, args, kwargs)
         self._block += 1
-        if self._block == self._depth:
+        arguments = {name: self._narrow(name, value) for name, value in arguments.items()}
+        if self._rows_at_once is not None:
+            return self._in_parts(forward, states_RTH, arguments, self._rows_at_once)
+        result = forward(states_RTH, **arguments)
+        if self._block == self._depth:  # the encoder may yet put a norm behind it
             return result
-        states = result[0] if isinstance(result, tuple) else result
-        leave_R = self._visit(self._block, states, self.rows_R)
-        stays_R = leave_R.logical_not().nonzero().squeeze(1)
-        if len(stays_R) == len(leave_R):
+        states_RTH = _states_of(result)
+        stays_S = self._stays(states_RTH, self.rows_R)
+        if len(stays_S) == len(states_RTH):
             return result
-        if not len(stays_R):
-            raise _AllLeft
-        self.rows_R = self.rows_R[stays_R]
-        self._narrowed.clear()
-        states = states[stays_R]
-        return (states, *result[1:]) if isinstance(result, tuple) else states
-
-    def _narrow(self, name: str, value: Any) -> Any:
-        """An argument's entries of the rows that are left; most blocks are given the same one."""
-        if name not in _PER_ROW or len(self.rows_R) == self._count or value is None:
-            return value
-        known = self._narrowed.get(name)
-        if known is None or known[0] is not value:
-            known = self._narrowed[name] = (value, self._select(value, self.rows_R))
-        return known[1]
-
-    def _select(self, value: Any, rows: Tensor | slice) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self._select(part, rows) for part in value)
-        # Masks and position tables that are the same for every row have one entry.
-        is_per_row = isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] > 1
-        return value[rows] if is_per_row else value
+        self._go_on_with(self.rows_R[stays_S])
+        return _with_states(result, states_RTH[stays_S])
 
     def _in_parts(
         self,
         forward: Callable[..., Any],
-        names: Sequence[str],
-        states: Tensor,
-        args: Any,
-        kwargs: Any,
+        states_RTH: Tensor,
+        arguments: Arguments,
+        rows_at_once: int,
     ) -> Any:
-        size = self._rows_at_once
-        if size is None or len(states) <= size:
-            return forward(states, *args, **kwargs)
-        results = []
-        for first in range(0, len(states), size):
-            part = slice(first, first + size)
+        trims = has_only_a_mask(arguments)
+        result: Any = None
+        rows, states, first = [], [], 0
+        for rows_P in self.rows_R.tensor_split(-(-len(self.rows_R) // rows_at_once)):
+            part = slice(first, first := first + len(rows_P))
+            of_part = select_rows(arguments, part)
+            longest = states_RTH.shape[1]
+            if trims:
+                longest = max(self._lengths_B[row] for row in rows_P.tolist())
+                of_part = trim_tokens(of_part, longest, num_tokens=self._num_tokens)
+            result = forward(states_RTH[part, :longest], **of_part)
+            states_PTH = _states_of(result)
+            if self._block < self._depth:
+                stays_S = self._stays(states_PTH, rows_P)
+                rows_P, states_PTH = rows_P[stays_S], states_PTH[stays_S]
+            rows.append(rows_P)
+            states.append(states_PTH)
+        self._go_on_with(torch.cat(rows))
+        return _with_states(result, _padded([part for part in states if len(part)]))
 
-            def cut(name: str, value: Any, part: slice = part) -> Any:
-                return self._select(value, part) if name in _PER_ROW else value
+    def _stays(self, states_RTH: Tensor, rows_R: Tensor) -> Tensor:
+        """Which of these rows stay after the block, as positions among them, [S]."""
+        leave_R = self._visit(self._block, states_RTH, rows_R)
+        return leave_R.logical_not().nonzero().squeeze(1)
 
-            results.append(
-                forward(
-                    states[part],
-                    *[cut(name, value) for name, value in zip(names, args, strict=False)],
-                    **{name: cut(name, value) for name, value in kwargs.items()},
-                )
-            )
-        first_result = results[0]
-        if not isinstance(first_result, tuple):
-            return torch.cat(results)
-        return (torch.cat([result[0] for result in results]), *first_result[1:])
+    def _go_on_with(self, rows_R: Tensor) -> None:
+        if not len(rows_R):
+            raise _AllLeft
+        if len(rows_R) < len(self.rows_R):
+            self.rows_R = rows_R
+            self._narrowed.clear()
+
+    def _narrow(self, name: str, value: Any) -> Any:
+        """An argument's entries of the rows that are left; most blocks are given the same one."""
+        if len(self.rows_R) == self._count:
+            return value
+        known = self._narrowed.get(name)
+        if known is None or known[0] is not value:
+            known = self._narrowed[name] = (value, select(name, value, self.rows_R))
+        return known[1]
+
+
+def _states_of(result: Any) -> Tensor:
+    states: Tensor = result[0] if isinstance(result, tuple) else result
+    return states
+
+
+def _with_states(result: Any, states: Tensor) -> Any:
+    return (states, *result[1:]) if isinstance(result, tuple) else states
+
+
+def _padded(parts: Sequence[Tensor]) -> Tensor:
+    """The states of all parts, as long as the longest of them."""
+    longest = max(part.shape[1] for part in parts)
+    return torch.cat([F.pad(part, (0, 0, 0, longest - part.shape[1])) for part in parts])
 
 
 @contextmanager
@@ -213,9 +226,13 @@ def _calling_through(blocks: Iterable[nn.Module], loop: _Loop) -> Iterator[None]
             names = list(inspect.signature(own).parameters)[1:]
 
             def through(
-                *args: Any, _own: Any = own, _names: Sequence[str] = names, **kwargs: Any
+                states: Tensor,
+                *args: Any,
+                _own: Any = own,
+                _names: Sequence[str] = names,
+                **kwargs: Any,
             ) -> Any:
-                return loop.call(_own, _names, args, kwargs)
+                return loop.call(_own, states, {**dict(zip(_names, args, strict=False)), **kwargs})
 
             block.forward = through
             restored.callback(delattr, block, "forward")

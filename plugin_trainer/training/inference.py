@@ -13,8 +13,8 @@ from torch import nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.data.evaluated import METHODS
-from plugin_trainer.early_exit.calibration import key_of, read_calibration
-from plugin_trainer.early_exit.choice import use_exit
+from plugin_trainer.early_exit.calibration import key_of, key_of_task, read_calibration
+from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.run_folder import find_run
@@ -38,7 +38,9 @@ _LINES_AT_ONCE = 1024
 class Lines(list[str]):
     """Some lines of an input, and the number of the first of them, for messages."""
 
-    first_line = 1
+    def __init__(self, lines: Iterable[str] = (), *, first_line: int = 1) -> None:
+        super().__init__(lines)
+        self.first_line = first_line
 
 
 @dataclass(eq=False, kw_only=True)
@@ -69,9 +71,13 @@ class LoadedRun:
         Raises PtrainError for a model without exits, and for what was not calibrated.
         """
         checkpoint = self.checkpoint.path
-        calibration = read_calibration(self.folder, key_of(checkpoint, self.weights))
+        key = key_of(checkpoint, self.weights)
+        calibrations = {
+            task: read_calibration(self.folder, key_of_task(key, task))
+            for task in tasks_with_exits(self.model)
+        }
         where = f"{self.folder} --checkpoint {checkpoint.name} --weights {self.weights}"
-        use_exit(self.model, exit_, calibration, precision=self.precision.name, where=where)
+        use_exit(self.model, exit_, calibrations, precision=self.precision.name, where=where)
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""
@@ -109,9 +115,8 @@ class LoadedRun:
                 f"the data module {self.settings.data} cannot predict",
                 hint="it needs the methods predict(lines) and decode(outputs, batch)",
             )
-        remaining, first_line = iter(lines), 1
-        while some := Lines(islice(remaining, _LINES_AT_ONCE)):
-            some.first_line = first_line
+        remaining, first_line = iter(lines), getattr(lines, "first_line", 1)
+        while some := Lines(islice(remaining, _LINES_AT_ONCE), first_line=first_line):
             first_line += len(some)
             try:
                 yield from self._predicted(some)
@@ -125,11 +130,17 @@ class LoadedRun:
                 ) from error
 
     def _predicted(self, some: Lines) -> Iterator[Mapping[str, Any]]:
+        out_of_order: dict[int, Mapping[str, Any]] = {}
         for batch in self.data.predict(some):
             moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
             with torch.no_grad(), self.precision.autocast():
                 outputs = self.forward.outputs(moved)
-            yield from self.data.decode(outputs, moved)
+            answers = self.data.decode(outputs, moved)
+            if isinstance(batch, Mapping) and "line" in batch:
+                out_of_order.update(zip(batch["line"].tolist(), answers, strict=True))
+            else:
+                yield from answers
+        yield from (out_of_order[line] for line in sorted(out_of_order))
 
 
 def load_run(

@@ -23,6 +23,10 @@ def lines(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def pipe_in(monkeypatch, text: bytes):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text), encoding="utf-8"))
+
+
 # ----------------------------------------------------------------------------------------- evaluate
 
 
@@ -120,7 +124,7 @@ def test_each_line_of_a_file_is_answered_in_order_as_json(trained, ptrain):
 
 
 def test_what_is_piped_in_is_answered(trained, ptrain, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("3 3 3\n-3 -3 -3"))
+    pipe_in(monkeypatch, b"3 3 3\n-3 -3 -3")
     assert [answer["sign"] for answer in lines(ptrain("predict", "first").out)] == ["+", "-"]
 
 
@@ -176,10 +180,55 @@ def test_what_cannot_be_answered_says_why(trained, ptrain, arguments, message):
 
 
 def test_input_that_is_piped_in_and_is_not_utf_8_is_refused(trained, ptrain, monkeypatch):
-    stdin = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", stdin)
+    pipe_in(monkeypatch, b"3 3 3\ncaf\xe9\n")
     typed = ptrain("predict", "first")
-    assert typed.code == 2 and typed.err.startswith("error: the input is not UTF-8: ")
+    assert typed.code == 2
+    assert typed.err.startswith("error: line 2 of the input is not UTF-8: ")
+
+
+@pytest.mark.process
+def test_lines_that_are_piped_in_are_answered_as_they_arrive(trained):
+    """A program may write a line, wait for its answer, and write the next."""
+    with forkserver.Popen(
+        [sys.executable, "-m", "plugin_trainer", "predict", "first"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        for text, sign in [(b"3 3 3\n", "+"), (b"-3 -3 -3\n", "-"), (b"2 2 2\n3 3", "+")]:
+            process.stdin.write(text)
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["sign"] == sign
+        process.stdin.write(b" 3")
+        process.stdin.close()
+        assert json.loads(process.stdout.read())["sign"] == "+"
+    assert process.returncode == 0
+
+
+def test_the_settings_of_a_run_can_be_changed_to_predict(trained, ptrain):
+    Path("input.txt").write_text("3 3 3\n")
+    typed = ptrain("predict", "first", "input.txt", "--set", "model_settings.width=5")
+    assert typed.code == 2
+    assert "do not fit the model Sequential" in typed.err
+
+
+def test_answers_that_come_in_another_order_are_put_right(trained, ptrain):
+    """A data module may sort its lines, if each row of a batch says which line it is."""
+    source = Path("toy.py").read_text()
+    changed = source.replace("def predict(", "def predict_in_order(").replace(
+        "    def decode(",
+        "    def predict(self, lines):\n"
+        "        import torch\n"
+        "        order = sorted(range(len(lines)), key=lambda at: lines[at])\n"
+        "        for batch in self.predict_in_order([lines[at] for at in order]):\n"
+        "            here, order = order[: len(batch[0])], order[len(batch[0]) :]\n"
+        "            yield {'input': batch[0], 'line': torch.tensor(here)}\n\n"
+        "    def decode(",
+    )
+    Path("toy.py").write_text(changed)
+    rows = ["3 3 3" if index % 3 else "-3 -3 -3" for index in range(1500)]
+    Path("input.txt").write_text("\n".join(rows))
+    found = [answer["sign"] for answer in lines(ptrain("predict", "first", "input.txt").out)]
+    assert found == ["+" if index % 3 else "-" for index in range(1500)]
 
 
 def test_data_that_cannot_predict_says_what_it_needs(trained, ptrain):

@@ -21,6 +21,9 @@ from ptrain_dactbert.units import HaltingUnit, halting_bias
 
 # N blocks, B rows, T tokens, H width of a block, C classes
 
+ROWS_AT_ONCE = 32
+"""A larger batch that leaves early is a window: its survivors share new batches of this size."""
+
 IGNORED = -100
 """A label that takes no part in the loss, as in torch's cross_entropy."""
 
@@ -164,13 +167,21 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             mask_RT = (
                 attention_mask[rows_R] if len(rows_R) < len(attention_mask) else attention_mask
             )
+            mask_RT = mask_RT[:, : states_RTH.shape[1]]
             with torch.autocast(device_type=mask_RT.device.type, enabled=False):
                 answer: tuple[Tensor, Tensor | None] = self.units[block - 1](
                     states_RTH.float(), mask_RT
                 )
             return answer
 
-        exits = exit_early(self.encoder, inputs, unit, self.exit_rule, num_blocks=self.num_blocks)
+        exits = exit_early(
+            self.encoder,
+            inputs,
+            unit,
+            self.exit_rule,
+            num_blocks=self.num_blocks,
+            rows_at_once=ROWS_AT_ONCE,
+        )
         return {"logits": exits.answer_BC.log_softmax(-1), "exit_block": exits.block_B}
 
     def unit_logits(
@@ -289,6 +300,12 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             "exit_block": exits.exit_block,
             "full_logits": exits.full_log_answer,
         }
+
+    def export_onnx(self, folder: Path, *, loaded: Any, **options: Any) -> list[str]:
+        """Fill an empty folder with one ONNX segment a block; see `ptrain_dactbert.export`."""
+        from ptrain_dactbert.export import export
+
+        return export(loaded, folder, **options)
 
 
 def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[str, Tensor | None]:

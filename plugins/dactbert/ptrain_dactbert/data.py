@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
@@ -152,7 +153,8 @@ class TextClassification:
         return self._evaluated("test")
 
     def predict(self, lines: Sequence[str]) -> Iterator[Batch]:
-        """Batches without labels, in the order of the lines.
+        """Batches without labels, sorted by length: there is less padding, and rows that leave
+        early share batches with their like. `line` says which line each row is.
 
         A line is a text, or two with a tab between them if the run was trained on pairs. Raises
         DataError for lines without one.
@@ -164,11 +166,11 @@ class TextClassification:
         if self.pairs:
             # Lines may come as a part of a file that knows where it begins.
             firsts, seconds = split_pairs(texts, first_line=getattr(lines, "first_line", 1))
-        yield from self._loader(
-            tokenize(
-                firsts, tokenizer=self.tokenizer, max_tokens=self.max_tokens, text_pairs=seconds
-            )
+        tokenized = tokenize(
+            firsts, tokenizer=self.tokenizer, max_tokens=self.max_tokens, text_pairs=seconds
         )
+        for batch in self._loader(tokenized, order=tokenized.lengths().argsort(stable=True)):
+            yield {**batch, "line": batch["row"]}
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
         """Label, probabilities and exit block of each row of a predicted batch."""
@@ -249,7 +251,9 @@ class TextClassification:
             seed=settings.seed,
         )
 
-    def _loader(self, texts: TokenizedTexts, *, shuffle: bool = False) -> DataLoader[Any]:
+    def _loader(
+        self, texts: TokenizedTexts, *, shuffle: bool = False, order: Tensor | None = None
+    ) -> DataLoader[Any]:
         settings = self.settings
         if settings.num_workers:
             # The tokenizer's threads are done; left unset, it warns of every worker that forks.
@@ -258,6 +262,7 @@ class TextClassification:
             texts,
             batch_size=settings.batch_size if shuffle else settings.evaluation_batch_size,
             shuffle=shuffle,
+            sampler=order.tolist() if order is not None else None,
             num_workers=settings.num_workers,
             collate_fn=Padding(self.pad_id),
         )

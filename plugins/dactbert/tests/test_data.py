@@ -222,12 +222,17 @@ def test_a_resumed_run_keeps_its_labels(make_data: MakeData, write: Write, tmp_p
         TextClassification.from_assets(settings, tmp_path).train()
 
 
-def test_prediction_keeps_the_order_of_the_lines(make_data: MakeData) -> None:
+def test_prediction_sorts_the_lines_by_length_and_says_which_is_which(make_data: MakeData) -> None:
     data = make_data(evaluation_batch_size=2)
     lines = ["dull\n", "a warm film", "laughed all the way", "", "clever"]
     batches = list(data.predict(lines))
     assert [len(batch["row"]) for batch in batches] == [2, 2, 1]
-    assert [row for row, _ in rows_of(batches)] == [0, 1, 2, 3, 4]
+    rows = rows_of(batches)
+    assert [len(ids) for _, ids in rows] == sorted(len(ids) for _, ids in rows)
+    assert sorted(int(line) for batch in batches for line in batch["line"]) == [0, 1, 2, 3, 4]
+    for row, ids in rows:
+        alone = next(iter(data.predict([lines[row]])))
+        assert alone["input_ids"][0].tolist() == ids
     assert all("labels" not in batch for batch in batches)
     assert list(data.predict([])) == []
 

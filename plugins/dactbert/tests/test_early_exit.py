@@ -139,18 +139,18 @@ def test_predictions_are_those_of_all_blocks_run(run: Path, exit_: str) -> None:
     assert rows_run == sum(answer["exit_block"] for answer in answers)
     assert (rows_run < 256 * NUM_BLOCKS) == (exit_ != "off")
 
-    blocks, probabilities = [], []
+    blocks, probabilities = torch.zeros(256, dtype=torch.int64), torch.zeros(256, 2)
     for batch in loaded.data.predict(lines):
         with torch.inference_mode():
             logits_NBC, _ = loaded.model.block_logits(
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             )
             expected = loaded.model.answer_of_blocks(logits_NBC, None)
-        blocks += expected["exit_block"].tolist()
-        probabilities += expected["logits"].exp().tolist()
-    assert [answer["exit_block"] for answer in answers] == blocks
+        blocks[batch["line"]] = expected["exit_block"]
+        probabilities[batch["line"]] = expected["logits"].exp()
+    assert [answer["exit_block"] for answer in answers] == blocks.tolist()
     found = torch.tensor([list(answer["probabilities"].values()) for answer in answers])
-    torch.testing.assert_close(found, torch.tensor(probabilities), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, probabilities, atol=1e-5, rtol=0)
 
 
 def test_a_row_alone_is_answered_as_among_others(run: Path) -> None:

@@ -36,7 +36,9 @@ class RegisterBest:
         if run.is_dry:
             return
         if self._pointer not in run.best:
-            needs = "validation data" if self._settings.weights == "raw" else "[ema]"
+            needs = "validation data and best.watch"
+            if self._settings.weights == "ema":
+                needs = "[ema], validation data and best.watch"
             raise PtrainError(
                 f"register_best: the run will have no best checkpoint of its "
                 f"{self._settings.weights} weights",

@@ -183,7 +183,8 @@ class EmaSettings:
 class BestSettings:
     """What makes a checkpoint the best one.
 
-    watch  the metric, by the name it has for raw weights: "val/loss", "val/accuracy"
+    watch  the metric, by the name it has for raw weights: "val/loss", "val/accuracy"; empty: no
+           checkpoint is the best, and the last one is used
     mode   whether lower ("min") or higher ("max") is better
     """
 

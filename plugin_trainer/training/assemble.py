@@ -410,6 +410,11 @@ def _schedule(
                 "validation data",
                 hint="give it some, or use another schedule",
             )
+        if not (settings.watch or best.watch):
+            raise PtrainError(
+                "schedule.name: ReduceLROnPlateau goes by a metric, and best.watch is empty",
+                hint='name one: schedule.watch = "val/loss"',
+            )
         values = {"mode": best.mode, **values}
     rate = configuration.settings.optimizer.learning_rate
     values = _rates_by_group(values, optimizer, learning_rate=rate)
@@ -452,6 +457,8 @@ def _ema(settings: RunSettings, model: nn.Module, shards: LocalShards | None) ->
 
 def _bests(settings: RunSettings) -> dict[str, Best]:
     watch, mode = settings.best.watch, settings.best.mode
+    if not watch:
+        return {}
     if watch.partition("/")[0].endswith("_ema"):
         raise PtrainError(
             f"best.watch: '{watch}' is the name for the average",

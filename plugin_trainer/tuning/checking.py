@@ -92,6 +92,9 @@ def _wrong(configuration: Configuration, configure: Configure, more: Callable[..
     if tune.space and tune.stages:
         yield ("tune", "space"), "there are stages too, each with a space: take one of both away"
     yield from _wrong_stages(tune)
+    for stage in stages_of(tune):
+        if not (configuration.settings.best.watch or tune.objectives or stage.objectives):
+            yield ("tune", "objectives"), "nothing to look for: list objectives, or set best.watch"
     yield from _wrong_objectives(tune.objectives, at=("tune", "objectives"))
     yield from _wrong_winner(configuration, tune)
     for number, stage in enumerate(stages_of(tune)):

@@ -227,6 +227,7 @@ def test_a_name_is_needed(tmp_path, ptrain, here):
     ("settings", "said"),
     [
         ({"validation": None, "evaluate": "never"}, "it needs validation data"),
+        ({"best": {"watch": ""}}, "it needs validation data and best.watch"),
         ({"register": {"weights": "ema"}}, "it needs [ema]"),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.best import Best, is_better
+from plugin_trainer.training.checkpoints import CheckpointStore
 
 NAN, INF = math.nan, math.inf
 
@@ -104,3 +105,17 @@ def test_a_run_without_any_finite_score_has_no_best_and_ends_well(fit, toy, tmp_
     )  # fmt: skip
     assert result.status == "finished" and result.best == {}
     assert not (tmp_path / "run" / "checkpoints" / "best.json").exists()
+
+
+def test_without_a_metric_to_watch_none_is_the_best_and_the_last_weights_are_used(
+    fit, toy, tmp_path
+):
+    result = fit(
+        validation=toy.loader(4), callbacks=[Scores([1, 3, 2, 2, 2, 2])], evaluate="1 steps",
+        best={"watch": ""}, keep="all",
+    )  # fmt: skip
+    assert result.best == {} and "val/score" in result.metrics
+    run = tmp_path / "run"
+    assert not (run / "checkpoints" / "best.json").exists()
+    chosen = CheckpointStore(run).choose("", weights="raw")
+    assert chosen.step == result.step

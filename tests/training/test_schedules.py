@@ -202,6 +202,8 @@ def test_a_plateau_schedule_follows_the_mode_of_the_best(fit, toy, metrics_of, t
 def test_a_plateau_schedule_without_evaluations_or_with_an_unknown_metric_is_refused(fit, toy):
     with pytest.raises(PtrainError, match="ReduceLROnPlateau goes by evaluations"):
         fit(**PLATEAU)
+    with pytest.raises(PtrainError, match=r"goes by a metric, and best\.watch is empty"):
+        fit(**PLATEAU, validation=toy.loader(4), out="nothing", best={"watch": ""})
     with pytest.raises(PtrainError, match="val/los") as caught:
         fit(
             validation=toy.loader(4),

@@ -99,6 +99,7 @@ def test_ranges_that_cannot_be(here, capsys, table, told):
          "did you mean 'val/loss'?"),
         ('objectives = [{metric = "train/loss"}]\nspace."seed".choices = [1, 2]',
          "is of no evaluation"),
+        ('space."seed".choices = [1, 2]\n[best]\nwatch = ""', "list objectives, or set best.watch"),
         ('winner_by = "val/los"\nspace."seed".choices = [1, 2]', "did you mean 'val/loss'?"),
         ('stages = [{name = "a", space.seed.low = 1}, {name = "a", space.seed.low = 2}]',
          "there is a stage 'a' before it"),

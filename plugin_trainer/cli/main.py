@@ -34,6 +34,10 @@ COMMANDS = {
         "plugin_trainer.cli.predict:predict",
         "Answer for new inputs with a run's weights.",
     ),
+    "calibrate": (
+        "plugin_trainer.cli.calibrate:calibrate",
+        "Certify how early a run's rows may leave.",
+    ),
     "plugins": ("plugin_trainer.cli.plugins:plugins", "List, check and start plugins."),
     "config": ("plugin_trainer.cli.config:config", "Show, check and explain settings."),
     "runs": ("plugin_trainer.cli.runs:runs", "List, show and compare runs."),
@@ -43,7 +47,7 @@ COMMANDS = {
     "kernels": ("plugin_trainer.cli.kernels:kernels", "Show, build and time the native kernels."),
 }
 
-_IN_ONE_PROCESS = ("evaluate", "predict", "tune")
+_IN_ONE_PROCESS = ("evaluate", "predict", "calibrate", "tune")
 """Commands that work, and would do all of it in each of several processes."""
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from plugin_trainer.cli.options import json_option, which_weights
+from plugin_trainer.cli.calibrate import Percent
+from plugin_trainer.cli.options import json_option, set_option, which_weights
 from plugin_trainer.cli.printing import emit_json, facts, table
 
 if TYPE_CHECKING:
@@ -183,15 +184,75 @@ def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str |
 @models.command()
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["run", "onnx"]),
+    default="run",
+    show_default=True,
+    help="A run folder, or ONNX for a runtime without torch.",
+)
+@click.option("--int8", is_flag=True, help="ONNX: quantize, and calibrate the exits anew.")
+@click.option(
+    "--max-loss",
+    type=Percent(),
+    metavar="SHARE",
+    help="ONNX: refuse an export that loses more accuracy, such as 1%.",
+)
+@click.option(
+    "--exit",
+    "exit_",
+    metavar="WHEN",
+    help="ONNX: how to leave by default: off, a promise such as 1%, or a level.",
+)
+@set_option
 @store_option
-def export(model: str, folder: Path, store: str | None) -> None:
-    """Copy the version MODEL into FOLDER.
+def export(
+    model: str,
+    folder: Path,
+    format_: str,
+    int8: bool,
+    max_loss: float | None,
+    exit_: str | None,
+    assignments: tuple[str, ...],
+    store: str | None,
+) -> None:
+    """Export the version MODEL into FOLDER.
 
-    FOLDER is a run folder then: `ptrain predict` and `ptrain evaluate` take it.
+    FOLDER is a run folder then: `ptrain predict` and `ptrain evaluate` take it. With --format onnx
+    it has ONNX segments, and MODEL may be a run folder too.
     """
-    version = _open(store).export(model, folder)
+    opened = _open(store)
+    if format_ == "onnx":
+        _export_onnx(opened, model, folder, assignments, int8=int8, max_loss=max_loss, exit_=exit_)
+        return
+    given = {"--int8": int8, "--max-loss": max_loss, "--exit": exit_, "--set": assignments}
+    for option, value in given.items():
+        if value:
+            raise click.UsageError(f"{option} is for --format onnx")
+    version = opened.export(model, folder)
     click.echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
     click.echo(f"  use it: ptrain predict {folder} INPUT.txt")
+
+
+def _export_onnx(
+    store: Store, model: str, folder: Path, assignments: tuple[str, ...], **options: Any
+) -> None:
+    from plugin_trainer.settings.layers import from_assignments
+    from plugin_trainer.training.inference import load_run
+    from plugin_trainer.training.onnx_export import export_onnx
+
+    overrides = from_assignments(assignments) if assignments else None
+    if (Path(model) / "run.toml").is_file():
+        loaded = load_run(model, device="cpu", overrides=overrides)
+    else:
+        loaded = store.load(model, device="cpu", overrides=overrides)
+    for line in export_onnx(loaded, folder, **options):
+        click.echo(line)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    click.echo(f"\n{model} is in {folder}: {_counted(len(files), size)}")
+    click.echo(f"  use it: python {folder}/runtime.py {folder} INPUT.txt")
 
 
 @models.command()

@@ -12,7 +12,8 @@ from torch import Tensor
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops.halting.reference import exit_precision
 
-# N blocks, B rows, C classes
+# N blocks, B rows, T tokens of a row, C classes. A row may be a sentence of which every token is
+# answered: its logits are [T, C], and valid_BT says which of them count.
 
 CERTAIN = 1e9
 """The score of the last block, which agrees with itself."""
@@ -23,9 +24,23 @@ _EXTREME = 1e-6  # a target may be no nearer to 0 or 1, or the intercept has no 
 
 
 def margin(logits_BC: Tensor) -> Tensor:
-    """The difference of the two largest logits, [B] in float64 (float32 on a device without)."""
+    """The difference of the two largest logits, [B] in float64 (float32 on a device without); of
+    tokens [B, T].
+    """
     top_B2 = exit_precision(logits_BC).topk(2, -1).values
     return top_B2[..., 0] - top_B2[..., 1]
+
+
+def least_of_tokens(scores_BT: Tensor, valid_BT: Tensor | None) -> Tensor:
+    """The score [B] of each row: that of its least sure valid token; infinite if it has none.
+
+    A row with a single answer, [B], has its own score.
+    """
+    if scores_BT.dim() == 1:
+        return scores_BT
+    if valid_BT is not None:
+        scores_BT = scores_BT.masked_fill(~valid_BT, torch.inf)
+    return scores_BT.amin(-1)
 
 
 @dataclass(frozen=True)
@@ -44,16 +59,19 @@ class AgreementMap:
         """N, the last block included."""
         return len(self.intercepts) + 1
 
-    def score(self, block: int, logits_BC: Tensor) -> Tensor:
+    def score(self, block: int, logits_BC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """The scores [B] of a block's answers in float64; blocks count from 1."""
         margin_B = margin(logits_BC)
         if block == self.num_blocks:
-            return torch.full_like(margin_B, CERTAIN)
-        return self.intercepts[block - 1] + self.slopes[block - 1] * margin_B
+            return least_of_tokens(torch.full_like(margin_B, CERTAIN), valid_BT)
+        scores_B = self.intercepts[block - 1] + self.slopes[block - 1] * margin_B
+        return least_of_tokens(scores_B, valid_BT)
 
-    def scores(self, logits_NBC: Tensor) -> Tensor:
+    def scores(self, logits_NBC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
         """The scores of every block, [N, B] in float64."""
-        return torch.stack([self.score(n, z_BC) for n, z_BC in enumerate(logits_NBC, start=1)])
+        return torch.stack(
+            [self.score(n, z_BC, valid_BT) for n, z_BC in enumerate(logits_NBC, start=1)]
+        )
 
 
 def fit_agreement(logits_NBC: Tensor) -> AgreementMap:
@@ -68,8 +86,8 @@ def fit_agreement(logits_NBC: Tensor) -> AgreementMap:
     pairs = []
     for logits_BC in logits_NBC[:-1]:
         answers_B1 = logits_BC.argmax(-1, keepdim=True)
-        target_B = final_BC.gather(-1, answers_B1).squeeze(-1).clamp(_EXTREME, 1 - _EXTREME)
-        pairs.append(_logistic(margin(logits_BC), target_B))
+        target_B = final_BC.gather(-1, answers_B1).squeeze(-1)
+        pairs.append(fit_logistic(margin(logits_BC), target_B))
     return AgreementMap(*(tuple(values) for values in zip(*pairs, strict=True)))
 
 
@@ -91,8 +109,12 @@ def _check(logits_NBC: Tensor) -> None:
         )
 
 
-def _logistic(margin_B: Tensor, target_B: Tensor) -> tuple[float, float]:
-    """Intercept and slope of a logistic regression on soft targets, by L-BFGS in float64."""
+def fit_logistic(margin_B: Tensor, target_B: Tensor) -> tuple[float, float]:
+    """Intercept and slope of a logistic regression on soft targets, by L-BFGS in float64.
+
+    A slope below 0 is none: then the intercept is the rate alone.
+    """
+    target_B = target_B.clamp(_EXTREME, 1 - _EXTREME)
     mean, scale = margin_B.mean(), margin_B.std() + _EXTREME
     standard_B = (margin_B - mean) / scale
     weights = torch.zeros(2, dtype=torch.float64, requires_grad=True)
@@ -120,10 +142,23 @@ def _logistic(margin_B: Tensor, target_B: Tensor) -> tuple[float, float]:
     return float(weights[0].detach()) - slope * float(mean), slope
 
 
-def disagreement(logits_NBC: Tensor, block_B: Tensor) -> Tensor:
-    """Whether each row's answer after its block, counted from 1, is not that of the last, [B]."""
+def differs_from_last(logits_NBC: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+    """Whether each block's answer is not that of the last, [N, B]; of any valid token."""
     answers_NB = logits_NBC.argmax(-1)
-    return answers_NB.gather(0, (block_B - 1)[None]).squeeze(0).ne(answers_NB[-1])
+    differs_NB = answers_NB.ne(answers_NB[-1])
+    if differs_NB.dim() == 2:
+        return differs_NB
+    return (differs_NB if valid_BT is None else differs_NB & valid_BT).any(-1)
+
+
+def disagreement(logits_NBC: Tensor, block_B: Tensor, valid_BT: Tensor | None = None) -> Tensor:
+    """Whether each row's answer after its block, counted from 1, is not that of the last, [B]."""
+    return at_block(differs_from_last(logits_NBC, valid_BT), block_B)
+
+
+def at_block(values_NB: Tensor, block_B: Tensor) -> Tensor:
+    """What each row has at its block, counted from 1."""
+    return values_NB.gather(0, (block_B - 1)[None]).squeeze(0)
 
 
 def first_exit(scores_NB: Tensor, level: float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -61,8 +62,10 @@ def find_blocks(encoder: nn.Module) -> Iterable[nn.Module]:
     ]
     if len(lists) != 1:
         raise _cannot(config, f"it has {len(lists)} lists of {config.num_hidden_layers} modules")
-    if any(name.endswith("encoder.conv") for name, _ in encoder.named_modules()):
-        raise _cannot(config, "a convolution reads the states before and after its first block")
+    if config.model_type == "deberta-v2" and hasattr(encoder, "encoder"):
+        stack: Any = encoder.encoder
+        if getattr(stack, "conv", None) is not None:
+            raise _cannot(config, "a convolution reads the states before and after its first block")
     return lists[0]
 
 
@@ -110,7 +113,7 @@ def run_blocks(
     """
     config: Any = encoder.config
     loop = _Loop(inputs["attention_mask"], config.num_hidden_layers, visit, rows_at_once)
-    with _calling_through(find_blocks(encoder), loop):
+    with _calling_through(encoder, loop):
         try:
             with torch.inference_mode():
                 states = encoder(**inputs, return_dict=True).last_hidden_state
@@ -218,12 +221,12 @@ def _padded(parts: Sequence[Tensor]) -> Tensor:
 
 
 @contextmanager
-def _calling_through(blocks: Iterable[nn.Module], loop: _Loop) -> Iterator[None]:
+def _calling_through(encoder: nn.Module, loop: _Loop) -> Iterator[None]:
     """Put the loop between the encoder and its blocks."""
     with ExitStack() as restored:
-        for block in blocks:
+        for block in find_blocks(encoder):
             own: Any = block.forward
-            names = list(inspect.signature(own).parameters)[1:]
+            names = _names_behind_the_states(getattr(own, "__func__", own))
 
             def through(
                 states: Tensor,
@@ -232,8 +235,21 @@ def _calling_through(blocks: Iterable[nn.Module], loop: _Loop) -> Iterator[None]
                 _names: Sequence[str] = names,
                 **kwargs: Any,
             ) -> Any:
+                if len(args) > len(_names):  # a wrapper's: it could not be told what is the mask
+                    raise _cannot(encoder.config, "its blocks take arguments without names")
                 return loop.call(_own, states, {**dict(zip(_names, args, strict=False)), **kwargs})
 
+            if "forward" in vars(block):  # somebody else's, around the class's
+                restored.callback(setattr, block, "forward", own)
+            else:
+                restored.callback(delattr, block, "forward")
             block.forward = through
-            restored.callback(delattr, block, "forward")
         yield
+
+
+@lru_cache(maxsize=64)  # it takes 15 us, and is asked for each block of each batch
+def _names_behind_the_states(forward: Callable[..., Any]) -> Sequence[str]:
+    named = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = inspect.signature(forward).parameters.values()
+    names = [parameter.name for parameter in parameters if parameter.kind is named]
+    return names[2 if names[:1] == ["self"] else 1 :]

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugin_trainer.early_exit.agreement import AgreementMap
 from plugin_trainer.early_exit.certify import Certified
+from plugin_trainer.early_exit.tolerance import ToleranceMap
 from plugin_trainer.files import read_json, write_json
 
 FILE = "early_exit.json"
@@ -19,14 +20,15 @@ FILE = "early_exit.json"
 class Calibration:
     """Fitted for one set of weights in one precision; it says nothing about another.
 
-    precision    "fp32", "bf16" or "fp16"
-    rows         how many rows it was fitted or tested on
-    rows_sha256  of their tokens
-    apart        whether the levels were tested on other rows than the map was fitted on
-    certified    the promises that hold, the strictest first
+    agreement_map  of a regression it maps the change of the number to being within a tolerance
+    precision      "fp32", "bf16" or "fp16"
+    rows           how many rows it was fitted or tested on
+    rows_sha256    of their tokens
+    apart          whether the levels were tested on other rows than the map was fitted on
+    certified      the promises that hold, the strictest first
     """
 
-    agreement_map: AgreementMap
+    agreement_map: AgreementMap | ToleranceMap
     precision: str
     rows: int
     rows_sha256: str
@@ -48,6 +50,11 @@ def key_of(checkpoint: Path, weights: str) -> str:
     hashes = sorted(about["sha256"] for name, about in files.items() if name.startswith(prefix))
     digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
     return f"{checkpoint.name}/{weights}/{digest}"
+
+
+def key_of_task(key: str, task: str) -> str:
+    """The key of one of a model's tasks; that of the task "" is the key of the weights."""
+    return f"{key}/{task}" if task else key
 
 
 def read_calibration(folder: Path, key: str) -> Calibration | None:
@@ -74,12 +81,21 @@ def write_calibration(folder: Path, key: str, calibration: Calibration) -> Calib
 
 
 def _from_json(entry: Mapping[str, Any]) -> Calibration:
-    fitted = entry["agreement_map"]
     return Calibration(
-        agreement_map=AgreementMap(tuple(fitted["intercepts"]), tuple(fitted["slopes"])),
+        agreement_map=_map_from_json(entry["agreement_map"]),
         precision=entry["precision"],
         rows=entry["rows"],
         rows_sha256=entry["rows_sha256"],
         apart=entry["apart"],
-        certified=tuple(Certified(**item) for item in entry["certified"]),
+        certified=tuple(
+            Certified(**{**item, "exits": tuple(item.get("exits", ()))})
+            for item in entry["certified"]
+        ),
     )
+
+
+def _map_from_json(fitted: Mapping[str, Any]) -> AgreementMap | ToleranceMap:
+    numbers = tuple(fitted["intercepts"]), tuple(fitted["slopes"])
+    if "tolerance" in fitted:
+        return ToleranceMap(*numbers, fitted["tolerance"])
+    return AgreementMap(*numbers)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from plugin_trainer.early_exit.agreement import disagreement, first_exit
+from plugin_trainer.early_exit.agreement import at_block, differs_from_last, first_exit
 from plugin_trainer.errors import PtrainError
 
-# N blocks, B rows, C classes
+# N blocks, B rows, sentences among them, C classes
 
 LEVELS = tuple(9 - step / 8 for step in range(81))
 """The levels that are tried, the safest first: log-odds from 9 (0.01 %) to -1."""
@@ -23,6 +23,7 @@ class Certified:
     rows         how many rows it was tested on
     disagreeing  how many of them disagree with full depth at that level
     mean_block   after which they leave in the mean
+    exits        how many of them leave after each block
     """
 
     level: float
@@ -31,10 +32,23 @@ class Certified:
     rows: int
     disagreeing: int
     mean_block: float
+    exits: tuple[int, ...] = ()
 
 
 def certify(
     logits_NBC: Tensor, scores_NB: Tensor, *, max_disagreement: float, confidence: float = 0.95
+) -> Certified:
+    """The boldest level of rows that are given a class each; see `certify_levels`."""
+    return certify_levels(
+        differs_from_last(logits_NBC),
+        scores_NB,
+        max_disagreement=max_disagreement,
+        confidence=confidence,
+    )
+
+
+def certify_levels(
+    differs_NB: Tensor, scores_NB: Tensor, *, max_disagreement: float, confidence: float = 0.95
 ) -> Certified:
     """Test the levels in a fixed sequence from the safest one down, until one fails.
 
@@ -43,9 +57,11 @@ def certify(
     p-value of a level is exact: P(Binomial(rows, max_disagreement) <= disagreeing). It supposes
     that new rows come from where these did, and is exact if the scores were fitted on other rows.
 
+    differs_NB  whether a block's answer of a row is not that of full depth
+
     Raises PtrainError if the rows are too few to promise that, or if the safest level fails.
     """
-    rows = logits_NBC.shape[1]
+    rows = differs_NB.shape[1]
     needed = rows_needed(max_disagreement, confidence)
     if rows < needed:
         raise PtrainError(
@@ -56,11 +72,12 @@ def certify(
     found: Certified | None = None
     for level in LEVELS:
         block_B = first_exit(scores_NB, level)
-        disagreeing = int(disagreement(logits_NBC, block_B).sum())
+        disagreeing = int(at_block(differs_NB, block_B).sum())
         if binomial_cdf(disagreeing, rows, max_disagreement) > 1 - confidence:
             break
         mean_block = float(block_B.double().mean())
-        found = Certified(level, max_disagreement, confidence, rows, disagreeing, mean_block)
+        exits = tuple(block_B.bincount(minlength=len(scores_NB) + 1)[1:].tolist())
+        found = Certified(level, max_disagreement, confidence, rows, disagreeing, mean_block, exits)
     if found is None:
         raise PtrainError(
             f"no level keeps the disagreement at or below {max_disagreement:.2%}: "

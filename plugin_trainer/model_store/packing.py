@@ -85,7 +85,26 @@ def pack(
         about=about,
     )
     _write_around(run, small, packed, weights=weights)
+    _write_calibration(run, found.path, small, weights=weights)
     return packed
+
+
+def _write_calibration(run: Path, checkpoint: Path, small: Path, *, weights: str) -> None:
+    """What the run knows of the exits of these weights, under the key that they have here.
+
+    No part of the content: the same weights may be calibrated again.
+    """
+    from plugin_trainer.early_exit.calibration import FILE, key_of
+
+    known = read_json(run / FILE) or {}
+    key, new_key = key_of(checkpoint, weights), key_of(small, "raw")
+    entries = {
+        new_key + name.removeprefix(key): entry  # behind the key may stand a task's name
+        for name, entry in known.items()
+        if name == key or name.startswith(f"{key}/")
+    }
+    if entries:
+        write_json(small.parents[1] / FILE, entries)
 
 
 def _write_around(run: Path, small: Path, packed: Packed, *, weights: str) -> None:

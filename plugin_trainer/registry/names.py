@@ -20,6 +20,7 @@ CORE = "core"
 RESERVED_NAMES = frozenset(
     {
         CORE,
+        "calibrate",
         "config",
         "evaluate",
         "help",

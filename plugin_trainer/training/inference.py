@@ -15,6 +15,7 @@ from plugin_trainer.configuration import configure
 from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.early_exit.calibration import key_of, key_of_task, read_calibration
 from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
+from plugin_trainer.early_exit.windows import BATCHES, AnswersWindows, windows
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.run_folder import find_run
@@ -64,6 +65,7 @@ class LoadedRun:
     loaders: dict[str, Any] = field(default_factory=dict)
     ema: None = None
     world: World = ALONE
+    _in_windows: bool = field(default=False, init=False)
 
     def use_exit(self, exit_: str) -> None:
         """Leave early: "off", "lossless", a promise such as "1%", or a level such as "4.5".
@@ -78,6 +80,7 @@ class LoadedRun:
         }
         where = f"{self.folder} --checkpoint {checkpoint.name} --weights {self.weights}"
         use_exit(self.model, exit_, calibrations, precision=self.precision.name, where=where)
+        self._in_windows = exit_ != "off" and isinstance(self.model, AnswersWindows)
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""
@@ -131,16 +134,26 @@ class LoadedRun:
 
     def _predicted(self, some: Lines) -> Iterator[Mapping[str, Any]]:
         out_of_order: dict[int, Mapping[str, Any]] = {}
-        for batch in self.data.predict(some):
-            moved = self.hooks.move_batch(run=self, batch=batch, device=self.device)
-            with torch.no_grad(), self.precision.autocast():
-                outputs = self.forward.outputs(moved)
-            answers = self.data.decode(outputs, moved)
-            if isinstance(batch, Mapping) and "line" in batch:
-                out_of_order.update(zip(batch["line"].tolist(), answers, strict=True))
-            else:
-                yield from answers
+        for batches in windows(self.data.predict(some), BATCHES if self._in_windows else 1):
+            moved = [
+                self.hooks.move_batch(run=self, batch=batch, device=self.device)
+                for batch in batches
+            ]
+            for batch, outputs in zip(moved, self._outputs(moved), strict=True):
+                answers = self.data.decode(outputs, batch)
+                if isinstance(batch, Mapping) and "line" in batch:
+                    out_of_order.update(zip(batch["line"].tolist(), answers, strict=True))
+                else:
+                    yield from answers
         yield from (out_of_order[line] for line in sorted(out_of_order))
+
+    def _outputs(self, batches: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+        with torch.no_grad(), self.precision.autocast():
+            if self._in_windows:
+                model: Any = self.model
+                answers: Sequence[Mapping[str, Any]] = model.answer_window(batches)
+                return answers
+            return [self.forward.outputs(batch) for batch in batches]
 
 
 def load_run(

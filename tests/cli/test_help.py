@@ -99,7 +99,7 @@ def test_without_a_command_it_shows_its_help(ptrain):
     typed = ptrain()
     assert typed.code == 0
     assert typed.out == ptrain("--help").out
-    assert "  run       Train a model.\n" in typed.out
+    assert "  run        Train a model.\n" in typed.out
 
 
 def test_the_names_of_commands_are_kept_from_plugins(installed, ptrain):

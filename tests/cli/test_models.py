@@ -53,6 +53,24 @@ def test_a_model_goes_from_register_to_predict_and_evaluate(trained, ptrain):
     assert shown.code == 0 and "best val/accuracy 1 at step 6" in shown.out
 
 
+def test_a_model_without_an_onnx_export_is_refused_in_words(trained, ptrain):
+    register(ptrain)
+    for model in ("signs", "runs/first"):
+        typed = ptrain("models", "export", model, "out", "--format", "onnx")
+        assert (typed.code, typed.out) == (2, "")
+        assert typed.err.startswith("error: toy/net has no ONNX export\n  models that have one: ")
+    assert not Path("out").exists()
+    assert ptrain("models", "export", "nobody", "out", "--format", "onnx").code == 2
+
+
+@pytest.mark.parametrize("options", [["--int8"], ["--max-loss", "1%"], ["--exit", "1%"]])
+def test_what_is_for_onnx_is_a_usage_error_with_a_run_folder(trained, ptrain, options):
+    register(ptrain)
+    typed = ptrain("models", "export", "signs", "out", *options)
+    assert typed.code == 2 and f"{options[0]} is for --format onnx" in typed.err
+    assert not Path("out").exists()
+
+
 def test_an_export_is_not_trained_on_but_from(trained, ptrain):
     register(ptrain)
     ptrain("models", "export", "signs", "out")

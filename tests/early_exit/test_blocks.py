@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel
@@ -165,6 +167,19 @@ def test_a_failure_leaves_the_encoder_as_it_was(rows):
     with pytest.raises(ZeroDivisionError):
         run_blocks(encoder, batch(rows), fail)
     assert all("forward" not in vars(block) for block in find_blocks(encoder))
+
+
+def test_a_block_whose_arguments_have_no_names_is_refused():
+    """Behind a bare wrapper nobody could tell which argument is the mask."""
+    encoder = encoder_of("bert")
+    block = next(iter(find_blocks(encoder)))
+    own = block.forward
+    block.forward = lambda *args, **kwargs: own(*args, **kwargs)
+    with pytest.raises(PtrainError, match="its blocks take arguments without names"):
+        run_blocks(encoder, batch(), Recorder([4] * 6))
+    block.forward = wrapper = functools.wraps(own)(lambda *args, **kwargs: own(*args, **kwargs))
+    run_blocks(encoder, batch(), Recorder([4] * 6))
+    assert block.forward is wrapper
 
 
 def test_a_single_row_is_never_gathered():

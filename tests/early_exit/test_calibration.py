@@ -94,7 +94,7 @@ def test_what_is_no_choice_says_what_is(exit_):
 def test_without_a_calibration_the_error_says_how_to_make_one(exit_):
     with pytest.raises(PtrainError, match="needs a calibration of these weights") as caught:
         chosen(exit_, None)
-    assert "ptrain dactbert calibrate" in str(caught.value)
+    assert "ptrain calibrate RUN" in str(caught.value)
 
 
 def test_a_promise_that_was_not_certified():

@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import plugin_trainer
+from plugin_trainer.early_exit.calibration import key_of
+from plugin_trainer.files import write_json
 from plugin_trainer.model_store import Store
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state, verify
 
@@ -163,6 +165,30 @@ def test_a_metric_that_is_not_finite_is_kept_and_is_no_value(fit):
     json.dumps(version.as_json(), allow_nan=False)
     Store().export("tied", "out")
     assert json.loads(Path("out/model.json").read_text())["metrics"]["val/odd"] == "nan"
+
+
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+def test_a_version_keeps_the_calibration_of_its_weights_alone(fit, weights):
+    """Under the key that they have in it; the content of a version is that of its weights."""
+    fit(ema={"decay": 0.5})
+    uncalibrated = Store().register("run", name="tied", weights=weights).version
+    assert not any("early_exit" in path for path in uncalibrated.files)
+    found = CheckpointStore(Path("run")).choose("", weights=weights)
+    key = key_of(found.path, weights)
+    entries = {key: {"rows": 1}, f"{key}/task": {"rows": 2}}
+    others = {key_of(found.path, "raw" if weights == "ema" else "ema"): {}, f"{key}0": {}}
+    write_json(Path("run/early_exit.json"), others | entries)
+    again = Store().register("run", name="tied", weights=weights).version
+    assert again.content == uncalibrated.content
+    assert not Store().register("run", name="tied", weights=weights, once=True).is_new
+    Store().export("tied", "out")
+    new_key = key_of(CheckpointStore(Path("out")).choose("", weights="raw").path, "raw")
+    expected = {new_key: {"rows": 1}, f"{new_key}/task": {"rows": 2}}
+    assert json.loads(Path("out/early_exit.json").read_text()) == expected
+    # What was packed may be packed once more.
+    Store().register("out", name="again")
+    Store().export("again", "copy")
+    assert json.loads(Path("copy/early_exit.json").read_text()) == expected
 
 
 def test_no_step_of_it_runs_what_a_stranger_wrote(fit):

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from plugin_trainer.early_exit.agreement import fit_agreement
 from plugin_trainer.early_exit.calibration import Calibration, key_of, write_calibration
-from plugin_trainer.early_exit.certify import Certified, certify
+from plugin_trainer.early_exit.collapse import collapse_lines
+from plugin_trainer.early_exit.fitting import PROMISES as PROMISES
+from plugin_trainer.early_exit.fitting import BlockAnswers, fit
 from plugin_trainer.errors import PtrainError
+from ptrain_dactbert.block_logits import Batch, collect
 
 if TYPE_CHECKING:
     from plugin_trainer.training.inference import LoadedRun
-
-# N blocks, B rows, C classes
-
-PROMISES = (0.01, 0.02)
-"""What is certified where nothing else is asked for."""
 
 
 def calibrate(
@@ -44,38 +37,24 @@ def calibrate(
         raise PtrainError(
             f"{loaded.settings.model} has no early exit", hint="calibrate a dactbert/classifier"
         )
-    logits_NBC, digest = _block_logits(loaded, _batches(loaded, lines))
-    fitted_B = torch.arange(logits_NBC.shape[1]) % 3 == 0
-    fitting_NBC = logits_NBC[:, fitted_B] if apart else logits_NBC
-    testing_NBC = logits_NBC[:, ~fitted_B] if apart else logits_NBC
-    agreement_map = fit_agreement(fitting_NBC)
-    scores_NB = agreement_map.scores(testing_NBC)
-    certified: list[Certified] = []
-    refused: list[PtrainError] = []
-    for promise in sorted(promises):
-        try:
-            certified.append(
-                certify(testing_NBC, scores_NB, max_disagreement=promise, confidence=confidence)
-            )
-        except PtrainError as error:
-            refused.append(error)
-    calibration = Calibration(
-        agreement_map=agreement_map,
+    rows = collect(loaded, _batches(loaded, lines), if_empty="give some: --rows FILE")
+    calibration, refused = fit(
+        BlockAnswers(rows.logits_NBC),
         precision=loaded.precision.name,
-        rows=logits_NBC.shape[1],
-        rows_sha256=digest,
+        rows_sha256=rows.sha256,
+        promises=promises,
+        confidence=confidence,
         apart=apart,
-        certified=tuple(certified),
     )
-    if refused and not certified:
+    if refused and not calibration.certified:
         return calibration, refused  # an earlier one may keep promises: it stays
     key = key_of(loaded.checkpoint.path, loaded.weights)
     return write_calibration(loaded.folder, key, calibration), refused
 
 
-def _batches(loaded: LoadedRun, lines: Sequence[str] | None) -> Iterable[Mapping[str, Any]]:
+def _batches(loaded: LoadedRun, lines: Sequence[str] | None) -> Iterable[Batch]:
     if lines is not None:
-        batches: Iterable[Mapping[str, Any]] = loaded.data.predict(lines)
+        batches: Iterable[Batch] = loaded.data.predict(lines)
         return batches
     loader = loaded.data.validation()
     if loader is None:
@@ -83,28 +62,8 @@ def _batches(loaded: LoadedRun, lines: Sequence[str] | None) -> Iterable[Mapping
             "the run has no validation data to calibrate on",
             hint="give texts, one a line, without labels: --rows FILE",
         )
-    rows: Iterable[Mapping[str, Any]] = loader
+    rows: Iterable[Batch] = loader
     return rows
-
-
-def _block_logits(loaded: LoadedRun, batches: Iterable[Mapping[str, Any]]) -> tuple[Tensor, str]:
-    """The logits [N, B, C] of all rows in float64, and the hash of the rows' tokens."""
-    model: Any = loaded.model
-    parts, digest = [], hashlib.sha256()
-    for batch in batches:
-        for ids_T, mask_T in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            digest.update(ids_T[mask_T.bool()].cpu().numpy().tobytes() + b"\n")
-        moved = loaded.hooks.move_batch(run=loaded, batch=batch, device=loaded.device)
-        with torch.inference_mode(), loaded.precision.autocast():
-            logits_NBC, _ = model.block_logits(
-                input_ids=moved["input_ids"],
-                attention_mask=moved["attention_mask"],
-                token_type_ids=moved.get("token_type_ids"),
-            )
-        parts.append(logits_NBC.cpu().double())
-    if not parts:
-        raise PtrainError("there are no rows to calibrate on", hint="give some: --rows FILE")
-    return torch.cat(parts, 1), digest.hexdigest()
 
 
 def report(calibration: Calibration, refused: Sequence[PtrainError]) -> list[str]:
@@ -120,7 +79,7 @@ def report(calibration: Calibration, refused: Sequence[PtrainError]) -> list[str
             f"{item.disagreeing} of {item.rows} rows disagree"
         )
     lines += [str(error).splitlines()[0] for error in refused]
-    return lines
+    return lines + collapse_lines(calibration.certified)
 
 
 def read_rows(path: Path) -> list[str]:

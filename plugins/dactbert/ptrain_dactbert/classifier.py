@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +12,11 @@ from torch.nn import functional as F
 
 from plugin_trainer.data.texts import encoders
 from plugin_trainer.early_exit.blocks import keep_first_blocks
+from plugin_trainer.early_exit.fitting import BlockAnswers
 from plugin_trainer.early_exit.inference import Exits, exit_early, replay
+from plugin_trainer.early_exit.joint import block_shares
 from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
+from plugin_trainer.early_exit.windows import merged
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
 from ptrain_dactbert.settings import ClassifierSettings
@@ -21,8 +24,7 @@ from ptrain_dactbert.units import HaltingUnit, halting_bias
 
 # N blocks, B rows, T tokens, H width of a block, C classes
 
-ROWS_AT_ONCE = 32
-"""A larger batch that leaves early is a window: its survivors share new batches of this size."""
+_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 IGNORED = -100
 """A label that takes no part in the loss, as in torch's cross_entropy."""
@@ -127,7 +129,10 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
                 result |= self.joint_loss(logits_NBC, labels_B=labels)
                 if self.training:
                     return result | {"logits": logits_NBC[-1]}
-            return result | self.answer_of_blocks(logits_NBC, None)
+            result |= self.answer_of_blocks(logits_NBC, None)
+            if labels is not None:
+                result["metrics"]["block_accuracy"] = block_accuracy(logits_NBC, labels_B=labels)
+            return result
         if labels is not None:
             loss = self.loss(logits_NBC, halting_NB=halting_NB, labels_B=labels)
             result |= self.loss_and_parts(loss, labels_B=labels)
@@ -156,10 +161,38 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         )
         return self.unit_logits(states_NBTH, mask_BT=attention_mask)
 
+    def block_answers(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        **_: Any,
+    ) -> BlockAnswers:
+        """What every block answers on a batch, to calibrate the exits."""
+        logits_NBC, _halting_NB = self.block_logits(
+            input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+        )
+        return BlockAnswers(logits_NBC)
+
+    def answer_window(self, batches: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Answer batches of prediction as one window, each row up to its exit."""
+        sizes = [len(batch["input_ids"]) for batch in batches]
+        answers = self.answer_early(
+            **{"token_type_ids": None, **merged(batches, _INPUTS)}, rows_at_once=max(sizes)
+        )
+        parts = {name: values.split(sizes) for name, values in answers.items()}
+        return [{name: parts[name][at] for name in parts} for at in range(len(sizes))]
+
     def answer_early(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None,
+        *,
+        rows_at_once: int | None = None,
     ) -> dict[str, Any]:
-        """Run each row's blocks up to its exit, and no further."""
+        """Run each row's blocks up to its exit, and no further; see `run_blocks`."""
         assert self.exit_rule is not None
         inputs = encoders.inputs_of(self.encoder, input_ids, attention_mask, token_type_ids)
 
@@ -180,7 +213,7 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
             unit,
             self.exit_rule,
             num_blocks=self.num_blocks,
-            rows_at_once=ROWS_AT_ONCE,
+            rows_at_once=rows_at_once,
         )
         return {"logits": exits.answer_BC.log_softmax(-1), "exit_block": exits.block_B}
 
@@ -323,15 +356,19 @@ def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[st
     }
 
 
-def block_shares(num_blocks: int) -> Tensor:
-    """What each block's own answer weighs in a loss: in proportion to its number, 1 in sum."""
-    share_N = torch.arange(1, num_blocks + 1, dtype=torch.float32)
-    return share_N / share_N.sum()
-
-
 def weighted_mean(values_NB: Tensor, share_N: Tensor, *, count: Tensor) -> Tensor:
     """The mean over so many rows of what the blocks have in these proportions."""
     return (values_NB * share_N[:, None]).sum() / count.clamp_min(1)
+
+
+def block_accuracy(logits_NBC: Tensor, *, labels_B: Tensor) -> Tensor:
+    """The accuracy of all blocks' answers, weighted as in the joint loss.
+
+    The last block is at its best before the earlier ones are; this says when all of them are.
+    """
+    right_NB = logits_NBC.argmax(-1).eq(labels_B).float()
+    share_N = block_shares(len(logits_NBC)).to(logits_NBC.device)
+    return weighted_mean(right_NB, share_N, count=labels_B.ne(IGNORED).sum())
 
 
 _OF_HALTING = (

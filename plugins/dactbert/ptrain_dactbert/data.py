@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,13 +10,13 @@ from textwrap import shorten
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from plugin_trainer.data.texts.broken import BrokenRows
 from plugin_trainer.data.texts.labels import Labels, label_names
+from plugin_trainer.data.texts.loaders import loader
 from plugin_trainer.data.texts.reading import Row, check_pairs
 from plugin_trainer.data.texts.sources import Place, Reader, all_labels_known
 from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts, tokenize
@@ -169,7 +168,8 @@ class TextClassification:
         tokenized = tokenize(
             firsts, tokenizer=self.tokenizer, max_tokens=self.max_tokens, text_pairs=seconds
         )
-        for batch in self._loader(tokenized, order=tokenized.lengths().argsort(stable=True)):
+        by_length = Subset(tokenized, tokenized.lengths().argsort(stable=True).tolist())
+        for batch in self._loader(by_length):
             yield {**batch, "line": batch["row"]}
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
@@ -233,6 +233,11 @@ class TextClassification:
                 "main process",
                 hint="set data_settings.num_workers to 0: the tokenizer has threads of its own",
             )
+        if settings.bucketed:
+            raise DataError(
+                "data_settings.bucketed is set, and a stream is not sorted by length",
+                hint="set data_settings.bucketed to false",
+            )
 
         def open_reader(place: Place | None, epoch: int) -> Reader:
             return source.reader(place, epoch=epoch, known_labels=self.labels.names)
@@ -251,20 +256,16 @@ class TextClassification:
             seed=settings.seed,
         )
 
-    def _loader(
-        self, texts: TokenizedTexts, *, shuffle: bool = False, order: Tensor | None = None
-    ) -> DataLoader[Any]:
+    def _loader(self, texts: Dataset[dict[str, Any]], *, shuffle: bool = False) -> DataLoader[Any]:
         settings = self.settings
-        if settings.num_workers:
-            # The tokenizer's threads are done; left unset, it warns of every worker that forks.
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        return DataLoader(
+        return loader(
             texts,
+            padding=Padding(self.pad_id),
             batch_size=settings.batch_size if shuffle else settings.evaluation_batch_size,
             shuffle=shuffle,
-            sampler=order.tolist() if order is not None else None,
+            bucketed=settings.bucketed and shuffle,
+            seed=settings.seed,
             num_workers=settings.num_workers,
-            collate_fn=Padding(self.pad_id),
         )
 
 

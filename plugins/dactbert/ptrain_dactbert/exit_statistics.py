@@ -7,12 +7,15 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from plugin_trainer import StepOutcome
+from plugin_trainer.early_exit.collapse import collapse_warning
+from ptrain_dactbert.exit_groups import by_label, by_length
 from ptrain_dactbert.settings import ExitStatisticsSettings
 
 # R rows of a split
@@ -21,7 +24,7 @@ Key = tuple[str, str]
 """A split and a weight set."""
 
 UNKNOWN = -1
-"""The difficulty of a row that has none, and the number of a row that has none."""
+"""The difficulty, number or length of a row whose batch does not say it."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Exits:
 
     num_blocks  the last block there is
     block_R     the block after which each row left, from 1
+    length_R    how many tokens it has
     agrees_R    whether the answer there is that of full depth
     correct_R   whether it is the label
     """
@@ -38,6 +42,8 @@ class Exits:
     row_R: Tensor
     block_R: Tensor
     difficulty_R: Tensor
+    label_R: Tensor
+    length_R: Tensor
     agrees_R: Tensor
     correct_R: Tensor
 
@@ -48,6 +54,8 @@ class Exits:
             row_R=self.row_R[chosen_R],
             block_R=self.block_R[chosen_R],
             difficulty_R=self.difficulty_R[chosen_R],
+            label_R=self.label_R[chosen_R],
+            length_R=self.length_R[chosen_R],
             agrees_R=self.agrees_R[chosen_R],
             correct_R=self.correct_R[chosen_R],
         )
@@ -56,6 +64,18 @@ class Exits:
         """The rows of each difficulty, the unknown one left out."""
         grades = [grade for grade in self.difficulty_R.unique().tolist() if grade != UNKNOWN]
         return {grade: self.where(self.difficulty_R == grade) for grade in grades}
+
+    def groups(self, *, label_names: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The summaries of the rows of each difficulty, label and quarter by length."""
+        labelled = by_label(self.label_R, label_names)
+        lengths = by_length(self.length_R)
+        return {
+            "by_difficulty": {
+                str(grade): some.summary() for grade, some in self.by_difficulty().items()
+            },
+            "by_label": {name: self.where(its_R).summary() for name, its_R in labelled.items()},
+            "by_length": {name: self.where(its_R).summary() for name, its_R in lengths.items()},
+        }
 
     def summary(self) -> dict[str, Any]:
         """Count, means and histogram, as JSON has them."""
@@ -84,6 +104,7 @@ class Gathered:
         """Keep what the statistics need of a batch."""
         blocks_B, answers_B = outputs["exit_block"], outputs["logits"].argmax(-1)
         unknown_B = torch.full_like(blocks_B, UNKNOWN)
+        mask_BT = batch.get("attention_mask")
         self.parts.append(
             {
                 "block_R": blocks_B,
@@ -91,6 +112,8 @@ class Gathered:
                 "correct_R": answers_B.eq(batch["labels"]),
                 "row_R": batch.get("row", unknown_B),
                 "difficulty_R": batch.get("difficulty", unknown_B),
+                "label_R": batch["labels"],
+                "length_R": unknown_B if mask_BT is None else mask_BT.sum(-1),
             }
         )
 
@@ -131,6 +154,7 @@ class ExitStatistics:
         self.settings = settings
         self.latest: dict[Key, Exits] = {}
         self._open: dict[Key, Gathered] = {}
+        self._label_names: Sequence[str] = ()
 
     def ptrain_evaluation_batch_end(
         self, run: Any, split: str, weights: str, batch: Any, outcome: StepOutcome
@@ -149,6 +173,7 @@ class ExitStatistics:
         for key, gathered in joined(run.world.gather(own)).items():
             self.latest[key] = gathered.exits(num_blocks=getattr(run.model, "num_blocks", 1))
         self._open.clear()
+        self._label_names = getattr(getattr(run, "data", None), "label_names", ())
         if not run.world.is_first:
             return
         if run.folder is not None and self.settings.file and self.latest:
@@ -159,21 +184,29 @@ class ExitStatistics:
         del result
         for (split, weights), exits in sorted(self.latest.items()):
             if split == "val" and weights == "raw":
-                run.report("exits by difficulty", "\n".join(table(exits)))
+                warning = collapsed(exits, of=run.model)
+                run.report("exits by difficulty", "\n".join([*table(exits), *warning]))
 
     def document(self) -> dict[str, Any]:
         """Everything that is known, by split and weight set."""
         return {
             f"{split}/{weights}": {
                 **exits.summary(),
-                "by_difficulty": {
-                    str(grade): some.summary() for grade, some in exits.by_difficulty().items()
-                },
+                **exits.groups(label_names=self._label_names),
                 # One number a row, in the order of the data: row k left after block rows[k].
                 "rows": exits.block_R.tolist(),
             }
             for (split, weights), exits in sorted(self.latest.items())
         }
+
+
+def collapsed(exits: Exits, *, of: Any) -> list[str]:
+    """A warning if nearly all rows left at one block, though a rule decided."""
+    histogram = exits.summary()["histogram"]
+    # Without halting logits and without --exit nothing decides: every row runs to the last block.
+    is_full_depth = not getattr(of, "learns_halting", True) and histogram[-1] == len(exits.block_R)
+    warning = "" if is_full_depth else collapse_warning(histogram)
+    return wrap(f"warning: {warning}", width=WIDTH) if warning else []
 
 
 def write_json(document: Mapping[str, Any], *, to: Path) -> None:

@@ -110,6 +110,8 @@ class TextClassificationSettings:
                            memory; the labels must be known and the run's length is in steps
     shuffle_buffer         how many rows of a stream are in memory and shuffled at a time; 1: none
     batch_size             texts per training batch
+    bucketed               whether a training batch has texts of about one length, which wastes
+                           little on padding; its texts then are together in every epoch
     evaluation_batch_size  texts per batch of evaluation and prediction
     max_tokens             longer texts are cut to this many tokens
     num_workers            processes that prepare batches; 0: none but the main one
@@ -137,6 +139,7 @@ class TextClassificationSettings:
     streaming: bool = False
     shuffle_buffer: Positive = 10_000
     batch_size: Positive = 32
+    bucketed: bool = False
     evaluation_batch_size: Positive = 64
     max_tokens: Annotated[int, Field(ge=3)] = 128
     num_workers: Annotated[int, Field(ge=0)] = 0

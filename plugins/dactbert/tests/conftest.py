@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ptrain_dactbert.settings import ClassifierSettings, TextClassificationSetti
 from transformers import AutoModel as TransformersModel
 from transformers import BertConfig, DistilBertConfig, RobertaConfig
 
+from plugin_trainer.cli.main import main
 from plugin_trainer.data.texts.tokenizers import trained_tokenizer
 
 TEXTS = (
@@ -158,3 +160,50 @@ def jsonl(write: Callable[..., Path]) -> Callable[..., Path]:
         return write(name, "".join(json.dumps(one) + "\n" for one in objects))
 
     return to_file
+
+
+EXITS_SETTINGS: Mapping[str, Any] = {
+    "length": "60 steps",
+    "evaluate": "60 steps",
+    "save": "60 steps",
+    "callbacks": '["dactbert/early_exit", "-progress_bar", "-tensorboard"]',
+    "model_settings.hidden_size": 32,
+    "model_settings.num_blocks": NUM_BLOCKS,
+    "model_settings.num_heads": 2,
+    "model_settings.initializer_range": 0.1,
+    "optimizer.learning_rate": 2e-3,
+    "precision": "fp32",
+}
+
+
+@pytest.fixture(scope="session")
+def exits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated run by the recipe dactbert/exits: is a text more good than bad?"""
+    folder, luck = tmp_path_factory.mktemp("exits"), random.Random(0)
+    words = ("good", "fine", "bad", "poor", "a", "the", "film")
+    for split, rows in (("train", 2000), ("validation", 400)):
+        texts = [luck.choices(words, k=luck.choice([3, 5, 9])) for _ in range(rows)]
+        good = [sum((w in words[:2]) - (w in words[2:4]) for w in text) > 0 for text in texts]
+        lines = [f"{' '.join(text)}\t{int(y)}\n" for text, y in zip(texts, good, strict=True)]
+        (folder / f"{split}.tsv").write_text("".join(lines))
+    settings = dict(EXITS_SETTINGS) | {
+        f"data_settings.{split}": folder / f"{split}.tsv" for split in ("train", "validation")
+    }
+    arguments = [f"--set={key}={value}" for key, value in settings.items()]
+    assert main(["run", "dactbert/exits", *arguments, "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def exported(exits_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That run as ONNX segments in float32; they leave at 1 %."""
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    assert main(["models", "export", str(exits_run), str(folder), "--format", "onnx"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(exits_run: Path) -> list[str]:
+    """Its validation texts, an empty one, and one of more tokens than the run reads."""
+    lines = (exits_run.parent / "validation.tsv").read_text().splitlines()
+    return [*(line.partition("\t")[0] for line in lines), "", "good " * 200]

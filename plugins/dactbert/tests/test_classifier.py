@@ -174,6 +174,17 @@ def test_the_last_loss_is_plain_fine_tuning(make_model: MakeModel, batch: dict[s
         model.exit_by(Patience(1))
 
 
+def test_the_accuracy_of_all_blocks_is_weighted_as_their_loss(
+    make_model: MakeModel, batch: dict[str, Any]
+) -> None:
+    batch["labels"][2] = IGNORED
+    result, z_NBC = joint(make_model, batch)
+    kept_B = batch["labels"] != IGNORED
+    right_NB = (z_NBC.argmax(-1) == batch["labels"])[:, kept_B].double()
+    expected = sum(n / 6 * right_B.mean() for n, right_B in enumerate(right_NB, 1))
+    torch.testing.assert_close(result["metrics"]["block_accuracy"].double(), expected)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_blocks_alone_are_a_smaller_encoder(
     kind: str, make_encoder: Callable[[str], Path], make_data: MakeData

@@ -275,3 +275,17 @@ def test_difficulty_comes_from_a_column_too(make_data: MakeData, write: Write) -
     path = write("d.csv", "text,label,hops\ngood,1,0\nnot good,0,1\n")
     (batch,) = make_data(train=str(path), difficulty="hops").train()
     assert sorted(batch["difficulty"].tolist()) == [0, 1]
+
+
+def test_bucketed_batches_have_texts_of_about_one_length(make_data: MakeData) -> None:
+    plain, bucketed = make_data(batch_size=2), make_data(batch_size=2, bucketed=True)
+    pairs = [sorted(len(ids) for _, ids in rows_of([batch])) for batch in bucketed.train()]
+    in_order = [length for pair in sorted(pairs) for length in pair]
+    assert in_order == sorted(in_order)
+    assert sorted(rows_of(bucketed.train())) == sorted(rows_of(plain.train()))
+
+
+def test_a_stream_cannot_be_bucketed(make_data: MakeData) -> None:
+    data = make_data(streaming=True, bucketed=True, labels=("0", "1"))
+    with pytest.raises(DataError, match="a stream is not sorted by length"):
+        data.train()

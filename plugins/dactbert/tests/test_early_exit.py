@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from plugin_trainer import load_run
 from plugin_trainer.cli.main import main
 from plugin_trainer.early_exit.blocks import find_blocks
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.settings.layers import from_assignments
 
 NUM_BLOCKS = 3
 SETTINGS = {
@@ -151,6 +153,45 @@ def test_predictions_are_those_of_all_blocks_run(run: Path, exit_: str) -> None:
     assert [answer["exit_block"] for answer in answers] == blocks.tolist()
     found = torch.tensor([list(answer["probabilities"].values()) for answer in answers])
     torch.testing.assert_close(found, probabilities, atol=1e-5, rtol=0)
+
+
+def test_the_survivors_of_a_window_share_batches(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No block takes more rows than a batch has, and later blocks take fuller ones than they were
+    left with; every line has the answer that it has alone.
+    """
+    loaded = load_run(run, overrides=from_assignments(["data_settings.evaluation_batch_size=16"]))
+    loaded.use_exit("1%")
+    lines = texts_of(run, 256)
+    block, calls = type(find_blocks(loaded.model.encoder)[0]), []
+    forward = block.forward
+
+    @wraps(forward)
+    def count(self: Any, states: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(states))
+        return forward(self, states, *args, **kwargs)
+
+    monkeypatch.setattr(block, "forward", count)
+    answers = list(loaded.predict(lines))
+    exits = [answer["exit_block"] for answer in answers]
+    assert max(calls) == 16
+    assert sum(calls) == sum(exits)
+    # 2 windows of 8 batches: 16 calls for the first block, for others as few as there can be
+    assert len(calls) <= 2 * 8 + sum(sum(at > n for at in exits) // 16 + 2 for n in (1, 2))
+    loaded.data.predict, in_windows = partial(one_by_one, loaded.data.predict), answers
+    for alone, answer in zip(loaded.predict(lines), in_windows, strict=True):
+        assert (alone["label"], alone["exit_block"]) == (answer["label"], answer["exit_block"])
+        for name, probability in alone["probabilities"].items():
+            assert probability == pytest.approx(answer["probabilities"][name], abs=1e-5)
+
+
+def one_by_one(predict: Callable[..., Any], lines: list[str]) -> Iterator[dict[str, Any]]:
+    """Each line in a batch of its own, and not sorted."""
+    for line in lines:
+        (batch,) = predict([line])
+        del batch["line"]
+        yield batch
 
 
 def test_a_row_alone_is_answered_as_among_others(run: Path) -> None:

@@ -91,6 +91,73 @@ def test_the_file_holds_histograms_by_difficulty_and_every_row(
     assert found["by_difficulty"]["1"]["mean_exit_block"] == 3.5
 
 
+def test_the_file_holds_histograms_by_label_and_by_quarter_of_length(
+    callback: ExitStatistics, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    run.data = SimpleNamespace(label_names=("no", "yes"))
+    lengths = torch.tensor([3, 3, 4, 5, 6, 7, 9, 9])
+    mask = (torch.arange(9) < lengths[:, None]).long()
+    callback.ptrain_evaluation_batch_end(
+        run,
+        "val",
+        "raw",
+        {**batch(labels=[0, 1, 0, 1, 0, 1, 0, -100]), "attention_mask": mask},
+        outcome([1, 1, 2, 2, 3, 3, 4, 4], answers=[0] * 8, full=[0] * 8),
+    )
+    callback.ptrain_evaluation_end(run, {})
+    found = json.loads((tmp_path / "exit_statistics.json").read_text())["val/raw"]
+    by_label = {name: its["histogram"] for name, its in found["by_label"].items()}
+    assert by_label == {"no": [1, 1, 1, 1], "yes": [1, 1, 1, 0]}
+    assert found["by_label"]["yes"]["accuracy"] == 0.0
+    by_length = {name: its["histogram"] for name, its in found["by_length"].items()}
+    assert by_length == {
+        "3": [2, 0, 0, 0],
+        "4-5": [0, 2, 0, 0],
+        "6-7": [0, 0, 2, 0],
+        "9": [0, 0, 0, 2],
+    }
+
+
+def test_rows_whose_batches_have_no_tokens_are_in_no_quarter(
+    callback: ExitStatistics, tmp_path: Path
+) -> None:
+    run = Run(tmp_path)
+    evaluate(callback, run)
+    found = json.loads((tmp_path / "exit_statistics.json").read_text())["val/raw"]
+    assert found["by_length"] == {}
+    assert set(found["by_label"]) == {"0", "1"}
+
+
+def report(blocks: list[int], *, learns_halting: bool) -> list[str]:
+    """What a run ends with whose rows left there."""
+    run = Run(None)
+    run.model.learns_halting = learns_halting
+    callback = ExitStatistics(ExitStatisticsSettings())
+    answers = [1] * len(blocks)
+    callback.ptrain_evaluation_batch_end(
+        run, "val", "raw", batch(labels=answers), outcome(blocks, answers=answers, full=answers)
+    )
+    callback.ptrain_evaluation_end(run, {})
+    callback.ptrain_run_end(run, None)
+    lines = run.reports["exits by difficulty"].splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    return lines[2:]
+
+
+@pytest.mark.parametrize(("block", "what"), [(2, "block 2"), (4, "block 4")])
+def test_exits_that_have_collapsed_are_told_of(block: int, what: str) -> None:
+    warning = " ".join(report([block] * 97 + [3] * 3, learns_halting=True))
+    assert warning.startswith(f"warning: 97 % of rows leave at {what}: the exits have collapsed;")
+    assert report([block] * 95 + [3] * 5, learns_halting=True) == []
+
+
+def test_full_depth_is_no_collapse_where_no_rule_decides() -> None:
+    assert report([4] * 100, learns_halting=False) == []
+    assert report([4] * 100, learns_halting=True) != []
+    assert report([3] * 100, learns_halting=False) != []
+
+
 def test_a_later_evaluation_replaces_the_one_before(
     callback: ExitStatistics, tmp_path: Path
 ) -> None:

@@ -16,26 +16,44 @@ class Answer(nn.Module):  # type: ignore[misc]
     """Dropout and one linear layer over what the head reads.
 
     head           what is asked
+    num_blocks     of the encoder; a head with exits has a linear layer for each
     class_weights  factor on the loss of each label, [C], or None
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, head: Head, *, width: int, dropout: float, pooling: str) -> None:
+    def __init__(
+        self, head: Head, *, width: int, dropout: float, pooling: str, num_blocks: int = 1
+    ) -> None:
         super().__init__()
         self.head = head
         self.pooling = pooling
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(2 * width if head.kind == "relation" else width, head.width)
+        size = 2 * width if head.kind == "relation" else width
+        self.linear = nn.Linear(size, head.width)
+        self.earlier = nn.ModuleList(
+            nn.Linear(size, head.width) for _ in range(num_blocks - 1 if head.exits else 0)
+        )
         weights = torch.tensor(head.class_weights) if head.class_weights else None
         # They come from the settings, so a checkpoint need not carry them.
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(
-        self, states_BTH: Tensor, *, mask_BT: Tensor, mark_positions: Tensor | None
+        self,
+        states_BTH: Tensor,
+        *,
+        mask_BT: Tensor,
+        mark_positions: Tensor | None,
+        block: int | None = None,
     ) -> Tensor:
-        """The logits: [B, T, C] of tokens, [B] of a regression, else [B, C]."""
-        logits: Tensor = self.linear(
+        """The logits: [B, T, C] of tokens, [B] of a regression, else [B, C].
+
+        block  whose states they are, from 1; None: the last one's
+        """
+        linear = self.linear
+        if block is not None and block <= len(self.earlier):
+            linear = self.earlier[block - 1]
+        logits: Tensor = linear(
             self.dropout(self.read(states_BTH, mask_BT=mask_BT, mark_positions=mark_positions))
         )
         return logits.squeeze(-1) if self.head.kind == "regression" else logits

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from plugin_trainer.data import Fed
+from plugin_trainer.data.texts.loaders import loader
 from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts
 from plugin_trainer.data.texts.tokenizers import (
     pretrained_tokenizer,
@@ -22,13 +24,12 @@ from ptrain_multitask_bert.classification import Classification
 from ptrain_multitask_bert.decoding import RESERVED, answers_to, batches_of
 from ptrain_multitask_bert.entities import Entities
 from ptrain_multitask_bert.heads import MARKS, Head
-from ptrain_multitask_bert.loaders import loader
-from ptrain_multitask_bert.metrics import Metrics, metrics_of
+from ptrain_multitask_bert.metrics import Metrics, exit_metrics, metrics_of
 from ptrain_multitask_bert.parts import Parts
 from ptrain_multitask_bert.relations import Relations
 from ptrain_multitask_bert.requests import parse_lines
 from ptrain_multitask_bert.settings_data import MultitaskSettings
-from ptrain_multitask_bert.tasks import Task
+from ptrain_multitask_bert.tasks import Task, head_with_exits
 
 TASKS_FILE = "tasks.json"
 KINDS: Mapping[str, type[Task]] = {
@@ -120,10 +121,13 @@ class MultitaskData:
         """The test part of each task that has one, or None if none has."""
         return self._loaders("test") or None
 
-    def metrics(self) -> dict[str, dict[str, Metrics]]:
-        """The metrics by task, head and name."""
+    def metrics(self) -> dict[str, dict[str, Metrics | Fed]]:
+        """The metrics by task, head and name; those of exits by task and name."""
         return {
-            name: {head.name: metrics_of(head) for head in task.heads}
+            name: {
+                **{head.name: metrics_of(head) for head in task.heads},
+                **(exit_metrics() if any(head.exits for head in task.heads) else {}),
+            }
             for name, task in self.tasks.items()
         }
 
@@ -197,6 +201,8 @@ class MultitaskData:
             # A rare label may be in the rows held out alone: the file is one, so it is known.
             rows = [*rows, *self._read(name, "validation")[0]]
         task.learn(rows, part)
+        if task.settings.exits:
+            task.heads = (head_with_exits(task),)
 
     def _sources(self, name: str) -> Parts:
         if name not in self._parts:

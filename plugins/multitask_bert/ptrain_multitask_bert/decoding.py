@@ -18,6 +18,9 @@ from ptrain_multitask_bert.tasks import Task
 SHEET = "sheet"
 """The entry of a predicted batch that takes its answers."""
 
+EXIT_BLOCK = "exit_block"
+"""What a task with exits says of a line beside its heads: after which block it left."""
+
 RESERVED = ("text", "text_pair", "task", "tokens")
 """What no task may be called: the answer to a line has its text beside the answers of the tasks."""
 
@@ -101,6 +104,11 @@ def answers_to(
     }
     with torch.no_grad():
         answers = task.answers(logits, batch, batch["about"])
+    if EXIT_BLOCK in outputs:
+        blocks = outputs[EXIT_BLOCK].tolist()
+        answers = [
+            {**answer, EXIT_BLOCK: block} for answer, block in zip(answers, blocks, strict=True)
+        ]
     sheet: Sheet = batch[SHEET]
     sheet.fill(task.name, batch["rows"], answers)
     return sheet.full()

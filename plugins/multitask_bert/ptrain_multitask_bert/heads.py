@@ -32,6 +32,8 @@ class Head:
     weight         factor on its loss in the loss of the task
     threshold      the probability from which on a label of a "multi_label" head counts as given
     class_weights  factor on the loss of each label, in the order of the labels; empty: 1 each
+    exits          whether every block of the encoder answers, so that a text may leave early
+    tolerance      of a "regression" with exits: how far from full depth a number may be
     """
 
     task: str
@@ -41,6 +43,8 @@ class Head:
     weight: float = 1.0
     threshold: float = 0.5
     class_weights: tuple[float, ...] = ()
+    exits: bool = False
+    tolerance: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what is no head. Raises PtrainError."""
@@ -78,6 +82,11 @@ class Head:
             return "a weight is negative", "weights are 0 or more"
         if not 0.0 < self.threshold < 1.0:
             return f"the threshold is {self.threshold:g}", "it is a probability between 0 and 1"
+        if self.exits and self.kind == "regression" and self.tolerance <= 0.0:
+            return (
+                "exits of a regression need a tolerance",
+                "set tolerance of the head: how far from full depth a number may be",
+            )
         return None
 
     @property

@@ -13,9 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from plugin_trainer.data.batches import IGNORED_LABEL
+from plugin_trainer.early_exit.joint import block_shares
 from ptrain_multitask_bert.heads import Head
 
-# B texts, T tokens, C labels
+# N blocks, B texts, T tokens, C labels
 
 
 def task_loss(
@@ -60,6 +61,13 @@ def task_loss(
         for head in heads
     }
     return {"loss": loss, "parts": parts if len(heads) > 1 else {}, "count": count}
+
+
+def joint_loss(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The losses of every block's own answer as one, weighted n / sum n."""
+    losses_N = torch.stack([one["loss"] for one in each])
+    share_N = block_shares(len(each)).to(losses_N.device)
+    return {**each[-1], "loss": (share_N * losses_N).sum()}
 
 
 def item_losses(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -115,6 +115,16 @@ def of_numbers(head: Head) -> Metrics:
     }
 
 
+def exit_metrics() -> dict[str, Fed]:
+    """Metrics of a task with exits: where its texts left, and how often with the same answer."""
+    outputs = {
+        "mean_exit_block": "exit_block",
+        "exit_agreement": "exit_agrees",
+        "last_block_agreement": "last_block_agrees",
+    }
+    return {name: Fed(MeanMetric(), PerText(output)) for name, output in outputs.items()}
+
+
 MAKERS: Mapping[str, Callable[[Head], Metrics]] = {
     "single_label": of_labels,
     "relation": of_relations,
@@ -156,6 +166,18 @@ class Tokens:
         """[B * T] of tags, [B * T] of labels."""
         best_BT = outputs["logits"][self.head].argmax(dim=-1)
         return best_BT.flatten(), batch[f"labels_{self.head}"].flatten()
+
+
+@dataclass(frozen=True)
+class PerText:
+    """Feeds what an evaluation says of the exit of each text."""
+
+    name: str
+
+    def __call__(self, outputs: Mapping[str, Any], batch: Any) -> tuple[Tensor]:
+        """[B]."""
+        del batch
+        return (outputs[self.name].float(),)
 
 
 class Known(WrapperMetric):  # type: ignore[misc]

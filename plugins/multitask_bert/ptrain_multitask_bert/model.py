@@ -10,10 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from plugin_trainer.data.texts import encoders
+from plugin_trainer.early_exit.fitting import BlockAnswers
+from plugin_trainer.early_exit.rules import ExitRule
 from plugin_trainer.errors import DataError, PtrainError
 from ptrain_multitask_bert.answers import Answer
-from ptrain_multitask_bert.heads import MARKS, Head
-from ptrain_multitask_bert.losses import task_loss
+from ptrain_multitask_bert.checks import check_blocks, check_fit, checked_heads, without_labels
+from ptrain_multitask_bert.exits import (
+    Texts,
+    at_full_depth,
+    block_logits,
+    block_units,
+    exits_of_blocks,
+    leave_early,
+    valid_tokens,
+)
+from ptrain_multitask_bert.heads import Head
+from ptrain_multitask_bert.losses import joint_loss, task_loss
 from ptrain_multitask_bert.settings import SharedEncoderSettings
 
 # B texts, T tokens, H width of the encoder
@@ -39,7 +51,11 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
     """An encoder and, by "task/head", what answers for each head.
 
     A batch is of one task, which it names. Only the heads of that task are asked.
+
+    exit_tasks  the tasks whose texts may leave early, by the rules that `exit_by` sets
     """
+
+    learns_halting = False
 
     def __init__(
         self, settings: SharedEncoderSettings, data: Tasks, *, encoder: nn.Module | None = None
@@ -55,6 +71,10 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
         config: Any = encoder.config
         check_fit(data, config=config)
         encoders.make_room(encoder, vocabulary_size=data.vocabulary_size)
+        self.exit_tasks = tuple(dict.fromkeys(head.task for head in heads if head.exits))
+        if self.exit_tasks:
+            check_blocks(encoder)
+        self.exit_rules: dict[str, ExitRule] = {}
         self.heads = nn.ModuleDict(
             {
                 # A name with a slash is never one of ModuleDict's own, such as "keys" or "type".
@@ -63,6 +83,7 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
                     width=config.hidden_size,
                     dropout=settings.dropout,
                     pooling=settings.pooling,
+                    num_blocks=config.num_hidden_layers,
                 )
                 for head in heads
             }
@@ -101,30 +122,84 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
         rest            labels_<head>, as `item_losses` takes them; anything else is ignored
         """
         heads = self._heads_of(task)
-        states_BTH = encoders.last_states(
-            self.encoder,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
+        texts = Texts(input_ids, attention_mask, token_type_ids, mark_positions)
+        labels = {
+            head.name: rest[LABELS + head.name]
+            for head in heads
+            if rest.get(LABELS + head.name) is not None
+        }
+        if self.training and not labels:
+            raise without_labels(heads, batch=rest)
+        if heads[0].exits:
+            return self._forward_with_exits(heads[0], texts, labels=labels, batch=rest)
+        states_BTH = encoders.last_states(self.encoder, **texts.inputs())
+        logits = {head.name: texts.ask(self.heads[head.address], states_BTH) for head in heads}
+        return {**self._loss(heads, logits=logits, labels=labels), "logits": logits}
+
+    def exit_by(self, rule: ExitRule | None, *, task: str = "") -> None:
+        """Let the texts of a task leave by a rule from now on; None: all blocks, always.
+
+        task  one of `exit_tasks`; may be left out where there is one
+        """
+        if not task and len(self.exit_tasks) == 1:
+            task = self.exit_tasks[0]
+        if task not in self.exit_tasks:
+            raise PtrainError(
+                f"the task '{task}' has no exits",
+                hint=f"tasks with exits: {', '.join(self.exit_tasks) or 'none'}",
+            )
+        self.exit_rules.pop(task, None)
+        if rule is not None:
+            self.exit_rules[task] = rule
+
+    def block_answers(
+        self,
+        *,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        task: str = "",
+        token_type_ids: Tensor | None = None,
+        mark_positions: Tensor | None = None,
+        **rest: Any,
+    ) -> BlockAnswers:
+        """What every block answers on a batch of a task with exits, to calibrate them."""
+        (head,) = self._heads_of(task)
+        texts = Texts(input_ids, attention_mask, token_type_ids, mark_positions)
+        return BlockAnswers(
+            block_units(self.encoder, self.heads[head.address], texts),
+            valid_tokens(head, rest, attention_mask=attention_mask),
+            head.tolerance if head.kind == "regression" else None,
         )
-        # Under autocast too: a softmax in 16 bits has two digits.
-        with torch.autocast(device_type=input_ids.device.type, enabled=False):
-            logits = {
-                head.name: self.heads[head.address](
-                    states_BTH.float(), mask_BT=attention_mask, mark_positions=mark_positions
-                )
-                for head in heads
-            }
-            labels = {
-                head.name: rest[LABELS + head.name]
-                for head in heads
-                if rest.get(LABELS + head.name) is not None
-            }
-            if self.training and not labels:
-                raise without_labels(heads, batch=rest)
-            weights = {head.name: self.heads[head.address].class_weights for head in heads}
-            loss = task_loss(heads, logits=logits, labels=labels, class_weights=weights)
-        return {**loss, "logits": logits}
+
+    def _forward_with_exits(
+        self, head: Head, texts: Texts, *, labels: Mapping[str, Tensor], batch: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Training teaches all blocks; else the answers are those of the rule, and of the last
+        block without one.
+        """
+        answer, rule = self.heads[head.address], self.exit_rules.get(head.task)
+        if self.training:
+            logits_N = block_logits(self.encoder, answer, texts)
+            each = [self._loss([head], logits={head.name: z}, labels=labels) for z in logits_N]
+            return {**joint_loss(each), "logits": {head.name: logits_N[-1]}}
+        valid_BT = valid_tokens(head, batch, attention_mask=texts.attention_mask)
+        if rule is None:
+            found = at_full_depth(self.encoder, answer, texts)
+        elif labels:
+            units_NB = block_units(self.encoder, answer, texts)
+            found = exits_of_blocks(head, units_NB, rule, valid_BT)
+        else:
+            found = leave_early(self.encoder, answer, texts, rule, valid_BT)
+        logits = {head.name: found.pop("logits")}
+        return {**self._loss([head], logits=logits, labels=labels), "logits": logits, **found}
+
+    def _loss(
+        self, heads: Sequence[Head], *, logits: Mapping[str, Tensor], labels: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        weights = {head.name: self.heads[head.address].class_weights for head in heads}
+        some = next(iter(logits.values()))
+        with torch.autocast(device_type=some.device.type, enabled=False):
+            return task_loss(heads, logits=logits, labels=labels, class_weights=weights)
 
     def _heads_of(self, task: str) -> tuple[Head, ...]:
         if not task and len(self.heads_of) == 1:
@@ -135,41 +210,3 @@ class SharedEncoder(nn.Module):  # type: ignore[misc]
                 hint=f"the model has the tasks: {', '.join(self.heads_of)}",
             )
         return self.heads_of[task]
-
-
-def without_labels(heads: Sequence[Head], *, batch: Mapping[str, Any]) -> DataError:
-    """The error for a training batch of these heads that none of them can learn from."""
-    wanted = ", ".join(LABELS + head.name for head in heads)
-    return DataError(
-        f"a training batch of the task '{heads[0].task}' has no labels",
-        hint=f"beside its texts it has: {', '.join(batch) or 'nothing'}; looked for: {wanted}",
-    )
-
-
-def checked_heads(heads: Sequence[Head]) -> tuple[Head, ...]:
-    """The heads, if there is one and no two are alike. Raises PtrainError."""
-    if not heads:
-        raise PtrainError("the data has no task", hint="give it one in data_settings.tasks")
-    addresses = [head.address for head in heads]
-    if twice := sorted({address for address in addresses if addresses.count(address) > 1}):
-        raise PtrainError(
-            f"there are two heads {twice[0]}", hint="give the heads of a task different names"
-        )
-    return tuple(heads)
-
-
-def check_fit(data: Tasks, *, config: Any) -> None:
-    """Refuse data that do not fit the encoder, before a step is made."""
-    # The marks are added to the encoder's own tokenizer: the encoder learns what they mean.
-    added = len({*MARKS} & data.tokenizer.get_vocab().keys())
-    if data.vocabulary_size - added > config.vocab_size:
-        raise PtrainError(
-            f"the tokenizer knows {data.vocabulary_size} tokens, the encoder {config.vocab_size}",
-            hint="leave out data_settings.tokenizer, so that the encoder's own is used",
-        )
-    longest = encoders.longest_input(config)
-    if longest is not None and data.max_tokens > longest:
-        raise PtrainError(
-            f"a task reads {data.max_tokens} tokens of a text, the encoder takes {longest}",
-            hint=f"set max_tokens in data_settings to {longest} or less",
-        )

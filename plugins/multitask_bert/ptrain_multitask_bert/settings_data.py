@@ -34,6 +34,8 @@ class HeadSettings:
     weight         factor on the loss of this head
     threshold      of a multi_label head: the probability from which on a label is given
     class_weights  factor on the loss of a label, by its name; 1 for those left out
+    tolerance      of a regression whose task has exits: how far a number that leaves early may be
+                   from that of full depth
     """
 
     kind: Literal["auto", "single_label", "multi_label", "regression"] = "auto"
@@ -44,6 +46,7 @@ class HeadSettings:
     weight: Weight = 1.0
     threshold: Probability = 0.5
     class_weights: Mapping[str, Weight] = field(default_factory=dict)
+    tolerance: Weight = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +95,8 @@ class TaskSettings:
     batch_size             texts in a training batch; 0: as all tasks
     evaluation_batch_size  texts in a batch of evaluation and prediction; 0: as all tasks
     max_tokens             longer texts are cut to this many tokens; 0: as all tasks
+    exits                  whether every block of the encoder learns to answer, so that texts may
+                           leave early; the task has one head then
     examples               size of the training part of a generated task
     validation_examples    size of its validation part, and of its test part
     """
@@ -117,6 +122,7 @@ class TaskSettings:
     batch_size: Size = 0
     evaluation_batch_size: Size = 0
     max_tokens: Size = 0
+    exits: bool = False
     examples: Positive = 4_000
     validation_examples: Positive = 500
 

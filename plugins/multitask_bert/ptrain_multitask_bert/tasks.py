@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -104,3 +105,15 @@ class Task(ABC):
             )
         name, settings = next(iter(heads.items()))
         return name, settings, f"{self.table}.heads.{name}"
+
+
+def head_with_exits(task: Task) -> Head:
+    """The only head of a task, to be asked of every block. Raises DataError if it has several."""
+    if len(task.heads) != 1:
+        raise DataError(
+            f"{task.table}.exits is set, and the task has {len(task.heads)} heads",
+            hint="give each of these heads a task of its own, or leave out exits",
+        )
+    (head,) = task.heads
+    asked = task.settings.heads.get(head.name, HeadSettings())
+    return dataclasses.replace(head, exits=True, tolerance=asked.tolerance)

@@ -1,4 +1,4 @@
-"""The loader of one task: shuffled or in order, of texts as they come or of about one length."""
+"""The loader of a split: shuffled or in order, of texts as they come or of about one length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts
 
 
 @dataclass(frozen=True)
-class Groups(Dataset[list[dict[str, Any]]]):  # type: ignore[misc]
+class Groups(Dataset[list[dict[str, Any]]]):
     """A data set whose items are ready batches: lists of texts, which a collate then pads."""
 
     texts: TokenizedTexts
@@ -29,7 +29,7 @@ class Groups(Dataset[list[dict[str, Any]]]):  # type: ignore[misc]
 
 
 def loader(
-    texts: TokenizedTexts,
+    texts: Dataset[dict[str, Any]],
     *,
     padding: Padding,
     batch_size: int,
@@ -54,6 +54,7 @@ def loader(
             num_workers=num_workers,
             collate_fn=padding,
         )
+    assert isinstance(texts, TokenizedTexts)
     groups = by_length(texts, batch_size=batch_size, seed=seed)
     return DataLoader(
         Groups(texts, groups),

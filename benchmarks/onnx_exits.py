@@ -1,0 +1,210 @@
+"""How long exported segments take beside the unmodified encoder, with exits and without, in int8.
+
+    python -m benchmarks.onnx_exits RUN [--exit 1% | --level 3.5] [--threads 2] [--into FILE.json]
+
+All contestants answer the same batch one after another, so a busy machine slows all of them alike.
+What counts is the ratio of the total times, on the run's own validation rows, sorted by length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ptrain_dactbert import runtime
+from ptrain_dactbert.block_logits import collect
+from ptrain_dactbert.export import export
+
+from plugin_trainer import load_run
+from plugin_trainer.data.texts import encoders
+from plugin_trainer.early_exit.rules import AgreementLevel
+
+# N blocks, B rows, T tokens, C classes
+
+FULL = "eager, all blocks"
+Answer = Callable[[Sequence[runtime.Row]], tuple[Any, Any]]
+"""The logits [B, C] of some rows, and the blocks [B] after which they left."""
+
+
+def batch_of(rows: Sequence[runtime.Row], encoder: Any, pad_id: int) -> dict[str, torch.Tensor]:
+    longest = max(len(ids) for ids, _ in rows)
+    ids_BT = torch.full((len(rows), longest), pad_id)
+    types_BT, mask_BT = torch.zeros_like(ids_BT), torch.zeros_like(ids_BT)
+    for row, (ids, types) in enumerate(rows):
+        ids_BT[row, : len(ids)] = torch.tensor(ids)
+        types_BT[row, : len(ids)] = torch.tensor(types)
+        mask_BT[row, : len(ids)] = 1
+    return encoders.inputs_of(encoder, ids_BT, mask_BT, types_BT)
+
+
+def eager(model: Any, pad_id: int) -> Answer:
+    def answer(rows: Sequence[runtime.Row]) -> tuple[Any, Any]:
+        inputs = batch_of(rows, model.encoder, pad_id)
+        with torch.inference_mode():
+            states_BTH = model.encoder(**inputs).last_hidden_state
+            logits_BC, _ = model.units[-1](states_BTH, inputs["attention_mask"])
+        return logits_BC.numpy(), [model.num_blocks] * len(rows)
+
+    return answer
+
+
+def eager_exits(model: Any, pad_id: int) -> Answer:
+    def answer(rows: Sequence[runtime.Row]) -> tuple[Any, Any]:
+        inputs = {"token_type_ids": None, **batch_of(rows, model.encoder, pad_id)}
+        with torch.inference_mode():
+            result = model.answer_early(**inputs)
+        return result["logits"].numpy(), result["exit_block"].tolist()
+
+    return answer
+
+
+def contestants(run: str, folder: Path, args: argparse.Namespace) -> tuple[dict[str, Answer], Any]:
+    """Each way to answer, and the validation rows."""
+    loaded = load_run(run, device="cpu", checkpoint=args.checkpoint)
+    exit_ = str(args.level) if args.level is not None else args.exit
+    for name, int8 in (("fp32", False), ("int8", True)):
+        (folder / name).mkdir()
+        print(*export(loaded, folder / name, int8=int8, exit_=exit_), sep="\n")
+    model: Any = loaded.model
+    rows = collect(loaded, loaded.data.validation(), if_empty="name a file with rows of data")
+    ways = {FULL: eager(model, loaded.data.pad_id)}
+    about = json.loads((folder / "fp32" / runtime.FILE).read_text())
+    fitted, level = about["agreement_map"], about["level"]
+    if level is not None:
+        from plugin_trainer.early_exit.agreement import AgreementMap
+
+        agreement_map = AgreementMap(tuple(fitted["intercepts"]), tuple(fitted["slopes"]))
+        model.exit_by(AgreementLevel(agreement_map, level))
+        ways["eager, exits"] = eager_exits(model, loaded.data.pad_id)
+    for title, name, at in (
+        ("ONNX, all blocks", "fp32", None),
+        ("ONNX, exits", "fp32", "default"),
+        ("ONNX int8, all blocks", "int8", None),
+        ("ONNX int8, exits", "int8", "default"),
+    ):
+        ways[title] = runtime.load(folder / name, level=at, threads=args.threads).answer
+    return ways, rows
+
+
+def measure(
+    ways: dict[str, Answer], batches: Sequence[Sequence[runtime.Row]], *, rounds: int
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Wall and CPU seconds, [rounds, batches, 2]; the contestants answer each batch in turn."""
+    seconds = {title: np.zeros((rounds, len(batches), 2)) for title in ways}
+    order = list(ways)
+    for answer in ways.values():
+        answer(batches[-1])
+    for turn in range(rounds):
+        for at, batch in enumerate(batches):
+            random.shuffle(order)
+            for title in order:
+                start = time.perf_counter(), time.process_time()
+                ways[title](batch)
+                spent = time.perf_counter() - start[0], time.process_time() - start[1]
+                seconds[title][turn, at] = spent
+    return seconds
+
+
+def summary(
+    seconds: dict[str, np.ndarray[Any, Any]], batches: Sequence[Sequence[runtime.Row]]
+) -> dict[str, dict[str, float]]:
+    found = {}
+    full = seconds[FULL].sum(1)
+    for title, spent in seconds.items():
+        wall, cpu = (spent.sum(1) / full).T
+        per_row = 1e3 * spent[..., 0] / [len(batch) for batch in batches]
+        found[title] = {
+            "ratio": float(np.median(wall)),
+            "least": float(wall.min()),
+            "most": float(wall.max()),
+            "cpu_ratio": float(np.median(cpu)),
+            "median_ms": float(np.median(per_row)),
+            "p95_ms": float(np.percentile(per_row, 95)),
+        }
+    return found
+
+
+def answers(ways: dict[str, Answer], rows: Any, texts: Sequence[runtime.Row]) -> dict[str, Any]:
+    """Accuracy, agreement with the run at full depth and mean block, in batches of 32."""
+    full_B = rows.logits_NBC[-1].argmax(-1).numpy()
+    labels_B = rows.labels_B.numpy() if rows.labels_B is not None else None
+    order = np.argsort([len(ids) for ids, _ in texts], kind="stable")
+    found = {}
+    for title, answer in ways.items():
+        given_B, block_B = np.zeros(len(texts), int), np.zeros(len(texts))
+        for first in range(0, len(order), 32):
+            part = order[first : first + 32]
+            logits_BC, blocks = answer([texts[row] for row in part])
+            given_B[part], block_B[part] = logits_BC.argmax(-1), blocks
+        found[title] = {
+            "accuracy": float((given_B == labels_B).mean()) if labels_B is not None else None,
+            "agreement": float((given_B == full_B).mean()),
+            "mean_block": float(block_B.mean()),
+        }
+    return found
+
+
+def table(size: int, timing: dict[str, Any], judged: dict[str, Any]) -> str:
+    lines = [
+        f"\n| batch {size} | ratio | CPU | median / p95 ms a row | blocks | accuracy | agreement |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for title, its in timing.items():
+        of = judged[title]
+        accuracy = f"{of['accuracy']:.4f}" if of["accuracy"] is not None else ""
+        lines.append(
+            f"| {title} | {its['ratio']:.3f} [{its['least']:.3f}-{its['most']:.3f}] | "
+            f"{its['cpu_ratio']:.3f} | "
+            f"{its['median_ms']:.2f} / {its['p95_ms']:.2f} | {of['mean_block']:.2f} | {accuracy} | "
+            f"{of['agreement']:.4f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Export twice, measure every batch size, print tables and write the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", metavar="RUN")
+    parser.add_argument("--checkpoint", default="")
+    parser.add_argument("--exit", default="1%")
+    parser.add_argument("--level", type=float, help="of the score, in place of a promise")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, help="time so many rows alone, spread over the lengths")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--into", type=Path, metavar="FILE.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        ways, rows = contestants(args.run, Path(folder), args)
+        texts = [
+            (
+                text["input_ids"].tolist(),
+                text.get("token_type_ids", torch.zeros_like(text["input_ids"])).tolist(),
+            )
+            for text in rows.texts
+        ]
+        judged = answers(ways, rows, texts)
+        in_order = sorted(texts, key=lambda text: len(text[0]))
+        in_order = in_order[:: max(1, len(in_order) // args.rows)] if args.rows else in_order
+        record: dict[str, Any] = {"threads": args.threads, "rows": len(in_order), "answers": judged}
+        print(f"\n{len(in_order)} rows, {args.threads} threads, {args.rounds} rounds")
+        for size in args.batch_sizes:
+            batches = [in_order[at : at + size] for at in range(0, len(in_order), size)]
+            timing = summary(measure(ways, batches, rounds=args.rounds), batches)
+            record[f"batch {size}"] = timing
+            print(table(size, timing, judged), flush=True)
+    if args.into:
+        args.into.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

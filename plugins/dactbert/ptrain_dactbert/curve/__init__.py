@@ -1,0 +1,1 @@
+"""Evidence for early exit: every rule on real rows, beside baselines, in figures and pictures."""

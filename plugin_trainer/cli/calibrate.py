@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from plugin_trainer.cli.options import json_option, which_weights
+from plugin_trainer.cli.options import json_option, set_option, which_weights
 from plugin_trainer.cli.printing import emit_json
 from plugin_trainer.errors import PtrainError
 
@@ -49,6 +49,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
     help="Inputs without labels, one a line; the validation split by default.",
 )
 @click.option("--apart", is_flag=True, help="Fit on a third of the rows, certify on the others.")
+@set_option
 @json_option
 def calibrate(
     run: str,
@@ -58,19 +59,22 @@ def calibrate(
     confidence: float,
     rows: Path | None,
     apart: bool,
+    assignments: tuple[str, ...],
     json_: bool,
 ) -> None:
     """Calibrate early exits of the run RUN: a run folder, or a name under runs/.
 
     A promise bounds how many new rows get another answer than from the last block: a sentence with
     another tag on any word, or a number that is further from it than the tolerance. Each task of
-    the run that has exits is calibrated.
+    the run that has exits is calibrated. With --set, in another precision: --set precision=fp32.
     """
     from plugin_trainer.early_exit import calibrate as calibrating
     from plugin_trainer.early_exit.fitting import PROMISES
+    from plugin_trainer.settings.layers import from_assignments
     from plugin_trainer.training.inference import load_run
 
-    loaded = load_run(run, checkpoint=checkpoint, weights=weights)
+    overrides = from_assignments(assignments) if assignments else None
+    loaded = load_run(run, checkpoint=checkpoint, weights=weights, overrides=overrides)
     outcomes = calibrating.calibrate(
         loaded,
         promises=promises or PROMISES,

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer import load_run
-from ptrain_dactbert.calibrate import calibrate, report
+from plugin_trainer.early_exit.calibrate import calibrate, report
 from ptrain_dactbert.settings import EarlyExitSettings
 
 
 class EarlyExit:
-    """The callback: what `ptrain dactbert calibrate RUN` does, for the run that has just ended."""
+    """The callback: what `ptrain calibrate RUN` does, for the run that has just ended."""
 
     def __init__(self, settings: EarlyExitSettings) -> None:
         self.settings = settings
@@ -24,7 +24,7 @@ class EarlyExit:
             return
         try:
             loaded = load_run(Path(run.folder), device=str(run.device))
-            calibration, refused = calibrate(
+            outcomes = calibrate(
                 loaded,
                 promises=self.settings.max_disagreement,
                 confidence=self.settings.confidence,
@@ -32,4 +32,5 @@ class EarlyExit:
         except Exception as error:  # whatever it is, a run that has been trained is not lost for it
             run.report("early exit", f"not calibrated: {str(error).splitlines()[0]}")
             return
-        run.report("early exit", "\n".join(report(calibration, refused)))
+        for outcome in outcomes.values():
+            run.report("early exit", "\n".join(report(outcome)))

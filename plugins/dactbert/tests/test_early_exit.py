@@ -318,7 +318,7 @@ def test_a_run_is_not_lost_for_a_calibration_that_fails(
     def no_space(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ptrain_dactbert.calibrate.write_calibration", no_space)
+    monkeypatch.setattr("plugin_trainer.early_exit.calibrate.write_calibration", no_space)
     run = train(tmp_path / "run", "dactbert/exits")
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert "not calibrated: [Errno 28] No space left on device" in capsys.readouterr().out

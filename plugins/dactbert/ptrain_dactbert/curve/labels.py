@@ -28,6 +28,7 @@ _CLOSE_DOTS = 8
 _NEAR_DOTS = 25
 _NEAR_COST = 90
 _CROSSED_COST = 15
+_NEARER_COST = 200
 _CELL_DOTS = 6
 _COVERED_COST, _TAKEN_COST, _OUTSIDE_COST = 1e3, 5e4, 1e5
 
@@ -99,6 +100,7 @@ class Labels:
         for box in taken:
             cost_P += _TAKEN_COST * _overlaps(centre_P2, half, anchor_P2, box)
         cost_P += _OUTSIDE_COST * _is_outside(centre_P2, half, self._axes.get_window_extent())
+        cost_P += _NEARER_COST * self._is_nearer_to_another(centre_P2, anchor_P2, anchors)
         cost_P += _CROSSED_COST * _count_crossed(centre_P2, anchor_P2, np.concatenate(curves))
         best = int(cost_P.argmin())
         text.xy = anchors[best // len(offsets)]
@@ -107,6 +109,18 @@ class Labels:
         if (np.abs(way_2) > half + _CLOSE_DOTS).any():  # else there is no doubt
             self._connect(anchor_P2[best] + 6 * way_2 / np.hypot(*way_2), centre_P2[best])
         taken.append((*(centre_P2[best] - half), *(centre_P2[best] + half)))
+
+    def _is_nearer_to_another(
+        self, centre_P2: Array, anchor_P2: Array, anchors: Sequence[Point]
+    ) -> Array:
+        """Whether at each place a name would stand nearer to another single point than its own."""
+        others = [of[0] for _, of, _ in self._names if len(of) == 1 and of[0] != anchors[0]]
+        if len(anchors) > 1 or not others:
+            return np.zeros(len(centre_P2))
+        at = self._axes.transData.transform(np.array(others, dtype=float))
+        to_others_P = np.hypot(*(centre_P2[:, None] - at).transpose(2, 0, 1)).min(1)
+        nearer: Array = to_others_P < np.hypot(*(centre_P2 - anchor_P2).T)
+        return nearer
 
     def _dots(self, curve: Sequence[Point]) -> Array:
         """Points on the screen so close together that no name fits between."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,8 +14,10 @@ from plugin_trainer.early_exit.calibration import Calibration, key_of, read_cali
 from plugin_trainer.early_exit.fitting import BlockAnswers, fit
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import Layer
-from plugin_trainer.training.inference import LoadedRun
 from ptrain_dactbert.block_logits import BlockLogits, collect
+
+if TYPE_CHECKING:
+    from plugin_trainer.training.inference import LoadedRun
 
 # N blocks that answer, B rows
 

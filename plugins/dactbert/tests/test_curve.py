@@ -556,12 +556,13 @@ def test_a_run_counts_once(refused: Callable[..., str]) -> None:
 def test_other_rows_cannot_be_compared(
     refused: Callable[..., str], runs: Path, tmp_path: Path
 ) -> None:
-    rows = write_texts(tmp_path / "other.tsv", ROWS, seed=2)
+    text = (runs / "validation.tsv").read_text()
+    rows = tmp_path / "other.tsv"
     other = copy_of(runs, "exits-1", to=tmp_path / "exits-9", rows=rows)
+    rows.write_text(text.replace("film", "poor"))
     assert "exits-9 has other rows, or other tokens" in refused("exits-0", str(other))
-    lines = (runs / "validation.tsv").read_text().splitlines()
-    flipped = "".join(line[:-1] + str(1 - int(line[-1])) + "\n" for line in lines)
-    rows.write_text(flipped)
+    flipped = [line[:-1] + str(1 - int(line[-1])) + "\n" for line in text.splitlines()]
+    rows.write_text("".join(flipped))
     assert "exits-9 has other rows" in refused("exits-0", str(other))
 
 

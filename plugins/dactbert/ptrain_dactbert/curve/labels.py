@@ -30,6 +30,7 @@ _NEAR_COST = 90
 _CROSSED_COST = 15
 _NEARER_COST = 200
 _CELL_DOTS = 6
+_MARKER_DOTS = 8
 _COVERED_COST, _TAKEN_COST, _OUTSIDE_COST = 1e3, 5e4, 1e5
 
 
@@ -119,7 +120,14 @@ class Labels:
             return np.zeros(len(centre_P2))
         at = self._axes.transData.transform(np.array(others, dtype=float))
         to_others_P = np.hypot(*(centre_P2[:, None] - at).transpose(2, 0, 1)).min(1)
-        nearer: Array = to_others_P < np.hypot(*(centre_P2 - anchor_P2).T)
+        # The line to its own must not pass by another, either.
+        steps_S11 = np.linspace(0, 1, 16)[:, None, None]
+        lines_SP2 = anchor_P2 + steps_S11 * (centre_P2 - anchor_P2)
+        passes_P = np.zeros(len(centre_P2), dtype=bool)
+        for other in at:
+            is_apart = np.hypot(*(anchor_P2[0] - other)) > _MARKER_DOTS
+            passes_P |= is_apart & (np.hypot(*(lines_SP2 - other).T).min(1) < _MARKER_DOTS)
+        nearer: Array = (to_others_P < np.hypot(*(centre_P2 - anchor_P2).T)) | passes_P
         return nearer
 
     def _dots(self, curve: Sequence[Point]) -> Array:

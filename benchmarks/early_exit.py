@@ -1,9 +1,11 @@
-"""How long exported segments take beside the unmodified encoder, with exits and without, in int8.
+"""How long early exits take beside the unmodified encoder: in torch, in ONNX Runtime and in int8.
 
-    python -m benchmarks.onnx_exits RUN [--exit 1% | --level 3.5] [--threads 2] [--into FILE.json]
+    python -m benchmarks.early_exit RUN [--exit 1% | --level 3.5] [--threads 2] [--into FILE.json]
 
-All contestants answer the same batch one after another, so a busy machine slows all of them alike.
-What counts is the ratio of the total times, on the run's own validation rows, sorted by length.
+All contestants answer the same window of eight batches one after another (of one row, where that is
+a batch), so a busy machine slows all of them alike. What counts is the ratio of the total times, on
+the run's own validation rows, sorted by length. "in windows" puts the survivors of a window into
+new batches after each block, as `ptrain predict` and the ONNX runtime do.
 """
 
 from __future__ import annotations
@@ -29,9 +31,11 @@ from plugin_trainer.early_exit.rules import AgreementLevel
 
 # N blocks, B rows, T tokens, C classes
 
-FULL = "eager, all blocks"
-Answer = Callable[[Sequence[runtime.Row]], tuple[Any, Any]]
-"""The logits [B, C] of some rows, and the blocks [B] after which they left."""
+FULL, IN_WINDOWS = "eager, all blocks", "eager, exits, in windows"
+Answer = Callable[[Sequence[runtime.Row], int], tuple[Any, Any]]
+"""The logits [B, C] of rows, in batches of so many, and the blocks [B] after which they left."""
+
+WINDOW = 8  # batches
 
 
 def batch_of(rows: Sequence[runtime.Row], encoder: Any, pad_id: int) -> dict[str, torch.Tensor]:
@@ -45,6 +49,17 @@ def batch_of(rows: Sequence[runtime.Row], encoder: Any, pad_id: int) -> dict[str
     return encoders.inputs_of(encoder, ids_BT, mask_BT, types_BT)
 
 
+def in_batches(answer: Callable[[Sequence[runtime.Row]], tuple[Any, Any]]) -> Answer:
+    """Answer batch by batch."""
+
+    def answers(rows: Sequence[runtime.Row], size: int) -> tuple[Any, Any]:
+        parts = [answer(rows[at : at + size]) for at in range(0, len(rows), size)]
+        blocks = [block for _, some in parts for block in some]
+        return np.concatenate([logits_BC for logits_BC, _ in parts]), blocks
+
+    return answers
+
+
 def eager(model: Any, pad_id: int) -> Answer:
     def answer(rows: Sequence[runtime.Row]) -> tuple[Any, Any]:
         inputs = batch_of(rows, model.encoder, pad_id)
@@ -53,15 +68,38 @@ def eager(model: Any, pad_id: int) -> Answer:
             logits_BC, _ = model.units[-1](states_BTH, inputs["attention_mask"])
         return logits_BC.numpy(), [model.num_blocks] * len(rows)
 
-    return answer
+    return in_batches(answer)
 
 
 def eager_exits(model: Any, pad_id: int) -> Answer:
     def answer(rows: Sequence[runtime.Row]) -> tuple[Any, Any]:
-        inputs = {"token_type_ids": None, **batch_of(rows, model.encoder, pad_id)}
         with torch.inference_mode():
-            result = model.answer_early(**inputs)
+            result = model.answer_early(
+                **{"token_type_ids": None, **batch_of(rows, model.encoder, pad_id)}
+            )
         return result["logits"].numpy(), result["exit_block"].tolist()
+
+    return in_batches(answer)
+
+
+def eager_windows(model: Any, pad_id: int) -> Answer:
+    def answer(rows: Sequence[runtime.Row], size: int) -> tuple[Any, Any]:
+        batches = [
+            batch_of(rows[at : at + size], model.encoder, pad_id)
+            for at in range(0, len(rows), size)
+        ]
+        with torch.inference_mode():
+            results = model.answer_window(batches)
+        logits_BC = torch.cat([result["logits"] for result in results])
+        return logits_BC.numpy(), torch.cat([result["exit_block"] for result in results]).tolist()
+
+    return answer
+
+
+def onnx(classifier: runtime.Classifier) -> Answer:
+    def answer(rows: Sequence[runtime.Row], size: int) -> tuple[Any, Any]:
+        runtime.BATCH, runtime.WINDOW = size, WINDOW * size
+        return classifier.answer(rows)
 
     return answer
 
@@ -84,43 +122,44 @@ def contestants(run: str, folder: Path, args: argparse.Namespace) -> tuple[dict[
         agreement_map = AgreementMap(tuple(fitted["intercepts"]), tuple(fitted["slopes"]))
         model.exit_by(AgreementLevel(agreement_map, level))
         ways["eager, exits"] = eager_exits(model, loaded.data.pad_id)
+        ways[IN_WINDOWS] = eager_windows(model, loaded.data.pad_id)
     for title, name, at in (
         ("ONNX, all blocks", "fp32", None),
         ("ONNX, exits", "fp32", "default"),
         ("ONNX int8, all blocks", "int8", None),
         ("ONNX int8, exits", "int8", "default"),
     ):
-        ways[title] = runtime.load(folder / name, level=at, threads=args.threads).answer
+        ways[title] = onnx(runtime.load(folder / name, level=at, threads=args.threads))
     return ways, rows
 
 
 def measure(
-    ways: dict[str, Answer], batches: Sequence[Sequence[runtime.Row]], *, rounds: int
+    ways: dict[str, Answer], windows: Sequence[Sequence[runtime.Row]], *, size: int, rounds: int
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """Wall and CPU seconds, [rounds, batches, 2]; the contestants answer each batch in turn."""
-    seconds = {title: np.zeros((rounds, len(batches), 2)) for title in ways}
+    """Wall and CPU seconds, [rounds, windows, 2]; the contestants answer each window in turn."""
+    seconds = {title: np.zeros((rounds, len(windows), 2)) for title in ways}
     order = list(ways)
     for answer in ways.values():
-        answer(batches[-1])
+        answer(windows[-1], size)
     for turn in range(rounds):
-        for at, batch in enumerate(batches):
+        for at, window in enumerate(windows):
             random.shuffle(order)
             for title in order:
                 start = time.perf_counter(), time.process_time()
-                ways[title](batch)
+                ways[title](window, size)
                 spent = time.perf_counter() - start[0], time.process_time() - start[1]
                 seconds[title][turn, at] = spent
     return seconds
 
 
 def summary(
-    seconds: dict[str, np.ndarray[Any, Any]], batches: Sequence[Sequence[runtime.Row]]
+    seconds: dict[str, np.ndarray[Any, Any]], windows: Sequence[Sequence[runtime.Row]]
 ) -> dict[str, dict[str, float]]:
     found = {}
     full = seconds[FULL].sum(1)
     for title, spent in seconds.items():
         wall, cpu = (spent.sum(1) / full).T
-        per_row = 1e3 * spent[..., 0] / [len(batch) for batch in batches]
+        per_row = 1e3 * spent[..., 0] / [len(window) for window in windows]
         found[title] = {
             "ratio": float(np.median(wall)),
             "least": float(wall.min()),
@@ -140,9 +179,9 @@ def answers(ways: dict[str, Answer], rows: Any, texts: Sequence[runtime.Row]) ->
     found = {}
     for title, answer in ways.items():
         given_B, block_B = np.zeros(len(texts), int), np.zeros(len(texts))
-        for first in range(0, len(order), 32):
-            part = order[first : first + 32]
-            logits_BC, blocks = answer([texts[row] for row in part])
+        for first in range(0, len(order), 32 * WINDOW):
+            part = order[first : first + 32 * WINDOW]
+            logits_BC, blocks = answer([texts[row] for row in part], 32)
             given_B[part], block_B[part] = logits_BC.argmax(-1), blocks
         found[title] = {
             "accuracy": float((given_B == labels_B).mean()) if labels_B is not None else None,
@@ -196,10 +235,12 @@ def main() -> None:
         in_order = sorted(texts, key=lambda text: len(text[0]))
         in_order = in_order[:: max(1, len(in_order) // args.rows)] if args.rows else in_order
         record: dict[str, Any] = {"threads": args.threads, "rows": len(in_order), "answers": judged}
-        print(f"\n{len(in_order)} rows, {args.threads} threads, {args.rounds} rounds")
+        print(f"\n{len(in_order)} rows, {args.threads} threads, {args.rounds} rounds", flush=True)
         for size in args.batch_sizes:
-            batches = [in_order[at : at + size] for at in range(0, len(in_order), size)]
-            timing = summary(measure(ways, batches, rounds=args.rounds), batches)
+            each = size * WINDOW if size > 1 else 1
+            windows = [in_order[at : at + each] for at in range(0, len(in_order), each)]
+            turns = {title: way for title, way in ways.items() if size > 1 or title != IN_WINDOWS}
+            timing = summary(measure(turns, windows, size=size, rounds=args.rounds), windows)
             record[f"batch {size}"] = timing
             print(table(size, timing, judged), flush=True)
     if args.into:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.early_exit RUN [--exit 1% | --level 3.5] [--threads 2] [--into FILE.json]
 
-All contestants answer the same window of eight batches one after another (of one row, where that is
-a batch), so a busy machine slows all of them alike. What counts is the ratio of the total times, on
+All contestants answer the same window of 256 rows one after another (of one row, where that is a
+batch), so a busy machine slows all of them alike. What counts is the ratio of the total times, on
 the run's own validation rows, sorted by length. "in windows" puts the survivors of a window into
 new batches after each block, as `ptrain predict` and the ONNX runtime do.
 """
@@ -28,14 +28,13 @@ from ptrain_dactbert.export import export
 from plugin_trainer import load_run
 from plugin_trainer.data.texts import encoders
 from plugin_trainer.early_exit.rules import AgreementLevel
+from plugin_trainer.early_exit.windows import AT_ONCE, ROWS
 
 # N blocks, B rows, T tokens, C classes
 
 FULL, IN_WINDOWS = "eager, all blocks", "eager, exits, in windows"
 Answer = Callable[[Sequence[runtime.Row], int], tuple[Any, Any]]
 """The logits [B, C] of rows, in batches of so many, and the blocks [B] after which they left."""
-
-WINDOW = 8  # batches
 
 
 def batch_of(rows: Sequence[runtime.Row], encoder: Any, pad_id: int) -> dict[str, torch.Tensor]:
@@ -98,7 +97,7 @@ def eager_windows(model: Any, pad_id: int) -> Answer:
 
 def onnx(classifier: runtime.Classifier) -> Answer:
     def answer(rows: Sequence[runtime.Row], size: int) -> tuple[Any, Any]:
-        runtime.BATCH, runtime.WINDOW = size, WINDOW * size
+        runtime.BATCH = min(size, AT_ONCE)
         return classifier.answer(rows)
 
     return answer
@@ -179,8 +178,8 @@ def answers(ways: dict[str, Answer], rows: Any, texts: Sequence[runtime.Row]) ->
     found = {}
     for title, answer in ways.items():
         given_B, block_B = np.zeros(len(texts), int), np.zeros(len(texts))
-        for first in range(0, len(order), 32 * WINDOW):
-            part = order[first : first + 32 * WINDOW]
+        for first in range(0, len(order), ROWS):
+            part = order[first : first + ROWS]
             logits_BC, blocks = answer([texts[row] for row in part], 32)
             given_B[part], block_B[part] = logits_BC.argmax(-1), blocks
         found[title] = {
@@ -237,7 +236,7 @@ def main() -> None:
         record: dict[str, Any] = {"threads": args.threads, "rows": len(in_order), "answers": judged}
         print(f"\n{len(in_order)} rows, {args.threads} threads, {args.rounds} rounds", flush=True)
         for size in args.batch_sizes:
-            each = size * WINDOW if size > 1 else 1
+            each = ROWS if size > 1 else 1
             windows = [in_order[at : at + each] for at in range(0, len(in_order), each)]
             turns = {title: way for title, way in ways.items() if size > 1 or title != IN_WINDOWS}
             timing = summary(measure(turns, windows, size=size, rounds=args.rounds), windows)

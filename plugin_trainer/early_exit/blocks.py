@@ -173,7 +173,8 @@ class _Loop:
             if trims:
                 longest = max(self._lengths_B[row] for row in rows_P.tolist())
                 of_part = trim_tokens(of_part, longest, num_tokens=self._num_tokens)
-            result = forward(states_RTH[part, :longest], **of_part)
+            # Each product with a part that is not contiguous would copy it anew.
+            result = forward(states_RTH[part, :longest].contiguous(), **of_part)
             states_PTH = _states_of(result)
             if self._block < self._depth:
                 stays_S = self._stays(states_PTH, rows_P)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,8 +11,11 @@ from torch import Tensor
 
 # B rows of a batch, W rows of the window, T tokens
 
-BATCHES = 8
-"""How many batches make a window."""
+ROWS = 256
+"""A window has so many rows, in whole batches."""
+
+AT_ONCE = 32
+"""More rows than this do not go through a block at once on a CPU: their states leave its cache."""
 
 
 @runtime_checkable
@@ -25,10 +27,15 @@ class AnswersWindows(Protocol):
         ...
 
 
-def windows(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of so many batches, the last one of what there is."""
-    remaining = iter(batches)
-    while window := list(islice(remaining, size)):
+def windows(batches: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Lists of batches, which have ROWS rows together or more; the last one has what there is."""
+    window: list[Mapping[str, Any]] = []
+    for batch in batches:
+        window.append(batch)
+        if sum(len(one["input_ids"]) for one in window) >= ROWS:
+            yield window
+            window = []
+    if window:
         yield window
 
 

@@ -15,7 +15,7 @@ from plugin_trainer.configuration import configure
 from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.early_exit.calibration import key_of, key_of_task, read_calibration
 from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
-from plugin_trainer.early_exit.windows import BATCHES, AnswersWindows, windows
+from plugin_trainer.early_exit.windows import AnswersWindows, windows
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
 from plugin_trainer.run_folder import find_run
@@ -80,7 +80,9 @@ class LoadedRun:
         }
         where = f"{self.folder} --checkpoint {checkpoint.name} --weights {self.weights}"
         use_exit(self.model, exit_, calibrations, precision=self.precision.name, where=where)
-        self._in_windows = exit_ != "off" and isinstance(self.model, AnswersWindows)
+        # A GPU would rather have large batches.
+        on_cpu = self.device.type == "cpu"
+        self._in_windows = on_cpu and exit_ != "off" and isinstance(self.model, AnswersWindows)
 
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""
@@ -134,7 +136,8 @@ class LoadedRun:
 
     def _predicted(self, some: Lines) -> Iterator[Mapping[str, Any]]:
         out_of_order: dict[int, Mapping[str, Any]] = {}
-        for batches in windows(self.data.predict(some), BATCHES if self._in_windows else 1):
+        predicted = self.data.predict(some)
+        for batches in windows(predicted) if self._in_windows else ([one] for one in predicted):
             moved = [
                 self.hooks.move_batch(run=self, batch=batch, device=self.device)
                 for batch in batches

@@ -16,7 +16,7 @@ from plugin_trainer.early_exit.fitting import BlockAnswers
 from plugin_trainer.early_exit.inference import Exits, exit_early, replay
 from plugin_trainer.early_exit.joint import block_shares
 from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
-from plugin_trainer.early_exit.windows import merged
+from plugin_trainer.early_exit.windows import AT_ONCE, merged
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.ops import HaltingLoss, halting_exit, halting_loss
 from ptrain_dactbert.settings import ClassifierSettings
@@ -179,7 +179,8 @@ class HaltingClassifier(nn.Module):  # type: ignore[misc]
         """Answer batches of prediction as one window, each row up to its exit."""
         sizes = [len(batch["input_ids"]) for batch in batches]
         answers = self.answer_early(
-            **{"token_type_ids": None, **merged(batches, _INPUTS)}, rows_at_once=max(sizes)
+            **{"token_type_ids": None, **merged(batches, _INPUTS)},
+            rows_at_once=min(AT_ONCE, max(sizes)),
         )
         parts = {name: values.split(sizes) for name, values in answers.items()}
         return [{name: parts[name][at] for name in parts} for at in range(len(sizes))]

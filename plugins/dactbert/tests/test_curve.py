@@ -345,6 +345,14 @@ def test_exits_are_counted_by_label_and_length(
         histograms = np.array([group["histogram"] for group in groups.values()])
         assert histograms.sum(0).tolist() == exits["all"]["histogram"]
     assert sum(exits["all"]["histogram"]) == ROWS
+    run = document["recipe"]["runs"][0]
+    z_NBC, _ = logits("exits-0")
+    intercepts, slopes = (np.array(run[key])[:, None] for key in ("intercepts", "slopes"))
+    may_NB = intercepts + slopes * margins(z_NBC[:-1]) >= exits["level"]
+    block_B = leave(np.concatenate([may_NB, np.ones((1, ROWS), dtype=bool)]))
+    for label in (0, 1):
+        expected = np.bincount(block_B[y_B == label], minlength=NUM_BLOCKS + 1)[1:]
+        assert exits["by_label"][str(label)]["histogram"] == expected.tolist()
 
 
 def test_times_are_those_of_everything_at_every_batch_size(document: dict[str, Any]) -> None:

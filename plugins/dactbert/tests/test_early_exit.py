@@ -177,8 +177,8 @@ def test_the_survivors_of_a_window_share_batches(
     exits = [answer["exit_block"] for answer in answers]
     assert max(calls) == 16
     assert sum(calls) == sum(exits)
-    # 2 windows of 8 batches: 16 calls for the first block, for others as few as there can be
-    assert len(calls) <= 2 * 8 + sum(sum(at > n for at in exits) // 16 + 2 for n in (1, 2))
+    # One window of 16 batches: 16 calls of the first block, of others as few as there can be.
+    assert len(calls) == 16 + sum(-(-sum(at > n for at in exits) // 16) for n in (1, 2))
     loaded.data.predict, in_windows = partial(one_by_one, loaded.data.predict), answers
     for alone, answer in zip(loaded.predict(lines), in_windows, strict=True):
         assert (alone["label"], alone["exit_block"]) == (answer["label"], answer["exit_block"])

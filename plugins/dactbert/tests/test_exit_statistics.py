@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from ptrain_dactbert.exit_groups import by_length
 from ptrain_dactbert.exit_statistics import ExitStatistics
 from ptrain_dactbert.settings import ExitStatisticsSettings
 
@@ -117,6 +118,18 @@ def test_the_file_holds_histograms_by_label_and_by_quarter_of_length(
         "6-7": [0, 0, 2, 0],
         "9": [0, 0, 0, 2],
     }
+
+
+def test_a_length_at_an_edge_is_in_the_quarter_below() -> None:
+    lengths = torch.tensor([3, 3, 3, 4, 5, 6, 7, 8, 9, -1])
+    groups = by_length(lengths)
+    assert {name: int(rows.sum()) for name, rows in groups.items()} == {
+        "3": 3,
+        "4-5": 2,
+        "6-7": 2,
+        "8-9": 2,
+    }
+    assert list(by_length(torch.tensor([4, 4, 4]))) == ["4"]
 
 
 def test_rows_whose_batches_have_no_tokens_are_in_no_quarter(

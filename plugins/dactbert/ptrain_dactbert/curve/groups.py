@@ -86,7 +86,6 @@ def _promised(run: Judged) -> tuple[dict[str, Answers], dict[str, float], list[s
         promised[exit_] = answers_by(model.exit_rule, run.rows)
         if isinstance(model.exit_rule, AgreementLevel):
             levels[exit_] = model.exit_rule.level
-    model.exit_by(None)
     return promised, levels, refused
 
 

@@ -108,7 +108,11 @@ class Labels:
         text.set_position(tuple(offset_P2[best]))
         way_2 = centre_P2[best] - anchor_P2[best]
         if (np.abs(way_2) > half + _CLOSE_DOTS).any():  # else there is no doubt
-            self._connect(anchor_P2[best] + 6 * way_2 / np.hypot(*way_2), centre_P2[best])
+            start_2 = anchor_P2[best] + 6 * way_2 / np.hypot(*way_2)
+            self._connect(start_2, centre_P2[best])
+            # Names that come later stay off the line.
+            line_S2 = np.linspace(start_2, centre_P2[best], 12)
+            taken += [(x - 1, y - 1, x + 1, y + 1) for x, y in line_S2]
         taken.append((*(centre_P2[best] - half), *(centre_P2[best] + half)))
 
     def _is_nearer_to_another(

@@ -67,6 +67,8 @@ def draw(document: Figures, theme: Theme) -> Figure:
         by_blocks(panels[0, 0], document, theme, rate="accuracy"),
         by_blocks(panels[0, 1], document, theme, rate="agreement"),
     ]
+    if len(sizes) > 1:
+        panels[1, 0].sharey(panels[1, 1])
     if sizes:
         labels.append(by_time(panels[1, 0], document, theme, sizes=sizes[:1]))
         if len(sizes) > 1:
@@ -87,13 +89,16 @@ def _caption(document: Figures) -> str:
     recipe = document["recipe"]
     seeds = len(recipe["runs"])
     what = f"least to greatest of {seeds} seeds" if seeds > 1 else "95 % interval of one run"
+    alone = any(len(group["runs"]) == 1 for group in document["baselines"])
+    bars = "; of a baseline of one run its 95 % interval" if alone and seeds > 1 else ""
     lines = [
         f"{recipe['label']}: {document['rows']} rows of the {document['split']} split. "
-        f"Band and bars: {what}.",
+        f"Band and bars: {what}{bars}.",
         "Large markers: what --exit promises.",
     ]
     if "timing" in document:
         timing = document["timing"]
         threads = "1 thread" if timing["threads"] == 1 else f"{timing['threads']} threads"
-        lines[1] += f" Times of {timing['run']}, {threads}, {timing['precision']}."
+        times = f" Times of {timing['run']}, {threads}, {timing['precision']}"
+        lines[1] += times + ("; accuracy is that of all seeds." if seeds > 1 else ".")
     return plain("\n".join(lines))

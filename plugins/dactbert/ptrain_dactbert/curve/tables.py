@@ -116,14 +116,14 @@ def _differences(document: Figures) -> Table:
                 _points(its["agreement"]) if "agreement" in its else "",
             ]
         )
-    pairings = sorted({its["paired_by"] for its in document["differences"]} - {"run"})
-    by = "".join(f" Baselines: {pairing}." for pairing in pairings)
+    lacking = any("mean" in its["paired_by"] for its in document["differences"])
+    by = " A baseline without a run of the same seed stands as the mean of its runs."
     return Table(
         "Estimated agreement minus others, in points",
         ["difference", "blocks", "accuracy", "agreement"],
         rows,
         "Paired on rows, the mean over the seeds, with its 95 % interval for new rows and these "
-        f"seeds: where the interval holds 0 there is nothing to claim.{by}",
+        f"seeds: where the interval holds 0 there is nothing to claim.{by if lacking else ''}",
     )
 
 

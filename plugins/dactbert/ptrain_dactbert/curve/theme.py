@@ -66,6 +66,12 @@ RULE_STYLES: Mapping[str, Mapping[str, Any]] = {
     "delta": {"linestyle": DASH_DOTTED, "linewidth": 1.5, "marker": "^"},
 }
 PROMISE_MARKERS = {"1%": "o", "2%": "D", "lossless": "*"}
+P95_STYLE: Mapping[str, Any] = {
+    "linestyle": DOTTED,
+    "marker": "s",
+    "markersize": 4,
+    "markerfacecolor": "none",
+}
 BATCH_STYLES = (("-", "o"), (DASHED, "s"), (DOTTED, "^"), (DASH_DOTTED, "D"))
 
 

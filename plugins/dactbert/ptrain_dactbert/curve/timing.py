@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.early_exit.rules import AgreementLevel
-from plugin_trainer.early_exit.windows import BATCHES, windows
+from plugin_trainer.early_exit.windows import windows
 from ptrain_dactbert.curve.exits import chosen_level, nearest_level
 from ptrain_dactbert.curve.groups import Curves, Group
 from ptrain_dactbert.curve.rules import answers_by
@@ -116,7 +116,7 @@ def _rebatched(
     work = rebatched(run, AgreementLevel(run.agreement_map, level))
     if work is None:
         return {}
-    items = list(windows(batches, BATCHES))
+    items = list(windows(batches))
     seconds = interleaved(
         {UNMODIFIED: one_by_one(unmodified(run)), REBATCHED: work},
         items,

@@ -19,7 +19,7 @@ Array = np.ndarray[Any, Any]
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top on the screen."""
 
-_GAP_DOTS = 4
+_GAP_DOTS = 7
 _STEP_DOTS = 5
 _ANCHORS = 16
 _DISTANCES_POINTS = (12, 18, 26, 36, 50, 66, 84)
@@ -27,7 +27,7 @@ _DIRECTIONS = 16
 _CLOSE_DOTS = 8
 _NEAR_DOTS = 25
 _NEAR_COST = 90
-_CROSSED_COST = 15
+_CROSSED_COST = 20
 _NEARER_COST = 200
 _CELL_DOTS = 6
 _MARKER_DOTS = 8

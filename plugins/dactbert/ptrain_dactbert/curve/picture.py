@@ -57,7 +57,8 @@ def draw(document: Figures, theme: Theme) -> Figure:
     """Two panels by mean blocks, and below them one or two by time if there are times."""
     from matplotlib.figure import Figure
 
-    from ptrain_dactbert.curve.panels import by_blocks, by_time
+    from ptrain_dactbert.curve.panels import by_blocks
+    from ptrain_dactbert.curve.time_panels import by_time
 
     sizes = list(document["timing"]["batches"]) if "timing" in document else []
     height = 7.8 if sizes else 4.2

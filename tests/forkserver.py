@@ -191,7 +191,8 @@ class Process(Popen):
 
     def signal(self, number: int, *, group: bool = False) -> None:
         """Send a signal to the process or, as Ctrl-C on a terminal does, to its whole group."""
-        (os.killpg if group else os.kill)(self.pid, number)
+        with suppress(ProcessLookupError):  # it has just ended, and is the server's to reap
+            (os.killpg if group else os.kill)(self.pid, number)
 
     @property
     def text(self) -> str:

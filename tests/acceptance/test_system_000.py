@@ -467,7 +467,7 @@ def test_bug_17_an_activation_that_is_not_offered_is_refused_and_never_replaced(
 
 def test_bug_18_the_configuration_holds_every_setting_and_the_device_is_the_runs(trained):
     settings = tomllib.loads((trained / "run.toml").read_text())["model_settings"]
-    left_out = {"initial_depth"} - settings.keys()
+    left_out = {"halting", "initial_depth"} - settings.keys()
     assert settings.keys() | left_out == {field.name for field in fields(ClassifierSettings)}
     loaded = plugin_trainer.load_run(trained)
     assert {tensor.device for tensor in loaded.model.parameters()} == {loaded.device}

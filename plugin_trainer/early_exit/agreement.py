@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -151,11 +150,6 @@ def differs_from_last(logits_NBC: Tensor, valid_BT: Tensor | None = None) -> Ten
     return (differs_NB if valid_BT is None else differs_NB & valid_BT).any(-1)
 
 
-def disagreement(logits_NBC: Tensor, block_B: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-    """Whether each row's answer after its block, counted from 1, is not that of the last, [B]."""
-    return at_block(differs_from_last(logits_NBC, valid_BT), block_B)
-
-
 def at_block(values_NB: Tensor, block_B: Tensor) -> Tensor:
     """What each row has at its block, counted from 1."""
     return values_NB.gather(0, (block_B - 1)[None]).squeeze(0)
@@ -166,10 +160,3 @@ def first_exit(scores_NB: Tensor, level: float) -> Tensor:
     may_leave_NB = scores_NB >= level
     may_leave_NB[-1] = True
     return may_leave_NB.int().argmax(0) + 1
-
-
-def level_for(scores_NB: Tensor, mean_block: float, *, levels: Sequence[float]) -> float:
-    """The level at which rows leave nearest to a mean block, for comparisons at equal depth."""
-    return min(
-        levels, key=lambda at: abs(float(first_exit(scores_NB, at).double().mean()) - mean_block)
-    )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from plugin_trainer.early_exit.agreement import at_block, differs_from_last, first_exit
+from plugin_trainer.early_exit.agreement import at_block, first_exit
 from plugin_trainer.errors import PtrainError
 
 # N blocks, B rows, sentences among them, C classes
@@ -36,18 +36,6 @@ class Certified:
 
 
 def certify(
-    logits_NBC: Tensor, scores_NB: Tensor, *, max_disagreement: float, confidence: float = 0.95
-) -> Certified:
-    """The boldest level of rows that are given a class each; see `certify_levels`."""
-    return certify_levels(
-        differs_from_last(logits_NBC),
-        scores_NB,
-        max_disagreement=max_disagreement,
-        confidence=confidence,
-    )
-
-
-def certify_levels(
     differs_NB: Tensor, scores_NB: Tensor, *, max_disagreement: float, confidence: float = 0.95
 ) -> Certified:
     """Test the levels in a fixed sequence from the safest one down, until one fails.

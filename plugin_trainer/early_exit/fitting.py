@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plugin_trainer.early_exit.agreement import AgreementMap, differs_from_last, fit_agreement
 from plugin_trainer.early_exit.calibration import Calibration
-from plugin_trainer.early_exit.certify import Certified, certify_levels
+from plugin_trainer.early_exit.certify import Certified, certify
 from plugin_trainer.early_exit.tolerance import ToleranceMap, fit_tolerance, is_outside
 from plugin_trainer.errors import PtrainError
 
@@ -103,9 +103,7 @@ def fit(
     refused: list[PtrainError] = []
     for promise in sorted(promises):
         try:
-            found = certify_levels(
-                differs_NB, scores_NB, max_disagreement=promise, confidence=confidence
-            )
+            found = certify(differs_NB, scores_NB, max_disagreement=promise, confidence=confidence)
         except PtrainError as error:
             refused.append(error)
         else:

@@ -11,10 +11,10 @@ import torch
 from plugin_trainer.early_exit.agreement import (
     CERTAIN,
     AgreementMap,
-    disagreement,
+    at_block,
+    differs_from_last,
     first_exit,
     fit_agreement,
-    level_for,
     margin,
 )
 from plugin_trainer.errors import PtrainError
@@ -87,13 +87,12 @@ def test_a_row_leaves_after_the_first_block_that_reaches_the_level():
     assert first_exit(scores_NB, 2.0).tolist() == [2, 1, 3]
     assert first_exit(scores_NB, -1.0).tolist() == [1, 1, 1]
     assert first_exit(scores_NB, 1e12).tolist() == [3, 3, 3]
-    assert level_for(scores_NB, 2.0, levels=(-1.0, 2.0, 1e12)) == 2.0
 
 
 def test_disagreement_is_with_the_last_block():
     logits_NBC = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 0.0]]])
-    assert disagreement(logits_NBC, torch.tensor([1, 1])).tolist() == [False, True]
-    assert disagreement(logits_NBC, torch.tensor([2, 2])).tolist() == [False, False]
+    assert at_block(differs_from_last(logits_NBC), torch.tensor([1, 1])).tolist() == [False, True]
+    assert at_block(differs_from_last(logits_NBC), torch.tensor([2, 2])).tolist() == [False, False]
 
 
 def test_a_block_whose_margin_misleads_keeps_its_rate_alone():

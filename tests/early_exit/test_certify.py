@@ -8,7 +8,12 @@ from math import comb
 import pytest
 import torch
 
-from plugin_trainer.early_exit.agreement import disagreement, first_exit, fit_agreement
+from plugin_trainer.early_exit.agreement import (
+    at_block,
+    differs_from_last,
+    first_exit,
+    fit_agreement,
+)
 from plugin_trainer.early_exit.certify import LEVELS, binomial_cdf, certify, rows_needed
 from plugin_trainer.errors import PtrainError
 
@@ -34,9 +39,11 @@ def test_so_many_rows_are_needed_at_95_percent(max_disagreement, rows):
 def test_the_boldest_level_that_holds_is_found(logits):
     logits_NBC = logits(2000)
     scores_NB = fit_agreement(logits_NBC).scores(logits_NBC)
-    found = certify(logits_NBC, scores_NB, max_disagreement=0.02)
+    differs_NB = differs_from_last(logits_NBC)
+    found = certify(differs_NB, scores_NB, max_disagreement=0.02)
     wrong = {
-        level: int(disagreement(logits_NBC, first_exit(scores_NB, level)).sum()) for level in LEVELS
+        level: int(at_block(differs_from_last(logits_NBC), first_exit(scores_NB, level)).sum())
+        for level in LEVELS
     }
     # Of 2,000 rows 29 may disagree where 2 % are promised with 95 % confidence.
     assert wrong[found.level] == found.disagreeing <= 29
@@ -51,14 +58,13 @@ def test_a_promise_is_broken_no_more_often_than_it_says(logits):
     agreement_map = fit_agreement(logits(3000, seed=1))
     everything_NBC = logits(60000, seed=2)
     scores_NB = agreement_map.scores(everything_NBC)
+    differs_NB = differs_from_last(everything_NBC)
     generator = torch.Generator().manual_seed(0)
     broken = 0
     for _ in range(200):
         some_B = torch.randint(60000, (400,), generator=generator)
-        level = certify(
-            everything_NBC[:, some_B], scores_NB[:, some_B], max_disagreement=0.05
-        ).level
-        rate = disagreement(everything_NBC, first_exit(scores_NB, level)).double().mean()
+        level = certify(differs_NB[:, some_B], scores_NB[:, some_B], max_disagreement=0.05).level
+        rate = at_block(differs_NB, first_exit(scores_NB, level)).double().mean()
         broken += bool(rate > 0.05)
     assert broken <= 18  # 10 are expected at most; P(Binomial(200, 0.05) > 18) = 0.6 %
 
@@ -67,10 +73,10 @@ def test_too_few_rows_are_told_apart_from_a_promise_that_fails(logits):
     logits_NBC = logits(298)
     scores_NB = fit_agreement(logits_NBC).scores(logits_NBC)
     with pytest.raises(PtrainError, match=r"too few rows: 299 are needed .* 1.00% .* got 298"):
-        certify(logits_NBC, scores_NB, max_disagreement=0.01)
+        certify(differs_from_last(logits_NBC), scores_NB, max_disagreement=0.01)
     sure_NB = torch.full_like(scores_NB, 50.0)
     with pytest.raises(PtrainError, match=r"no level keeps the disagreement at or below 5.00%"):
-        certify(logits_NBC, sure_NB, max_disagreement=0.05)
+        certify(differs_from_last(logits_NBC), sure_NB, max_disagreement=0.05)
 
 
 def test_the_sequence_ends_at_the_first_level_that_fails():
@@ -82,7 +88,9 @@ def test_the_sequence_ends_at_the_first_level_that_fails():
     scores_NB = torch.full((3, rows), 50.0)
     scores_NB[0, :troubled], scores_NB[1, :troubled] = 3.0, 5.0
     # From 5 down to 3 the troubled rows leave after block 2, wrong; at 3 after block 1, right.
-    assert int(disagreement(logits_NBC, first_exit(scores_NB, 5.0)).sum()) == troubled
-    assert int(disagreement(logits_NBC, first_exit(scores_NB, 3.0)).sum()) == 0
-    found = certify(logits_NBC, scores_NB, max_disagreement=0.05)
+    assert (
+        int(at_block(differs_from_last(logits_NBC), first_exit(scores_NB, 5.0)).sum()) == troubled
+    )
+    assert int(at_block(differs_from_last(logits_NBC), first_exit(scores_NB, 3.0)).sum()) == 0
+    found = certify(differs_from_last(logits_NBC), scores_NB, max_disagreement=0.05)
     assert (found.level, found.disagreeing) == (5.125, 0)

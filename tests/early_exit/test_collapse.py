@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from plugin_trainer.early_exit.agreement import fit_agreement
+from plugin_trainer.early_exit.agreement import differs_from_last, fit_agreement
 from plugin_trainer.early_exit.certify import Certified, certify
 from plugin_trainer.early_exit.collapse import collapse_lines, collapse_warning
 
@@ -39,7 +39,7 @@ def test_each_promise_is_looked_at_and_the_terminal_is_kept():
 def test_a_certified_level_knows_where_its_rows_leave(logits):
     logits_NBC = logits(2000)
     scores_NB = fit_agreement(logits_NBC).scores(logits_NBC)
-    found = certify(logits_NBC, scores_NB, max_disagreement=0.02)
+    found = certify(differs_from_last(logits_NBC), scores_NB, max_disagreement=0.02)
     assert len(found.exits) == 6
     assert sum(found.exits) == 2000
     mean = sum(block * rows for block, rows in enumerate(found.exits, start=1)) / 2000

@@ -9,7 +9,8 @@ from transformers import BertConfig, BertModel
 
 from plugin_trainer.early_exit.agreement import (
     AgreementMap,
-    disagreement,
+    at_block,
+    differs_from_last,
     first_exit,
     fit_agreement,
 )
@@ -60,7 +61,7 @@ def test_the_score_of_a_sentence_is_that_of_its_least_sure_valid_token(sentences
 def test_a_sentence_disagrees_if_any_valid_token_does(sentences):
     logits_NBTC, valid_BT = sentences()
     block_B = torch.randint(1, 7, (300,), generator=torch.Generator().manual_seed(1))
-    found_B = disagreement(logits_NBTC, block_B, valid_BT)
+    found_B = at_block(differs_from_last(logits_NBTC, valid_BT), block_B)
     for row, block in enumerate(block_B.tolist()):
         answers_T = logits_NBTC[block - 1, row].argmax(-1)
         last_T = logits_NBTC[-1, row].argmax(-1)
@@ -149,7 +150,7 @@ def test_the_map_is_fitted_on_tokens_and_sentences_are_counted(sentences):
     for item in calibration.certified:
         scores_NB = calibration.agreement_map.scores(logits_NBTC.double(), valid_BT)
         block_B = first_exit(scores_NB, item.level)
-        wrong = int(disagreement(logits_NBTC, block_B, valid_BT).sum())
+        wrong = int(at_block(differs_from_last(logits_NBTC, valid_BT), block_B).sum())
         assert (item.rows, item.disagreeing) == (600, wrong)
         assert item.mean_block < 6
 

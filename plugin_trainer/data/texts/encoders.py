@@ -191,3 +191,24 @@ def longest_input(config: PretrainedConfig) -> int | None:
         pad_id: int = getattr(config, "pad_token_id", None) or 0
         return positions - pad_id - 1
     return positions
+
+
+def check_inputs(
+    config: PretrainedConfig, *, vocabulary_size: int, max_tokens: int, key: str
+) -> None:
+    """Refuse texts that do not fit the encoder, before a step is made. Raises PtrainError.
+
+    vocabulary_size  without tokens that are added to the encoder's own
+    key              that sets max_tokens
+    """
+    if vocabulary_size > config.vocab_size:
+        raise PtrainError(
+            f"the tokenizer knows {vocabulary_size} tokens, the encoder {config.vocab_size}",
+            hint="leave out data_settings.tokenizer, so that the encoder's own is used",
+        )
+    longest = longest_input(config)
+    if longest is not None and max_tokens > longest:
+        raise PtrainError(
+            f"{key} is {max_tokens}, the encoder takes {longest}",
+            hint=f"set {key} to {longest} or less",
+        )

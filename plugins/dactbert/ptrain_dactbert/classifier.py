@@ -14,7 +14,7 @@ from plugin_trainer.data.texts import encoders
 from plugin_trainer.early_exit.blocks import keep_first_blocks
 from plugin_trainer.early_exit.fitting import BlockAnswers
 from plugin_trainer.early_exit.inference import Exits, exit_early, replay
-from plugin_trainer.early_exit.joint import block_shares
+from plugin_trainer.early_exit.joint import block_shares, weighted_mean
 from plugin_trainer.early_exit.rules import Certificate, ExitRule, Patience
 from plugin_trainer.early_exit.windows import AT_ONCE, merged
 from plugin_trainer.errors import PtrainError
@@ -357,11 +357,6 @@ def loss_weights(settings: ClassifierSettings, *, num_blocks: int) -> Mapping[st
     }
 
 
-def weighted_mean(values_NB: Tensor, share_N: Tensor, *, count: Tensor) -> Tensor:
-    """The mean over so many rows of what the blocks have in these proportions."""
-    return (values_NB * share_N[:, None]).sum() / count.clamp_min(1)
-
-
 def block_accuracy(logits_NBC: Tensor, *, labels_B: Tensor) -> Tensor:
     """The accuracy of all blocks' answers, weighted as in the joint loss.
 
@@ -428,14 +423,9 @@ def check_fit(settings: ClassifierSettings, *, data: LabelledTexts, config: Any)
             f"the data has {data.num_labels} labels",
             hint="give one number a label, in the order of data_settings.labels",
         )
-    if data.vocabulary_size > config.vocab_size:
-        raise PtrainError(
-            f"the tokenizer knows {data.vocabulary_size} tokens, the encoder {config.vocab_size}",
-            hint="leave out data_settings.tokenizer, so that the encoder's own is used",
-        )
-    longest = encoders.longest_input(config)
-    if longest is not None and data.max_tokens > longest:
-        raise PtrainError(
-            f"data_settings.max_tokens is {data.max_tokens}, the encoder takes {longest}",
-            hint=f"set data_settings.max_tokens to {longest} or less",
-        )
+    encoders.check_inputs(
+        config,
+        vocabulary_size=data.vocabulary_size,
+        max_tokens=data.max_tokens,
+        key="data_settings.max_tokens",
+    )

@@ -46,17 +46,12 @@ def check_fit(data: Read, *, config: Any) -> None:
     """Refuse data that do not fit the encoder, before a step is made."""
     # The marks are added to the encoder's own tokenizer: the encoder learns what they mean.
     added = len({*MARKS} & data.tokenizer.get_vocab().keys())
-    if data.vocabulary_size - added > config.vocab_size:
-        raise PtrainError(
-            f"the tokenizer knows {data.vocabulary_size} tokens, the encoder {config.vocab_size}",
-            hint="leave out data_settings.tokenizer, so that the encoder's own is used",
-        )
-    longest = encoders.longest_input(config)
-    if longest is not None and data.max_tokens > longest:
-        raise PtrainError(
-            f"a task reads {data.max_tokens} tokens of a text, the encoder takes {longest}",
-            hint=f"set max_tokens in data_settings to {longest} or less",
-        )
+    encoders.check_inputs(
+        config,
+        vocabulary_size=data.vocabulary_size - added,
+        max_tokens=data.max_tokens,
+        key="max_tokens of a task",
+    )
 
 
 def check_blocks(encoder: nn.Module) -> None:

@@ -265,7 +265,7 @@ def test_a_window_longer_than_the_encoders_is_refused(
     make_encoder: Callable[[str], Path], make_data: MakeData
 ) -> None:
     data = make_data(head_of("single_label"), max_tokens=129)
-    with pytest.raises(PtrainError, match="reads 129 tokens of a text, the encoder takes 128"):
+    with pytest.raises(PtrainError, match="max_tokens of a task is 129, the encoder takes 128"):
         SharedEncoder(SharedEncoderSettings(encoder=str(make_encoder("bert"))), data)
 
 

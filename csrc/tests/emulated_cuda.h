@@ -101,7 +101,7 @@ struct Fiber {
 };
 
 struct Emulator {
-  static constexpr std::size_t stack_bytes = 128 << 10;
+  static constexpr std::size_t stack_bytes = 64 << 10;
   std::vector<Fiber> fibers;
   std::vector<double> exchange[2];  // what each thread shows its warp; by turns, so that one wait is enough
   std::vector<int> turn;

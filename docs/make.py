@@ -69,6 +69,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "init_from": lambda: settings_table(schema.InitSettings),
     "decay": lambda: settings_table(schedules.DecaySettings),
     "early_stopping": lambda: settings_table(callback_settings.EarlyStoppingSettings),
+    "early_exit": lambda: settings_table(callback_settings.EarlyExitSettings),
     "progress_bar": lambda: settings_table(callback_settings.ProgressBarSettings),
     "tensorboard": lambda: settings_table(callback_settings.TensorBoardSettings),
     "profiler": lambda: settings_table(callback_settings.ProfilerSettings),

@@ -47,6 +47,13 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             summary="stops a run whose evaluations no longer improve",
         ),
         CallbackSpec(
+            name="early_exit",
+            target=f"{_HERE}.early_exit:EarlyExit",
+            settings=f"{_HERE}.settings:EarlyExitSettings",
+            summary="at the end of a run, certifies how early rows may leave",
+            writes=True,
+        ),
+        CallbackSpec(
             name="profiler",
             target=f"{_HERE}.profiler:Profiler",
             settings=f"{_HERE}.settings:ProfilerSettings",

@@ -103,3 +103,15 @@ class ProfilerSettings:
         """Refuse to sort by what is not recorded."""
         if self.sort_by.endswith("memory_usage") and not self.memory:
             raise ValueError(f"sort_by = {self.sort_by!r} needs memory = true")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EarlyExitSettings:
+    """What is certified at the end of a run, on the validation rows and without their labels.
+
+    max_disagreement  shares of new rows that may get another answer than from the last block
+    confidence        of each of these promises
+    """
+
+    max_disagreement: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (0.01, 0.02)
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95

@@ -35,20 +35,13 @@ def ptrain_data() -> list[DataSpec]:
 
 
 def ptrain_callbacks() -> list[CallbackSpec]:
-    """Where the rows of each evaluation left the encoder, and how early they may leave."""
+    """Where the rows of each evaluation left the encoder."""
     return [
         CallbackSpec(
             name="exit_statistics",
             target="ptrain_dactbert.exit_statistics:ExitStatistics",
             settings="ptrain_dactbert.settings:ExitStatisticsSettings",
             summary="exit blocks by row and by difficulty: a file, and a table at the end",
-        ),
-        CallbackSpec(
-            name="early_exit",
-            target="ptrain_dactbert.early_exit:EarlyExit",
-            settings="ptrain_dactbert.settings:EarlyExitSettings",
-            summary="at the end of a run, certify how early rows may leave",
-            writes=True,
         ),
     ]
 

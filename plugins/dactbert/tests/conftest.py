@@ -166,7 +166,7 @@ EXITS_SETTINGS: Mapping[str, Any] = {
     "length": "60 steps",
     "evaluate": "60 steps",
     "save": "60 steps",
-    "callbacks": '["dactbert/early_exit", "-progress_bar", "-tensorboard"]',
+    "callbacks": '["early_exit", "-progress_bar", "-tensorboard"]',
     "model_settings.hidden_size": 32,
     "model_settings.num_blocks": NUM_BLOCKS,
     "model_settings.num_heads": 2,

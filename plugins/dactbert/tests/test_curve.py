@@ -74,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def run(name: str, recipe: str, seed: int, **changes: Any) -> None:
         data = {"data_settings.train": train, "data_settings.validation": validation}
         settings = {**SETTINGS, **data, "seed": seed, **changes}
-        calibrated = '["dactbert/early_exit", "-progress_bar", "-tensorboard"]'
+        calibrated = '["early_exit", "-progress_bar", "-tensorboard"]'
         settings.setdefault("callbacks", calibrated)
         arguments = [f"--set={key}={value}" for key, value in settings.items()]
         assert main(["run", recipe, *arguments, "--out", str(folder / name)]) == 0

@@ -24,8 +24,7 @@ SETTINGS = {
     "length": "80 steps",
     "evaluate": "80 steps",
     "save": "80 steps",
-    "callbacks": '["dactbert/exit_statistics", "dactbert/early_exit", "-progress_bar", '
-    '"-tensorboard"]',
+    "callbacks": '["dactbert/exit_statistics", "early_exit", "-progress_bar", "-tensorboard"]',
     "model_settings.hidden_size": 32,
     "model_settings.num_blocks": NUM_BLOCKS,
     "model_settings.num_heads": 2,

@@ -411,6 +411,9 @@ def test_a_run_from_before_there_were_exits_still_answers(
     capsys.readouterr()
     assert main(["calibrate", str(run)]) == 2
     assert "has no early exit" in capsys.readouterr().err
+    arguments[-1:] = ["--set", 'callbacks=["early_exit"]', "--set", "length=2 steps"]
+    assert main(["run", "--plugin", "multitask_bert", *arguments, "--out", str(run) + "2"]) == 2
+    assert "has no early exit" in capsys.readouterr().err
 
 
 def test_a_task_of_several_heads_has_no_exits(
@@ -437,9 +440,9 @@ def test_a_task_of_several_heads_has_no_exits(
 
 
 def test_numbers_leave_early_within_their_tolerance(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """How many of the words are good, from 0 to 1: a regression learned, calibrated and asked."""
+    """How many of the words are good, from 0 to 1: a run that calibrates itself, and is asked."""
     generator = torch.Generator().manual_seed(0)
 
     def write(name: str, count: int) -> None:
@@ -459,7 +462,8 @@ def test_numbers_leave_early_within_their_tolerance(
     file.write_text(
         'plugins = ["multitask_bert"]\nmodel = "multitask_bert/shared_encoder"\n'
         'data = "multitask_bert/tasks"\nlength = "4 epochs"\n'
-        'callbacks = ["-progress_bar", "-tensorboard"]\nprecision = "fp32"\n'
+        'callbacks = ["early_exit", "-progress_bar", "-tensorboard"]\nprecision = "fp32"\n'
+        "[callback_settings.early_exit]\nmax_disagreement = [0.05]\n"
         "[model_settings]\nhidden_size = 16\nnum_blocks = 3\nnum_heads = 2\n"
         f'[data_settings.tasks.words]\ntrain = "{tmp_path}/train.jsonl"\nexits = true\n'
         f'validation = "{tmp_path}/validation.jsonl"\n'
@@ -467,7 +471,7 @@ def test_numbers_leave_early_within_their_tolerance(
         "[optimizer]\nlearning_rate = 5e-3\n"
     )
     assert main(["run", str(file), "--out", str(run)]) == 0
-    assert main(["calibrate", str(run), "--max-disagreement", "5%"]) == 0
+    assert "early exit, words" in capsys.readouterr().out
     loaded = load_run(run)
     found = {}
     for exit_ in ("off", "5%", "lossless"):

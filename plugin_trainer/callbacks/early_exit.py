@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer import load_run
+from plugin_trainer.callbacks.settings import EarlyExitSettings
 from plugin_trainer.early_exit.calibrate import calibrate, report
-from ptrain_dactbert.settings import EarlyExitSettings
+from plugin_trainer.early_exit.choice import tasks_with_exits
 
 
 class EarlyExit:
@@ -15,6 +16,10 @@ class EarlyExit:
 
     def __init__(self, settings: EarlyExitSettings) -> None:
         self.settings = settings
+
+    def ptrain_run_start(self, run: Any) -> None:
+        """Refuse a model without exits before it is trained. Raises PtrainError."""
+        tasks_with_exits(run.model)
 
     def ptrain_run_end(self, run: Any, result: Any) -> None:
         """Calibrate the weights that `ptrain evaluate` and `ptrain predict` would use."""
@@ -32,5 +37,6 @@ class EarlyExit:
         except Exception as error:  # whatever it is, a run that has been trained is not lost for it
             run.report("early exit", f"not calibrated: {str(error).splitlines()[0]}")
             return
-        for outcome in outcomes.values():
-            run.report("early exit", "\n".join(report(outcome)))
+        for task, outcome in outcomes.items():
+            title = f"early exit, {task}" if task else "early exit"
+            run.report(title, "\n".join(report(outcome)))

@@ -58,7 +58,7 @@ class CallbackSpec(Spec):
 
     requires  modules the callback cannot do without; a default callback is left out where one of
               them is not installed
-    last      a default callback that is called after those that a run lists: it shows or writes
+    last      a callback that is called after all others: it shows or writes
               what they log
     writes    it shows or writes and does nothing else: where several processes train one run, only
               the first has it

@@ -65,6 +65,7 @@ def ptrain_callbacks() -> list[CallbackSpec]:
             target=f"{_MODEL_STORE}.register_best:RegisterBest",
             settings=f"{_MODEL_STORE}.settings:RegisterBestSettings",
             summary="makes the best checkpoint a version in the model store",
+            last=True,  # what early_exit calibrated goes with the weights
             writes=True,
         ),
     ]

@@ -67,6 +67,17 @@ def steps(store: Store | None = None) -> list[int]:
     return [version.step for version in (store or Store()).versions("signs")]
 
 
+def test_other_callbacks_end_first_so_that_what_they_calibrate_is_registered(fit):
+    registered = []
+
+    class Ends:
+        def ptrain_run_end(self):
+            registered.extend(Store().versions())
+
+    fit(callbacks=[Ends()])
+    assert (registered, len(steps())) == ([], 1)
+
+
 def test_the_best_of_a_run_is_registered_at_its_end(fit):
     result = fit(register={"tags": {"owner": "ann"}, "aliases": ["best", "production"]})
     (version,) = Store().versions()

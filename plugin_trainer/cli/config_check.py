@@ -66,7 +66,7 @@ def _optimizer(configuration: Configuration) -> Wrong:
 
 
 def _loss(configuration: Configuration) -> Wrong:
-    from plugin_trainer.training.forward import build_criterion
+    from plugin_trainer.training.criterion import build_criterion
 
     try:
         build_criterion(configuration.settings.loss)

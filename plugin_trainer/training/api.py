@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from plugin_trainer.settings.layers import Layer
 from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.execution import execute
+from plugin_trainer.training.given_model import unwrapped
 from plugin_trainer.training.inference import LoadedRun, load_run
 from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import BestCheckpoint, Result
@@ -72,8 +73,8 @@ def fit(
                 sequential sampler is replaced by a seeded one that can be resumed
     validation  the same, evaluated as val/...
     test        the same, scored once at the end with the best weights, as test/...
-    loss        loss(logits, labels), for a model that returns logits only; or its name, as in a
-                run file
+    loss        loss(logits, labels), a mean over the rows; or its name, as in a run file. It
+                replaces a loss that the model returns beside its logits
     metrics     torchmetrics by name, fed with logits and labels
     callbacks   names as in a run file, or objects with ptrain_... methods
     out         the run folder; left out, a new one is made under runs/
@@ -108,7 +109,8 @@ def fit(
         if join().is_first:
             notify(f"{done.folder} is {done.about['status']} already: {done.about['reason']}")
         return _result_of(done, model)
-    return execute(run)
+    # Not what is inside, if the model came compiled or otherwise wrapped.
+    return replace(execute(run), model=model)
 
 
 def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
@@ -116,7 +118,8 @@ def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
     about = done.about
     which = "best" if about.get("restored_best") else "last"
     found = CheckpointStore(done.folder).find(which)
-    model.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
+    inner, _ = unwrapped(model)
+    inner.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
     return Result(
         status=about["status"],
         reason=about["reason"],

@@ -36,8 +36,10 @@ from plugin_trainer.training import step as engine
 from plugin_trainer.training.about import surroundings
 from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.criterion import Criterion, build_criterion
 from plugin_trainer.training.ema import Ema
-from plugin_trainer.training.forward import Criterion, Forward, build_criterion
+from plugin_trainer.training.forward import Forward
+from plugin_trainer.training.given_model import initialize_lazy, unwrapped
 from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
@@ -102,14 +104,12 @@ def assemble(
     with world.telling():
         folder, disk, resuming = _open(configuration, world, out=out, resume=resume)
         try:
+            notify = notify if world.is_first else lambda line: None
             run = _build(
                 configuration, world=world, disk=disk, resuming=resuming, model=model, data=data,
-                criterion=criterion, callbacks=callbacks,
+                criterion=criterion, callbacks=callbacks, notify=notify,
             )  # fmt: skip
-            _begin_or_go_on(
-                run, configuration, resuming=resuming, allow=allow,
-                notify=notify if world.is_first else lambda line: None,
-            )  # fmt: skip
+            _begin_or_go_on(run, configuration, resuming=resuming, allow=allow, notify=notify)
             return run
         except BaseException:
             disk.release()
@@ -144,6 +144,7 @@ def _build(
     data: Any,
     criterion: Criterion | None,
     callbacks: Sequence[object],
+    notify: Callable[[str], None],
 ) -> Run:
     settings = configuration.settings
     seed_everything(settings.seed)
@@ -157,11 +158,9 @@ def _build(
     data = data if data is not None else build_part(configuration.data, assets=assets)
     if model is None:
         model = build_part(configuration.model, data=data, assets=assets)
-    model = model.to(device)
-    same_weights(model, world)
     run = _run(
         configuration, world=world, disk=disk, device=device, model=model, data=data,
-        criterion=criterion, callbacks=callbacks,
+        criterion=criterion, callbacks=callbacks, notify=notify,
     )  # fmt: skip
     if not world.is_first:  # the weights are alike by now, and what is drawn from here on is not
         seed_everything(derive_seed(settings.seed, "process", world.rank))
@@ -282,8 +281,14 @@ def _run(
     data: Any,
     criterion: Criterion | None,
     callbacks: Sequence[object],
+    notify: Callable[[str], None],
 ) -> Run:
     settings = configuration.settings
+    model, already_compiled = unwrapped(model)
+    model = model.to(device)
+    criterion = build_criterion(settings.loss if criterion is None else criterion, model=model)
+    if isinstance(criterion, nn.Module):
+        criterion.to(device)
     stream = training_stream(
         data.train(),
         seed=settings.seed,
@@ -295,6 +300,15 @@ def _run(
     )
     stream.inexact_because = stream.inexact_because or getattr(data, "inexact_because", "")
     plan = make_plan(settings, stream)
+    forward = Forward(
+        model,
+        criterion=criterion,
+        label=settings.label,
+        compiled=compiled(model, settings.compile) if settings.compile else already_compiled,
+        notify=notify,
+    )
+    initialize_lazy(forward, model, stream, seed=settings.seed)
+    same_weights(model, world)
     checkpoint_activations(model, settings.activation_checkpointing)
     freeze(model, settings.optimizer.groups)
     shards = split_over(world, model, device, settings)
@@ -317,12 +331,7 @@ def _run(
         model=model,
         data=data,
         device=device,
-        forward=Forward(
-            model,
-            criterion=criterion or build_criterion(settings.loss),
-            label=settings.label,
-            compiled=compiled(model, settings.compile),
-        ),
+        forward=forward,
         precision=precision,
         scaler=scaler,
         optimizer=optimizer,

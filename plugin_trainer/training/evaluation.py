@@ -15,6 +15,7 @@ from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.ema import Ema
+from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.scores import Scores
@@ -29,6 +30,7 @@ class Scored(Protocol):
     model: nn.Module
     data: Any
     device: torch.device
+    forward: Forward
     hooks: RunHooks
     world: World
 
@@ -83,7 +85,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
         share=run.world.share,
     )
     empty = True
-    with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
+    with evaluating(*run.forward.modules), own_rng(run.settings.seed, "evaluation", split):
         for batch in batches:
             empty = False
             moved = run.hooks.move_batch(run=run, batch=batch_of(batch), device=run.device)
@@ -111,15 +113,17 @@ def scores_of(run: Scored, split: str) -> Scores:
         tasks=list(loader) if isinstance(loader, Mapping) else (),
         label=run.settings.label,
         overall=run.settings.overall,
+        forward=run.forward,
     )
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, without gradients."""
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """The model and its loss in evaluation mode, without gradients."""
     # Of each module on its own: a user may keep some of them in evaluation mode while training.
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    modes = [(inner, inner.training) for module in modules for inner in module.modules()]
+    for module in modules:
+        module.eval()
     try:
         with torch.no_grad():
             yield

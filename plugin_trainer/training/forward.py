@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from plugin_trainer.data.batches import IGNORED_LABEL, count_rows, count_valid, find_labels
 from plugin_trainer.errors import DataError, PtrainError
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.registry.building import import_target
-
-Criterion = Callable[[Any, Any], Tensor]
+from plugin_trainer.training.criterion import Activation, Criterion, activation_of, is_known_mean
 
 
 class Forward:
@@ -22,10 +20,12 @@ class Forward:
     A mapping is passed as keyword arguments, as far as the model's forward takes them; a tuple or
     list as positional ones, its last entry being the labels; anything else as the one argument.
 
-    criterion  the loss for a model that returns logits: criterion(logits, labels). A tensor without
-               a name is the logits then, whatever its shape
+    criterion  the loss of the model's logits: criterion(logits, labels). It replaces a loss that
+               the model returns beside them, and a tensor without a name is the logits then,
+               whatever its shape
     label      the batch's key that holds the labels; empty to look for it
     compiled   the model compiled, to be called in its place
+    notify     is given a line for the user
     """
 
     def __init__(
@@ -35,7 +35,9 @@ class Forward:
         criterion: Criterion | None = None,
         label: str = "",
         compiled: Callable[..., Any] | None = None,
+        notify: Callable[[str], None] = lambda line: None,
     ) -> None:
+        self._own = model
         self._model = model if compiled is None else compiled
         self._criterion = criterion
         self._label = label
@@ -43,8 +45,12 @@ class Forward:
         self._ignored = ignored if isinstance(ignored, int) else IGNORED_LABEL
         self._predicts_next = _predicts_next(model)
         self._accepted, self._accepts_all = _keywords_of(model)
+        self._notify = notify
+        self._replaces_loss = False
         self.not_passed: set[str] = set()
         """Keys of batches that the model's forward does not take."""
+        self.assumes_mean = False
+        """Whether nothing said that the last loss is a mean over its rows."""
 
     def __call__(self, batch: Any) -> StepOutcome:
         """The loss of a batch, and everything beside it.
@@ -54,14 +60,51 @@ class Forward:
         found = find_labels(batch, key=self._label)
         returned = self._call(batch, found)
         if isinstance(returned, StepOutcome):
+            if self._criterion is not None:
+                raise _makes_its_own_loss(self._own)
             return returned
         fields = self._fields_of(returned)
         own = fields.get("loss") is not None
+        if own and self._criterion is not None:
+            self._replace_loss(fields)
+            own = False
         if not own:
             fields["loss"] = self._loss_of(fields, batch, found)
+        self.assumes_mean = fields.get("count") is None and (
+            self._criterion is None or not is_known_mean(self._criterion)
+        )
         if fields.get("count") is None:
             fields["count"] = self._count(batch, found, own=own)
         return _outcome(fields)
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The model, and the loss if it is a module."""
+        criterion = self._criterion
+        return (self._own, criterion) if isinstance(criterion, nn.Module) else (self._own,)
+
+    def loss_state(self) -> dict[str, Any]:
+        """The buffers of a loss that is a module."""
+        criterion = self._criterion
+        return dict(criterion.named_buffers()) if isinstance(criterion, nn.Module) else {}
+
+    def load_loss_state(self, state: Mapping[str, Any]) -> None:
+        """Take them back."""
+        for name, buffer in self.loss_state().items():
+            if name in state:
+                buffer.copy_(state[name])
+
+    @property
+    def activation(self) -> Activation:
+        """What makes probabilities of the logits, as far as the loss or the model says."""
+        return activation_of(self._criterion, self._own)
+
+    def _replace_loss(self, fields: Mapping[str, Any]) -> None:
+        if fields.get("logits") is None:
+            raise _makes_its_own_loss(self._own)
+        if not self._replaces_loss:
+            self._replaces_loss = True
+            self._notify("the run's loss replaces the one that the model returns")
 
     def outputs(self, batch: Any) -> dict[str, Any]:
         """Everything the model returns for a batch without labels, by name."""
@@ -85,6 +128,9 @@ class Forward:
         if self._accepts_all:
             return dict(batch)
         arguments = {name: value for name, value in batch.items() if name in self._accepted}
+        if "labels" in self._accepted - batch.keys() and "label" not in self._accepted:
+            # What data sets call `label` is `labels` to the models of transformers.
+            arguments.update({"labels": batch["label"]} if "label" in batch else {})
         if not arguments:
             raise DataError(
                 f"the model's forward takes none of the batch's keys: {', '.join(map(str, batch))}",
@@ -155,7 +201,16 @@ def _predicts_next(model: nn.Module) -> bool:
     return getattr(loss, "__name__", "") == "ForCausalLMLoss"
 
 
+def _makes_its_own_loss(model: nn.Module) -> PtrainError:
+    return PtrainError(
+        f"the run has a loss, and {type(model).__name__} returns its own without logits",
+        hint="leave out the run's loss, or return the logits too: {'loss': loss, 'logits': logits}",
+    )
+
+
 def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # an adapter passes on whatever it is called with
     parameters = inspect.signature(model.forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return set(), True
@@ -203,33 +258,3 @@ def _outcome(fields: dict[str, Any]) -> StepOutcome:
         metrics=fields.pop("metrics", None) or {},
         outputs=fields,
     )
-
-
-def build_criterion(name: str) -> Criterion | None:
-    """The loss that `loss` in the settings names; None for an empty name.
-
-    Raises PtrainError if torch.nn has no such class.
-    """
-    if not name:
-        return None
-    if ":" in name:
-        found = import_target(name)
-        try:
-            return found() if isinstance(found, type) else found
-        except TypeError as error:
-            raise PtrainError(
-                f"loss: {name} cannot be made without arguments: {error}",
-                hint="name a function, or a class whose arguments all have defaults",
-            ) from error
-    cls = getattr(nn, name, None)
-    if not (name.endswith("Loss") and isinstance(cls, type) and issubclass(cls, nn.Module)):
-        losses = sorted(key for key in vars(nn) if key.endswith("Loss"))
-        raise PtrainError(
-            f"loss: torch.nn has no loss '{name}'",
-            hint=[
-                f"there are: {', '.join(losses)}",
-                "any function works too: package.module:function",
-            ],
-        )
-    criterion: Criterion = cls()
-    return criterion

@@ -23,8 +23,9 @@ from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
 from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_model_state
+from plugin_trainer.training.criterion import build_criterion
 from plugin_trainer.training.evaluation import score
-from plugin_trainer.training.forward import Forward, build_criterion
+from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.precision import Precision, pick_precision

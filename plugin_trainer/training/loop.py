@@ -19,7 +19,8 @@ def train(run: Run) -> Result:
     """Train until the length is reached or someone asks to stop."""
     hooks, plan = run.hooks, run.plan
     started = time.perf_counter()
-    run.model.train()
+    for module in run.forward.modules:
+        module.train()
     hooks.run_start(run=run)
     if run.progress.step == 0:
         with _evaluating(run):

@@ -4,12 +4,19 @@ in hours.
 
 from __future__ import annotations
 
+from math import isclose
+from typing import Any
+
+from plugin_trainer.data.batches import move_batch
 from plugin_trainer.data.dealt import may_differ
 from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.evaluated import METHODS, evaluation_batches
+from plugin_trainer.data.rows import take_rows
+from plugin_trainer.data.share import Share, StandIn
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.alike import refuse_other_data
+from plugin_trainer.training.criterion import not_a_mean
 from plugin_trainer.training.evaluation import evaluating, scores_of
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.scores import Scores
@@ -58,7 +65,7 @@ def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
     several, loader = run.world.size > 1, run.loaders[split]
     scores = scores_of(run, split)
     batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=limit)
-    with evaluating(run.model), own_rng(run.settings.seed, "evaluation", split):
+    with evaluating(*run.forward.modules), own_rng(run.settings.seed, "evaluation", split):
         if several and limit == 1 and may_differ(loader):
             batches = list(batches)  # all meet here once, however many there are
             digest = "".join(map(digest_of, batches))
@@ -67,11 +74,26 @@ def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
             moved = run.hooks.move_batch(run=run, batch=batch, device=run.device)
             outcome = run.hooks.forward(run=run, batch=moved)
             scores.add(moved, outcome)
+            if run.forward.assumes_mean and limit == 1:
+                _check_is_mean(run, batch, float(outcome.loss))
             if several:
                 scores.check_merging(moved, outcome)
     if several:
         end_kept_workers(loader)  # an evaluation has others, which load a share
     return scores
+
+
+def _check_is_mean(run: Run, batch: Any, loss: float) -> None:
+    """Raise PtrainError if the losses of the batch's halves add up to that of the whole."""
+    try:
+        halves = [take_rows(batch, Share(rank, 2)).batch for rank in range(2)]
+        moved = [move_batch(half, run.device) for half in halves]
+        total = sum(float(run.forward(half).loss) for half in moved)
+    except Exception:  # a model may do with whole batches only
+        return
+    are_halves = not any(isinstance(half, StandIn) for half in halves)
+    if are_halves and abs(loss) > 1e-6 and isclose(total, loss, rel_tol=1e-4):
+        raise not_a_mean("it is a sum: twice the rows give twice the loss")
 
 
 def _given(run: Run, scores: Scores) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,9 @@ from plugin_trainer.data.module import Fed
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings.validation import unknown
+from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.meter import Meter, means_of
+from plugin_trainer.training.probabilities import for_metric
 from plugin_trainer.training.world import ALONE, World
 
 _ALL = ""
@@ -29,6 +30,7 @@ class Scores:
     tasks    the tasks of the split; none if its data is not by task
     label    the batch's key that holds the labels; empty to look for it
     overall  the metrics whose mean is `overall`
+    forward  says whether the logits are some; left out, torchmetrics looks at their values
 
     Names are "loss" and "accuracy", or "<head>/accuracy"; with tasks "<task>/loss" and so on, and
     "loss" is the mean of the tasks' losses.
@@ -42,6 +44,7 @@ class Scores:
         tasks: Sequence[str] = (),
         label: str = "",
         overall: Sequence[str] = (),
+        forward: Forward | None = None,
     ) -> None:
         self._by_task = bool(tasks)
         self._overall = tuple(overall)
@@ -50,7 +53,7 @@ class Scores:
         offered = _only_tasks(offered, tasks) if self._by_task else {_ALL: offered}
         fed: dict[int, Fed] = {}
         self._metrics = {
-            task: dict(_flat(metrics, device, label=label, task=task, seen=fed))
+            task: dict(_flat(metrics, device, label=label, task=task, seen=fed, forward=forward))
             for task, metrics in offered.items()
         }
 
@@ -191,6 +194,7 @@ def _flat(
     label: str,
     task: str,
     seen: dict[int, Fed],
+    forward: Forward | None,
 ) -> Iterator[Any]:
     """Each metric under its flat name, fresh, on the device.
 
@@ -206,7 +210,8 @@ def _flat(
                     hint="data of one task has {name: metric} or {head: {name: metric}}; data of "
                     "several, given as {task: loader}, the same for each task",
                 )
-            fed = _fed(metric, head=name if inner_name else "", label=label)
+            head = name if inner_name else ""
+            fed = _fed(metric, head=head, label=label, forward=forward)
             if id(fed.metric) in seen:
                 fed = Fed(deepcopy(fed.metric), feed=fed.feed)
             seen[id(fed.metric)] = fed
@@ -215,10 +220,28 @@ def _flat(
             yield full_name, fed
 
 
-def _fed(metric: Any, *, head: str, label: str) -> Fed:
+def _fed(metric: Any, *, head: str, label: str, forward: Forward | None) -> Fed:
     if isinstance(metric, Fed):
         return metric
-    return Fed(metric, feed=partial(_logits_and_labels, head=head, label=label))
+    if isinstance(metric, type) or not callable(metric):
+        kind = metric.__name__ if isinstance(metric, type) else type(metric).__name__
+        raise PtrainError(
+            f"the metric '{kind}' is no metric",
+            hint=f"make one of the class: {kind}()"
+            if isinstance(metric, type)
+            else "give a metric of torchmetrics, or a function of logits and labels",
+        )
+    if not hasattr(metric, "update"):
+        from plugin_trainer.training.function_metric import FunctionMetric
+
+        metric = FunctionMetric(metric)
+
+    def feed(outputs: Mapping[str, Any], batch: Any) -> tuple[Any, Any]:
+        logits, labels = _logits_and_labels(outputs, batch, head=head, label=label)
+        activation = forward.activation if forward is not None else ""
+        return for_metric(metric, logits, activation), labels
+
+    return Fed(metric, feed=feed)
 
 
 def _logits_and_labels(

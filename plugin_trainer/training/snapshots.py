@@ -94,6 +94,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
         "meter": run.meter.state_dict(),
         "tasks": run.tasks.state_dict() if run.tasks is not None else None,
         "rng": capture_rng(),
+        "loss": run.forward.loss_state(),
     }
     return Snapshot(
         model=tensors,
@@ -206,6 +207,7 @@ def _restore_own(run: Run, own: Mapping[str, Any]) -> None:
     if run.tasks is not None and own.get("tasks") is not None:
         run.tasks.load_state_dict(own["tasks"], device=run.device)
     run.rng = own["rng"]
+    run.forward.load_loss_state(own.get("loss", {}))
     restore_buffers(run, own.get("buffers", {}))
 
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.errors import DataError, PtrainError
-from plugin_trainer.training.forward import Forward, build_criterion
+from plugin_trainer.training.criterion import build_criterion
+from plugin_trainer.training.forward import Forward
 
 X = torch.arange(12.0).view(3, 4)
 Y = torch.tensor([0, 1, -100])
@@ -100,8 +101,28 @@ def test_logits_go_through_the_criterion(value):
 @pytest.mark.parametrize(
     "value", [{"loss": LOSS, "logits": LOGITS}, Both(LOSS, LOGITS), Output(LOSS, LOGITS)]
 )
-def test_a_loss_that_has_a_name_counts_more_than_a_criterion(value):
-    assert outcome_of(value, criterion=nn.CrossEntropyLoss()).loss is LOSS
+def test_the_runs_loss_replaces_the_models_own_and_says_so_once(value):
+    lines = []
+    forward = Forward(Returns(value), criterion=nn.CrossEntropyLoss(), notify=lines.append)
+    for _ in range(2):
+        outcome = forward({"x": X, "labels": Y})
+    assert torch.equal(outcome.loss, nn.functional.cross_entropy(LOGITS, Y))
+    assert lines == ["the run's loss replaces the one that the model returns"]
+
+
+@pytest.mark.parametrize("value", [{"loss": LOSS}, StepOutcome(LOSS, outputs={"logits": LOGITS})])
+def test_a_loss_that_nothing_could_be_made_of_is_refused(value):
+    with pytest.raises(PtrainError, match="the run has a loss, and Returns returns its own"):
+        outcome_of(value, criterion=nn.CrossEntropyLoss())
+
+
+def test_what_data_sets_call_label_is_passed_to_models_that_call_it_labels():
+    class Model(nn.Module):
+        def forward(self, x, labels):
+            return {"loss": nn.functional.cross_entropy(x, labels), "logits": x}
+
+    outcome = Forward(Model())({"x": LOGITS, "label": Y})
+    assert torch.equal(outcome.loss, nn.functional.cross_entropy(LOGITS, Y))
 
 
 @pytest.mark.parametrize("value", [LOSS, (LOSS,), [LOSS], (LOSS, X)])
@@ -149,11 +170,6 @@ def test_the_labels_that_the_criterion_ignores_are_not_counted(ignored, labels, 
     criterion = nn.CrossEntropyLoss(ignore_index=ignored)
     outcome = outcome_of(LOGITS, {"x": X, "labels": torch.tensor(labels)}, criterion=criterion)
     assert int(outcome.count) == count
-
-
-def test_what_the_criterion_ignores_is_nothing_to_the_models_own_loss():
-    criterion = nn.CrossEntropyLoss(ignore_index=0)
-    assert int(outcome_of({"loss": LOSS}, criterion=criterion).count) == 2
 
 
 def test_a_criterion_that_ignores_no_class_leaves_the_usual_one_out():

@@ -9,6 +9,13 @@ from types import TracebackType
 
 from plugin_trainer.registry.names import top_package
 
+_REMEDIES = {
+    "stack expects each tensor to be equal size": "the rows of a batch differ in shape: give the "
+    "loader a collate_fn that pads them (torch.nn.utils.rnn.pad_sequence; for tokens transformers' "
+    "DataCollatorWithPadding)",
+}
+"""What to do about what torch says, by a part of it."""
+
 _FILE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -48,7 +55,8 @@ def what_and_where(error: BaseException, *, target: str = "") -> list[str]:
 
 def hint_for(error: BaseException, *, target: str = "") -> list[str]:
     """The hint for what nobody foresaw: what it was, where, and how to see the traceback."""
-    return [*what_and_where(error, target=target), "see everything with --debug"]
+    remedies = [remedy for text, remedy in _REMEDIES.items() if text in str(error)]
+    return [*what_and_where(error, target=target), *remedies, "see everything with --debug"]
 
 
 def _is_from_worker(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, time
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ _BELONGS_TO: dict[Key, Key] = {
     ("schedule_settings",): ("schedule", "name"),
     ("optimizer", "settings"): ("optimizer", "name"),
 }
+
+
+# Tables that a name alone stands for.
+_NAMED = ("optimizer", "schedule")
 
 
 @dataclass(frozen=True)
@@ -134,13 +138,20 @@ def _insert(table: dict[str, Any], key: Key, value: Any) -> bool:
 def merge(layers: Sequence[Layer]) -> Merged:
     """The layers as one, later over earlier; tables are merged, everything else is replaced."""
     merged = Merged({}, {}, places=tuple(layer.where for layer in layers))
-    for layer in layers:
+    for layer in map(_with_names, layers):
         for table, choice in _BELONGS_TO.items():
             before, after = look_up(merged.values, choice), look_up(layer.values, choice)
             if before is not None and after is not None and before != after:
                 _drop(merged, table)
         _lay_over(merged, layer, merged.values, layer.values, ())
     return merged
+
+
+def _with_names(layer: Layer) -> Layer:
+    """`optimizer = "SGD"` is short for `optimizer.name = "SGD"`."""
+    short = {name: layer.values[name] for name in _NAMED if isinstance(layer.values.get(name), str)}
+    values = {**layer.values, **{name: {"name": value} for name, value in short.items()}}
+    return replace(layer, values=values) if short else layer
 
 
 def look_up(values: Mapping[str, Any], key: Key) -> Any:

@@ -21,6 +21,7 @@ from pydantic_core import ErrorDetails
 
 from plugin_trainer.errors import Problem
 from plugin_trainer.quoting import shown
+from plugin_trainer.settings.foreign_keys import WRITE
 from plugin_trainer.settings.toml_lines import Key, join_key
 from plugin_trainer.settings.words import (
     bare,
@@ -164,6 +165,8 @@ class _Types:
             key = (*at, name)
             if name not in hints:
                 text = unknown(name, hints, what="key")
+                if not at and name in WRITE:
+                    text = f"no such key; write {WRITE[name]}"
                 if isinstance(value, Mapping) and at in self._named_by_users:
                     text += _about_dots(key)
                 self.found.append((key, text))

@@ -15,6 +15,7 @@ from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.given_model import unwrapped
+from plugin_trainer.training.given_optimizer import optimizer_settings, refuse_scheduler
 from plugin_trainer.training.inference import LoadedRun, load_run
 from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import BestCheckpoint, Result
@@ -83,13 +84,18 @@ def fit(
     allow       settings that may differ from those the run was started with
     notify      is given lines about a resume
     settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3},
-                ema={"decay": 0.99}
+                ema={"decay": 0.99}. An optimizer object is taken for the settings that describe
+                it: the run builds its own
 
     Raises PtrainError for settings, data or a folder that cannot be used, and for a run that
     failed.
     """
     if isinstance(loss, str):
         settings["loss"], loss = loss, None
+    if not isinstance(settings.get("optimizer", ""), (str, Mapping)):
+        settings["optimizer"] = optimizer_settings(settings["optimizer"], model)
+    if not isinstance(settings.get("schedule", ""), (str, Mapping)):
+        refuse_scheduler(settings["schedule"])
     named = [callback for callback in callbacks if isinstance(callback, str)]
     objects = [callback for callback in callbacks if not isinstance(callback, str)]
     values = {**settings, **({"callbacks": named} if named else {})}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,6 +46,7 @@ class Forward:
         self._ignored = ignored if isinstance(ignored, int) else IGNORED_LABEL
         self._predicts_next = _predicts_next(model)
         self._accepted, self._accepts_all = _keywords_of(model)
+        self._positional = _positional_of(model)
         self._notify = notify
         self._replaces_loss = False
         self.not_passed: set[str] = set()
@@ -121,7 +123,15 @@ class Forward:
             return self._model(**self._arguments(batch))
         if isinstance(batch, (list, tuple)):
             with_labels = found is not None and self._criterion is not None
-            return self._model(*(batch[:-1] if with_labels else batch))
+            entries = batch[:-1] if with_labels else batch
+            if len(entries) > self._positional:
+                raise PtrainError(
+                    f"the batch has {len(entries)} entries, and the model's forward takes no more "
+                    f"than {self._positional}",
+                    hint="give the run a loss, and the last entry is the labels: "
+                    'loss = "CrossEntropyLoss"',
+                )
+            return self._model(*entries)
         return self._model(batch)
 
     def _arguments(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,6 +226,15 @@ def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
         return set(), True
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {parameter.name for parameter in parameters if parameter.kind in named}, False
+
+
+def _positional_of(model: nn.Module) -> float:
+    """How many positional arguments the model's forward takes."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return math.inf
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return sum(parameter.kind in positional for parameter in parameters)
 
 
 def _fields_of(returned: Any, *, all_logits: bool) -> dict[str, Any]:

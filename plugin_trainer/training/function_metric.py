@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 
-class FunctionMetric(Metric):  # type: ignore[misc]
+class FunctionMetric(Metric):
     """function(logits, labels) over the rows of all batches and processes; gives one number."""
 
     full_state_update = False

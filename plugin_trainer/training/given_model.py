@@ -40,8 +40,7 @@ def initialize_lazy(forward: Forward, model: nn.Module, stream: TrainStream, *, 
         return
     device = next((p.device for p in tensors), torch.device("cpu"))
     with own_rng(seed, "lazy modules"), evaluating(*forward.modules):
-        windows = stream.windows(epoch=0, batch=0)
-        batch = batch_of(next(windows).micro_batches[0])
+        window = next(stream.windows(epoch=0, batch=0))
+        batch = batch_of(window.micro_batches[0])
         forward(move_batch(batch, device))
-        windows.close()
-        stream.close()
+    stream.close()

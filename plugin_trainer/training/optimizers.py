@@ -92,7 +92,7 @@ def build_optimizer(
         raise SettingsError([Problem(label, f"optimizer.settings.{k}", text) for k, text in wrong])
     try:
         optimizer = cls(groups, lr=settings.learning_rate, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise PtrainError(
             f"the optimizer {cls.__name__} refuses its settings: {error}",
             hint="see optimizer.settings in the run file",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -24,13 +24,13 @@ def for_metric(metric: Any, logits: Any, activation: Activation) -> Any:
     """
     if not activation or not isinstance(logits, Tensor) or not logits.is_floating_point():
         return logits
-    if _activation_of(type(metric)) != activation:
+    if _activation_of(metric.__class__) != activation:
         return logits
     return logits.float().sigmoid() if activation == "sigmoid" else logits.float().softmax(1)
 
 
-@lru_cache(maxsize=128)
-def _activation_of(cls: type) -> Activation:
+@cache
+def _activation_of(cls: type[Any]) -> Activation:
     """What a metric of torchmetrics applies to what it takes for logits."""
     for base in cls.__mro__:
         if not base.__module__.startswith("torchmetrics.classification"):

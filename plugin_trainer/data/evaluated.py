@@ -4,7 +4,7 @@ order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,13 +28,14 @@ METHODS = {"val": "validation", "test": "test"}
 """By the split's name in metrics, the method of the data module that gives it."""
 
 
-def evaluation_loaders(data: Any) -> dict[str, Any]:
-    """The loaders of the splits that the data module has: "val" and "test".
+def evaluation_loaders(data: Any, *, splits: Iterable[str] = METHODS) -> dict[str, Any]:
+    """The loaders of the splits that the data module has, of these: "val" and "test".
 
     Raises DataError for one that is empty, or that cannot be gone through time and again.
     """
     loaders = {}
-    for split, method in METHODS.items():
+    for split in splits:
+        method = METHODS[split]
         loader = getattr(data, method)() if hasattr(data, method) else None
         if loader is None:
             continue

@@ -283,6 +283,8 @@ class RunSettings:
     data               which data module: "plugin/name", or package.module:Class
     length             how long to train: "3 epochs" or "20_000 steps"
     evaluate           how often to evaluate; one more evaluation always ends the run
+    test_split         when to score the test split, if the data has one: once at the "end", with
+                       the best weights, or "never"
     save               how often to write a checkpoint; one more always ends the run
     log                how often to write training metrics
     keep               how many of the newest checkpoints stay on disk, or "all"; the best ones
@@ -327,6 +329,7 @@ class RunSettings:
     data: str = ""
     length: Length = field(default_factory=lambda: parse_length("3 epochs"))
     evaluate: Cadence = field(default_factory=lambda: parse_cadence("1 epoch"))
+    test_split: Literal["end", "never"] = "end"
     save: Cadence = field(default_factory=lambda: parse_cadence("1 epoch"))
     log: Cadence = field(default_factory=lambda: parse_cadence("50 steps"))
     keep: Annotated[

@@ -16,7 +16,7 @@ from torch import nn
 
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
-from plugin_trainer.data.evaluated import evaluation_loaders
+from plugin_trainer.data.evaluated import METHODS, evaluation_loaders
 from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.seeds import seed_everything
@@ -320,7 +320,8 @@ def _run(
             "precision: fp16 trains weights in float32, and the model has some in float16",
             hint="do not call model.half(): autocast computes in float16 by itself",
         )
-    loaders = evaluation_loaders(data)
+    splits = ["val"] if settings.test_split == "never" else METHODS
+    loaders = evaluation_loaders(data, splits=splits)
     by_task = [its for its in loaders.values() if isinstance(its, Mapping)]
     if by_task:
         check_metrics(data, tasks={*stream.tasks, *(task for its in by_task for task in its)})

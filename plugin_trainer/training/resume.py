@@ -20,7 +20,7 @@ from plugin_trainer.training.checkpoints import CheckpointStore, Found
 # What a run is called changes nothing about it.
 _FREE = ("name",)
 # What changes nothing about the steps that a run makes, only what is shown or kept of them.
-_HARMLESS = ("keep", "log", "save")
+_HARMLESS = ("keep", "log", "save", "test_split")
 # What differs beside the settings.
 _AROUND = ("plugins", "packages", "code")
 # What the bits of a result depend on.

@@ -32,7 +32,7 @@ Configure = Callable[..., Configuration]
 """`configure` with a study's sources, which takes more layers: configure(over=[layer])."""
 
 # What makes a study one: it cannot differ from trial to trial.
-_NOT_SEARCHED = ("name", "plugins", "tune", "best")
+_NOT_SEARCHED = ("name", "plugins", "tune", "best", "test_split")
 
 
 def ranges_of(space: Mapping[str, RangeSettings], configuration: Configuration) -> list[Range]:

@@ -133,7 +133,12 @@ def _run(
     text = ", ".join(assignments(values))
     at = steps_saved(claim.folder)
     say(f"goes on after step {at}: {text}" if claim.begun else text)
-    layers = _layers(stage, values, where=f"trial {claim.number}")
+    # Settings are chosen by validation data; what they are worth on the test split, the run that
+    # is trained with the winner says.
+    layers = [
+        *_layers(stage, values, where=f"trial {claim.number}"),
+        Layer("ptrain tune", {"test_split": "never"}),
+    ]
     return run_trial(
         claim,
         stage.objectives,

@@ -90,6 +90,15 @@ def test_a_run_that_is_interrupted_does_not_look_at_it(toy, tmp_path):
     assert not any(name.startswith("test") for name in result.metrics)
 
 
+def test_a_run_that_is_never_to_score_it_does_not_ask_for_it(fit, toy):
+    class NeverIterated:
+        def __iter__(self):
+            raise AssertionError
+
+    result = fit(None, None, toy.loader(8), test=NeverIterated(), test_split="never")
+    assert not any(name.startswith("test") for name in result.metrics)
+
+
 def test_fit_takes_a_test_split_too(fit, toy):
     result = fit(None, None, toy.loader(8), test=toy.loader(8, seed=3))
     assert {"val/loss", "test/loss"} <= result.metrics.keys()

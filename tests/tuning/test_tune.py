@@ -57,6 +57,17 @@ def test_a_study_leaves_its_trials_its_settings_and_its_winner(here, capsys):
     assert "ptrain study best s" in told.out
 
 
+def test_trials_do_not_score_the_test_split_and_the_run_with_their_winner_does(here):
+    bowl = here.folder / "bowl.py"
+    bowl.write_text(bowl.read_text().replace("self.validation =", "self.test = self.validation ="))
+    assert here.tune("run.toml", "--study", "s", "--trials", "1") == 0
+    [trial] = open_study("s").stages[0].trials
+    assert trial.state == "finished"
+    assert '"test/loss"' not in (trial.folder / "metrics.jsonl").read_text()
+    assert main(["run", "studies/s/best.toml", "--out", "best"]) == 0
+    assert '"test/loss"' in Path("best/metrics.jsonl").read_text()
+
+
 def test_trials_is_the_total_and_a_later_command_makes_what_is_missing(here):
     assert here.tune("run.toml", "--study", "s", "--trials", "2") == 0
     before = here.diary()

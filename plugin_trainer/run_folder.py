@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Mapping
 from io import FileIO
@@ -19,6 +20,7 @@ from plugin_trainer.files import in_json, read_json, write_json, write_text
 
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"
+TRACEBACK = "error.txt"
 
 _LOCKS: set[IO[str]] = set()
 
@@ -82,6 +84,29 @@ class RunFolder:
         self._lock = lock
         _close_in_forked_processes(lock)
 
+    def check_in_place(self) -> None:
+        """Raise NotSaved if the folder that is held was moved, deleted or replaced."""
+        if self._lock is None:
+            return
+        try:
+            if os.path.samestat(os.fstat(self._lock.fileno()), (self.path / ".lock").stat()):
+                return
+        except OSError:
+            pass
+        raise NotSaved(
+            f"the run folder {self.path} was moved or deleted while the run was training",
+            hint="if it was moved, resume it in its new place: --resume FOLDER",
+        )
+
+    def empty(self) -> None:
+        """Delete the run in the folder. Only while it is held."""
+        # First what makes the folder a run: a process killed here leaves none by halves.
+        for entry in sorted(self.path.iterdir(), key=lambda entry: entry.name != "run.toml"):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != ".lock":
+                entry.unlink()
+
     def clean(self) -> None:
         """Remove what killed processes left half-written. Only while it is held."""
         for left in self.path.glob(".*.tmp-*"):
@@ -103,17 +128,41 @@ class RunFolder:
         write_text(self.path / "run.toml", toml)
 
     def write_about(self, **entries: Any) -> None:
-        """Add entries to run.json. Raises NotSaved if the disk refuses."""
+        """Add entries to run.json. Raises NotSaved if the disk refuses, or the folder is gone."""
+        self.check_in_place()
         self._about.update(entries)
         try:
             write_json(self.path / "run.json", self._about)
         except OSError as error:
             raise _not_saved(self.path / "run.json", error) from error
 
+    def begin_about(self) -> None:
+        """Begin run.json anew, at the next `write_about`."""
+        self._about = {}
+
     def read_about(self) -> dict[str, Any]:
         """What run.json says; empty if there is none."""
         self._about = read_json(self.path / "run.json") or {}
         return self._about
+
+    # --------------------------------------------------------------------------------- failures
+
+    def add_traceback(self, text: str) -> Path | None:
+        """Append the traceback of a failure to error.txt, which any of several processes may do;
+        the file, or None if it cannot be written.
+        """
+        path = self.path / TRACEBACK
+        try:
+            self.check_in_place()
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(text)
+        except (OSError, NotSaved):
+            return None
+        return path
+
+    def forget_traceback(self) -> None:
+        """Delete what an earlier failure left."""
+        (self.path / TRACEBACK).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------- metrics
 
@@ -131,6 +180,7 @@ class RunFolder:
         except OSError as error:
             if self._metrics is not None:
                 self._metrics.truncate(end)
+            self.check_in_place()
             raise _not_saved(self.path / METRICS, error) from error
 
     def count_metrics(self) -> int:

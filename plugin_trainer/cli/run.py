@@ -43,6 +43,11 @@ MANY_TASKS = 12
     help="auto goes on with what --out holds; a run folder goes on with that run.",
 )
 @click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Delete the run that --out holds, and start anew.",
+)
+@click.option(
     "--allow",
     multiple=True,
     metavar="KEY",
@@ -65,6 +70,7 @@ def run(
     assignments: tuple[str, ...],
     out: Path | None,
     resume: str,
+    overwrite: bool,
     allow: tuple[str, ...],
     processes: int | None,
     dry_run: bool,
@@ -74,7 +80,7 @@ def run(
     What to train comes from RUN.toml, from a plugin's own recipe (--plugin NAME), or from both,
     with --set over them. The address of a recipe, such as dactbert/exits, may stand for RUN.toml.
     """
-    asked = _Asked(run_file, plugins, assignments, out, resume, allow, dry_run)
+    asked = _Asked(run_file, plugins, assignments, out, resume, overwrite, allow, dry_run)
     if is_launched():
         return _in_one_of_several(asked)
     if processes is None or processes == 1:
@@ -92,6 +98,7 @@ class _Asked:
     assignments: tuple[str, ...]
     out: Path | None
     resume: str
+    overwrite: bool
     allow: tuple[str, ...]
     dry_run: bool
 
@@ -105,8 +112,10 @@ class _Asked:
             ("--resume", [self.resume]),
         )
         options = [f"{name}={value}" for name, values in repeated for value in values]
+        flags = {"--overwrite": self.overwrite, "--dry-run": self.dry_run}
+        options += [flag for flag, is_set in flags.items() if is_set]
         files = ["--", self.run_file] if self.run_file is not None else []
-        return ["run", *options, *(["--dry-run"] if self.dry_run else []), *files]
+        return ["run", *options, *files]
 
 
 def _in_one_of_several(asked: _Asked) -> int:
@@ -127,7 +136,8 @@ def _asked_again(asked: _Asked) -> _Asked:
     """What was asked, of processes that are started again: to go on with what they have begun."""
     named = asked.out or any(text.partition("=")[0] == "name" for text in asked.assignments)
     folder = asked.out if named else _begun_by_this_launch()
-    return replace(asked, resume="auto", out=folder) if named or folder else asked
+    again = replace(asked, resume="auto", overwrite=False, out=folder)
+    return again if named or folder else asked
 
 
 def _begun_by_this_launch() -> Path | None:
@@ -174,6 +184,7 @@ def _train(asked: _Asked) -> int:
             configuration,
             out=asked.out,
             resume="auto" if asked.resume == "auto" else "never",
+            overwrite=asked.overwrite,
             allow=asked.allow,
             notify=_say,
         )

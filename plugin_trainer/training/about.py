@@ -16,7 +16,7 @@ import torch
 import plugin_trainer
 from plugin_trainer.configuration import Configuration
 from plugin_trainer.ops import library
-from plugin_trainer.training.code_state import code_of_object, code_of_plugin
+from plugin_trainer.training.code_state import code_of, code_of_plugin, parts_of
 from plugin_trainer.training.parallel.joining import launch_id
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.sharding import class_of
@@ -34,13 +34,17 @@ _PACKAGES = (
 
 def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
     """Everything around a run that its outcome may depend on."""
-    device, parts = run.device, {"model": class_of(run.model), "data": run.data}
+    device = run.device
     return {
         "ptrain": plugin_trainer.__version__,
         "command": sys.argv,
         "launch": launch_id(),
         "plugins": plugins_of(configuration),
-        "code": {name: code_of_object(part) for name, part in parts.items()},
+        "code": {
+            "model": code_of(class_of(module) for module in run.model.modules()),
+            "data": code_of(parts_of(run.data)),
+            "loss": code_of(parts_of(run.forward.criterion)),
+        },
         "packages": packages(),
         "python": platform.python_version(),
         "machine": {

@@ -16,6 +16,7 @@ from plugin_trainer.training.checkpoints import CheckpointStore, read_model_stat
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.given_model import unwrapped
 from plugin_trainer.training.given_optimizer import optimizer_settings, refuse_scheduler
+from plugin_trainer.training.in_python import hints_in_python
 from plugin_trainer.training.inference import LoadedRun, load_run
 from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import BestCheckpoint, Result
@@ -49,6 +50,7 @@ class PlainData:
         return self.metrics_by_name
 
 
+@hints_in_python()
 def fit(
     model: nn.Module,
     train: Any,
@@ -60,6 +62,7 @@ def fit(
     callbacks: Sequence[str | object] = (),
     out: str | Path | None = None,
     resume: Resume = "never",
+    overwrite: bool = False,
     allow: Sequence[str] = (),
     notify: Callable[[str], None] = print,
     **settings: Any,
@@ -81,6 +84,7 @@ def fit(
     out         the run folder; left out, a new one is made under runs/
     resume      "auto" goes on with the run in `out`, and only gives the result of one that has
                 ended; "never" refuses a folder that holds one
+    overwrite   delete the run in `out`, and start anew
     allow       settings that may differ from those the run was started with
     notify      is given lines about a resume
     settings    keys of a run file: length="3 epochs", optimizer={"learning_rate": 1e-3},
@@ -104,6 +108,7 @@ def fit(
             configure(Layer("fit", values), parts=False),
             out=Path(out) if out is not None else None,
             resume=resume,
+            overwrite=overwrite,
             allow=allow,
             notify=notify,
             model=model,

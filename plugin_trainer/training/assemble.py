@@ -54,7 +54,13 @@ from plugin_trainer.training.parallel.strategies import (
     split_over,
 )
 from plugin_trainer.training.precision import pick_precision
-from plugin_trainer.training.resume import Resumption, find_resumption, open_folder
+from plugin_trainer.training.resume import (
+    Resumption,
+    find_resumption,
+    has_saved,
+    open_folder,
+    refuse_overwriting,
+)
 from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.schedules import Schedule
@@ -82,6 +88,7 @@ def assemble(
     *,
     out: Path | None = None,
     resume: Resume = "never",
+    overwrite: bool = False,
     allow: Sequence[str] = (),
     notify: Callable[[str], None] = lambda line: None,
     model: nn.Module | None = None,
@@ -93,6 +100,7 @@ def assemble(
 
     out        the run folder; left out, one is made under runs/
     resume     "auto" goes on with what the folder holds; "never" refuses a folder that holds a run
+    overwrite  delete the run that the folder holds
     allow      settings that may differ from those the run was started with
     notify     is given lines for the user: what was restored, what differs
     model, data, criterion, callbacks   objects made elsewhere, in place of or beside the configured
@@ -102,14 +110,19 @@ def assemble(
     """
     world = join()
     with world.telling():
-        folder, disk, resuming = _open(configuration, world, out=out, resume=resume)
+        folder, disk, resuming = _open(
+            configuration, world, out=out, resume=resume, overwrite=overwrite
+        )
         try:
             notify = notify if world.is_first else lambda line: None
             run = _build(
                 configuration, world=world, disk=disk, resuming=resuming, model=model, data=data,
                 criterion=criterion, callbacks=callbacks, notify=notify,
             )  # fmt: skip
-            _begin_or_go_on(run, configuration, resuming=resuming, allow=allow, notify=notify)
+            _begin_or_go_on(
+                run, configuration, resuming=resuming, overwrite=overwrite, allow=allow,
+                notify=notify,
+            )  # fmt: skip
             return run
         except BaseException:
             disk.release()
@@ -119,16 +132,29 @@ def assemble(
 
 
 def _open(
-    configuration: Configuration, world: World, *, out: Path | None, resume: Resume
+    configuration: Configuration,
+    world: World,
+    *,
+    out: Path | None,
+    resume: Resume,
+    overwrite: bool,
 ) -> tuple[Path, RunFolder, bool]:
-    """The run folder, held by the first process, and whether it holds a run."""
+    """The run folder, held by the first process, and whether it holds something to resume."""
     if not world.is_first:
         seen: tuple[Path, bool] = world.from_first(None)
         return seen[0], SeenFolder(seen[0]), seen[1]
-    folder = _folder(configuration, out=out, resume=resume)
-    disk = open_folder(folder, resume=resume == "auto")
+    if overwrite and resume == "auto":
+        raise ResumeError(
+            "a run is either resumed or overwritten",
+            hint="give --resume auto or --overwrite, not both",
+        )
+    folder = _folder(configuration, out=out, named=resume == "auto" or overwrite)
+    if overwrite:
+        refuse_overwriting(folder)
+    disk = open_folder(folder, occupied=resume == "auto" or overwrite)
     try:
-        return folder, disk, world.from_first((folder, is_run(folder)))[1]
+        resuming = resume == "auto" and is_run(folder) and has_saved(folder)
+        return folder, disk, world.from_first((folder, resuming))[1]
     except BaseException:
         disk.release()
         raise
@@ -172,6 +198,7 @@ def _begin_or_go_on(
     configuration: Configuration,
     *,
     resuming: bool,
+    overwrite: bool,
     allow: Sequence[str],
     notify: Callable[[str], None],
 ) -> None:
@@ -187,7 +214,7 @@ def _begin_or_go_on(
         if resumption is not None:
             _go_on(run, resumption, notify=notify)
         else:
-            _begin(run, resuming=resuming, notify=notify)
+            _begin(run, overwrite=overwrite, notify=notify)
         if world.is_first:
             _write_down(run, configuration, around, resumed=resumption is not None)
     world.gather(None)  # from here on all go on, or none
@@ -221,16 +248,20 @@ def _writing_in(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _folder(configuration: Configuration, *, out: Path | None, resume: Resume) -> Path:
+def _folder(configuration: Configuration, *, out: Path | None, named: bool) -> Path:
+    """The run folder.
+
+    named  whether it must have been named
+    """
     name = configuration.settings.name
     if out is not None:
         return out
     if name:
         return RUNS / name
-    if resume == "auto":
+    if named:
         raise ResumeError(
-            "resuming by itself needs to know which run",
-            hint="give it --out DIR or --set name=NAME",
+            "to resume or overwrite a run, its folder must be named",
+            hint="give --out DIR or --set name=NAME",
         )
     offer = configuration.model.offer if configuration.model else None
     return new_folder((offer.owner or offer.spec.name.partition(":")[2]) if offer else "fit")
@@ -511,7 +542,7 @@ def make_hooks(
 
 def _resumption(
     run: Run, configuration: Configuration, around: Mapping[str, Any], *, allow: Sequence[str]
-) -> Resumption | None:
+) -> Resumption:
     return find_resumption(
         run.disk,
         configuration.values(),
@@ -554,8 +585,10 @@ def _refuse_other_epochs(run: Run) -> None:
         )
 
 
-def _begin(run: Run, *, resuming: bool, notify: Callable[[str], None]) -> None:
-    if resuming:
+def _begin(run: Run, *, overwrite: bool, notify: Callable[[str], None]) -> None:
+    if overwrite:
+        run.disk.empty()
+    elif is_run(run.folder):
         notify(f"{run.folder} has no checkpoint yet: it starts at step 0")
     run.disk.cut_metrics_after(0)  # of a process that was killed before its first checkpoint
     if run.settings.init_from is not None:
@@ -572,10 +605,14 @@ def _write_down(
     run: Run, configuration: Configuration, around: Mapping[str, Any], *, resumed: bool
 ) -> None:
     """Put the settings, the surroundings and the assets into the run folder."""
-    about = run.disk.read_about()
-    resumes = [*about.get("resumed", []), run.progress.step] if resumed else []
-    if not is_run(run.folder) or not run.disk.assets.is_dir():
-        # A run that was killed before this point may have left a part of them.
+    resumes: list[int] = []
+    if resumed:
+        resumes = [*run.disk.read_about().get("resumed", []), run.progress.step]
+    else:
+        run.disk.begin_about()
+    run.disk.forget_traceback()
+    if not resumed or not run.disk.assets.is_dir():
+        # A run that ended before its first checkpoint may have left some, of other settings.
         shutil.rmtree(run.disk.assets, ignore_errors=True)
         run.disk.assets.mkdir()
         for part in (run.data, run.model):

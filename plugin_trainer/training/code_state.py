@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import inspect
 import sys
-from collections.abc import Iterable
+import sysconfig
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -23,16 +26,71 @@ def code_of_plugin(module: object) -> str:
     return _hash([Path(file)] if file else [])
 
 
-def code_of_object(thing: object) -> str:
-    """The hash of the file that a function, a class, or an object's class is written in; empty if
-    there is none, as for what was typed into a notebook.
+def code_of(things: Iterable[object]) -> str:
+    """The hash of the source of the user's own classes and functions among these, and of the bases
+    of those classes; empty if there are none, or their source is not in a file.
+
+    Not of the files around them: what else a script says changes nothing about a run.
     """
-    written = inspect.isfunction(thing) or inspect.isclass(thing)
+    written = {
+        code
+        for thing in things
+        for code in (inspect.getmro(thing) if inspect.isclass(thing) else [thing])
+        if _is_users_own(code)
+    }
+    digest = hashlib.sha256()
+    for code in sorted(written, key=lambda code: (code.__module__, code.__qualname__)):  # type: ignore[attr-defined]
+        with contextlib.suppress(TypeError, OSError):
+            digest.update(inspect.getsource(code).encode() + b"\0")  # type: ignore[arg-type]
+    nothing = digest.digest() == hashlib.sha256().digest()
+    return "" if nothing else digest.hexdigest()[:_DIGITS]
+
+
+def parts_of(data: object) -> Iterator[object]:
+    """The classes and functions that data, or a loss, is made of: data sets, samplers and what
+    collates, within loaders and within each other.
+    """
+    waiting, seen = [data], set[int]()
+    while waiting:
+        thing = waiting.pop()
+        if thing is None or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        yield thing if inspect.isfunction(thing) else type(thing)
+        waiting += [getattr(thing, "__dict__", {}).get(name) for name in _HOLDERS]
+        if isinstance(thing, functools.partial):
+            waiting.append(thing.func)
+        elif inspect.ismethod(thing):
+            waiting.append(thing.__self__)
+        elif isinstance(thing, (Mapping, list, tuple)) and len(thing) < _MANY:
+            waiting += thing.values() if isinstance(thing, Mapping) else thing
+
+
+_HOLDERS = (
+    *("train_loader", "validation_loader", "test_loader"),
+    *("dataset", "datasets", "sampler", "batch_sampler", "collate_fn"),
+)
+_MANY = 100
+"""A longer list is rows, not data sets."""
+
+
+def _is_users_own(code: object) -> bool:
+    """Whether a class or function is of no installed package: of those, versions tell."""
+    package = str(getattr(code, "__module__", "")).partition(".")[0]
+    if package in ("builtins", "plugin_trainer", "torch") or not hasattr(code, "__qualname__"):
+        return False
     try:
-        file = inspect.getsourcefile(thing if written else type(thing))  # type: ignore[arg-type]
+        file = Path(inspect.getsourcefile(code) or "").resolve()  # type: ignore[arg-type]
     except (TypeError, OSError):
-        return ""
-    return _hash([Path(file)] if file else [])
+        return False
+    return not any(file.is_relative_to(folder) for folder in _installed())
+
+
+@functools.cache
+def _installed() -> frozenset[Path]:
+    paths = sysconfig.get_paths()
+    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
+    return frozenset(Path(paths[kind]).resolve() for kind in kinds)
 
 
 def _hash(files: Iterable[Path]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
 from signal import SIGINT
 
 import torch
 
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, TrainingFailed
-from plugin_trainer.registry.blame import hint_for, in_words
+from plugin_trainer.registry.blame import in_words, what_and_where
 from plugin_trainer.run_folder import now
 from plugin_trainer.training import signals
 from plugin_trainer.training.loop import train
@@ -17,7 +18,7 @@ from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import determinism
 from plugin_trainer.training.snapshots import save
-from plugin_trainer.training.world import PeerLost
+from plugin_trainer.training.world import PeerFailed, PeerLost
 
 
 def execute(run: Run) -> Result:
@@ -58,6 +59,9 @@ def _failed(run: Run, error: BaseException) -> BaseException:
     """Save what is sound, tell the callbacks, and put the error into words."""
     step = run.progress.step
     explained = _explain(run, error)
+    traceback_kept = _keep_traceback(run, error)
+    if isinstance(explained, PtrainError) and traceback_kept:
+        explained.hint = (*explained.hint, traceback_kept)  # before other processes learn of it
     saved = _save_what_is_sound(run, explained)
     if isinstance(explained, PtrainError) and saved:
         explained.hint = (*explained.hint, saved)
@@ -79,6 +83,18 @@ def _failed(run: Run, error: BaseException) -> BaseException:
     return explained
 
 
+def _keep_traceback(run: Run, error: BaseException) -> str:
+    """Put the traceback into the run folder; where it is, for the user. Of several processes, not
+    one that ends only because another one failed.
+    """
+    if run.leaving or isinstance(error, PeerFailed):
+        return ""
+    several = f"process {run.world.rank} of {run.world.size}, " if run.world.size > 1 else ""
+    heading = f"{several}after step {run.progress.step}, {now()}\n\n"
+    path = run.disk.add_traceback(heading + "".join(traceback.format_exception(error)) + "\n")
+    return f"the traceback is in {path}" if path is not None else ""
+
+
 def _explain(run: Run, error: BaseException) -> BaseException:
     if run.leaving and isinstance(error, Exception):
         # Python has swallowed what the second signal raised; this is what came of that.
@@ -87,12 +103,16 @@ def _explain(run: Run, error: BaseException) -> BaseException:
         return error
     if run.together is not None and is_lost(error):
         return PeerLost()
+    try:
+        run.disk.check_in_place()  # without its folder whatever writes there may fail first
+    except NotSaved as gone:
+        return gone
     blamed = run.hooks.explain(error, step=run.progress.step)
     if blamed is not None:
         return blamed
     return TrainingFailed(
         f"the run failed after step {run.progress.step}",
-        hint=hint_for(error),
+        hint=what_and_where(error),
     )
 
 

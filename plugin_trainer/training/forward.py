@@ -54,6 +54,11 @@ class Forward:
         self.assumes_mean = False
         """Whether nothing said that the last loss is a mean over its rows."""
 
+    @property
+    def criterion(self) -> Criterion | None:
+        """The loss for a model that returns logits."""
+        return self._criterion
+
     def __call__(self, batch: Any) -> StepOutcome:
         """The loss of a batch, and everything beside it.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer.errors import CheckpointError, ResumeError, RunFolderError
-from plugin_trainer.run_folder import RunFolder, is_run
+from plugin_trainer.run_folder import TRACEBACK, RunFolder, is_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import read_toml
 from plugin_trainer.settings.render import flatten
@@ -54,8 +54,8 @@ def find_resumption(
     allow: Sequence[str],
     around: Mapping[str, Any],
     inexact_because: str,
-) -> Resumption | None:
-    """The checkpoint that a run with these settings goes on from; None if none was written yet.
+) -> Resumption:
+    """The checkpoint that a run with these settings goes on from.
 
     values  the settings of the run as a table
     allow   keys, or tables, whose settings may differ from those the run was started with; or
@@ -81,9 +81,10 @@ def find_resumption(
             ],
         )
     if found is None:
-        if passed_over:
-            raise CheckpointError(f"no checkpoint of {disk.path} is sound", hint=passed_over)
-        return None
+        raise CheckpointError(
+            f"no checkpoint of {disk.path} is sound",
+            hint=[*passed_over, "to delete the run and start anew: --overwrite"],
+        )
     machine = _differing(about.get("machine", {}), around["machine"], _MACHINE)
     inexact = [inexact_because] if inexact_because else []
     inexact += [f"{key} has changed" for key in changed if key not in _HARMLESS]
@@ -184,11 +185,14 @@ def _flag(key: str) -> str:
     return kind if kind in _AROUND else key
 
 
-def open_folder(path: Path, *, resume: bool) -> RunFolder:
-    """The run folder, held. Raises RunFolderError if it is in use, or occupied and not to be
-    resumed.
+def open_folder(path: Path, *, occupied: bool) -> RunFolder:
+    """The run folder, held.
+
+    occupied  whether it may hold a run, to be resumed or overwritten
+
+    Raises RunFolderError if it is in use, or holds what it may not hold.
     """
-    _refuse_occupied(path, resume=resume)
+    _refuse_run(path, occupied=occupied)
     if path.is_dir() and not is_run(path) and any(_foreign(entry) for entry in path.iterdir()):
         raise RunFolderError(
             f"{path} is not empty and not a run folder", hint="choose another with --out"
@@ -198,7 +202,7 @@ def open_folder(path: Path, *, resume: bool) -> RunFolder:
     disk = RunFolder(path)
     disk.hold()
     try:
-        _refuse_occupied(path, resume=resume)  # once more: it may have become a run meanwhile
+        _refuse_run(path, occupied=occupied)  # once more: it may have become a run meanwhile
     except RunFolderError:
         disk.release()
         raise
@@ -207,14 +211,38 @@ def open_folder(path: Path, *, resume: bool) -> RunFolder:
     return disk
 
 
-def _refuse_occupied(path: Path, *, resume: bool) -> None:
-    if is_run(path) and not resume:
+def has_saved(path: Path) -> bool:
+    """Whether a run has written a checkpoint, sound or not: else there is nothing to resume."""
+    return any((path / "checkpoints").glob("step-*"))
+
+
+def refuse_overwriting(path: Path) -> None:
+    """Raise RunFolderError for a folder that holds more than a run, or something else."""
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise RunFolderError(
+            f"{path} is not overwritten: the command was started in it",
+            hint="choose another with --out",
+        )
+    if is_run(path) and not (path / "run.json").is_file():
+        raise RunFolderError(
+            f"{path} is not overwritten: it has a run.toml, but no run.json, which each run has",
+            hint="choose another with --out",
+        )
+
+
+def _refuse_run(path: Path, *, occupied: bool) -> None:
+    if is_run(path) and not occupied:
         raise RunFolderError(
             f"the run folder {path} is occupied",
-            hint=["to go on with that run: --resume auto", "to start another: --out DIR"],
+            hint=[
+                "to resume that run: --resume auto",
+                "to start another one elsewhere: --out DIR",
+                "to delete that run and start anew: --overwrite",
+            ],
         )
 
 
 def _foreign(entry: Path) -> bool:
     """What a run that was killed before it wrote run.toml leaves behind is not foreign."""
-    return entry.name not in (".lock", "assets", "run.json") and not entry.name.startswith(".run.")
+    left = (".lock", "assets", "run.json", TRACEBACK)
+    return entry.name not in left and not entry.name.startswith(".run.")

@@ -38,6 +38,7 @@ def save(run: Run, *, best_of: list[str], exact: bool = True) -> None:
     """
     run.guard.settle()
     try:
+        run.disk.check_in_place()
         path = run.store.path_of(run.progress.step)
         if run.saved_at != run.progress.step:
             _write(run, capture(run, exact=exact))

@@ -202,5 +202,6 @@ def _reason(error: Exception) -> str:
     """In one line."""
     if not isinstance(error, PtrainError):
         return " ".join(in_words(error).split())
-    told = [line for line in error.hint if not line.startswith("the run was saved to ")]
+    elsewhere = ("the run was saved to ", "the traceback is in ")
+    told = [line for line in error.hint if not line.startswith(elsewhere)]
     return in_one_line(PtrainError(error.message, hint=told))

@@ -116,7 +116,8 @@ def test_a_failure_of_training_exits_1_with_a_checkpoint_and_no_traceback(toy, p
     assert error[0] == "error: callback 'toy/break' failed in ptrain_step_end at step 2"
     assert error[1] == "  ValueError: broken on purpose"
     assert re.fullmatch(r"  raised at \S*toy\.py:\d+", error[2])
-    assert error[3] == "  the run was saved to out/checkpoints/step-00000002 before stopping"
+    assert error[3] == "  the traceback is in out/error.txt"
+    assert error[4] == "  the run was saved to out/checkpoints/step-00000002 before stopping"
 
 
 def test_debug_shows_the_traceback(toy, ptrain):

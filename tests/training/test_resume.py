@@ -78,7 +78,8 @@ def test_a_run_of_which_no_checkpoint_is_whole_is_refused_with_every_reason(fit,
         (path / "manifest.json").unlink()
     with pytest.raises(CheckpointError, match=r"no checkpoint of .* is sound") as caught:
         resumed(fit)
-    assert len(caught.value.hint) == 4
+    assert len(caught.value.hint) == 5
+    assert caught.value.hint[-1] == "to delete the run and start anew: overwrite=True"
 
 
 def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
@@ -90,8 +91,7 @@ def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
         'length: "2 epochs" -> "3 epochs"',
         'log: "50 steps" -> "never"',
         "seed: 0 -> 1",
-        "to go on with the new: --allow ema.decay --allow ema.warmup --allow length "
-        "--allow log --allow seed",
+        'to go on with the new: allow=["ema.decay", "ema.warmup", "length", "log", "seed"]',
     )
     assert CheckpointStore(tmp_path / "run").newest_sound()[0].step == 4
 
@@ -150,7 +150,10 @@ def test_other_packages_and_other_code_are_shown_and_refused(fit, cut, tmp_path,
     path.write_text(json.dumps(about))
     with pytest.raises(ResumeError) as caught:
         resumed(fit)
-    assert caught.value.hint == (f"{key}: 0.1 -> {now}", f"to go on with the new: --allow {flag}")
+    assert caught.value.hint == (
+        f"{key}: 0.1 -> {now}",
+        f'to go on with the new: allow=["{flag}"]',
+    )
     _, notices = resumed(fit, allow=[flag])
     assert notices[2:] == [
         f"changed: {key}: 0.1 -> {now}",
@@ -301,7 +304,7 @@ def test_a_run_that_was_stopped_for_good_stays_stopped(fit, tmp_path, end):
 
 
 def test_allowing_a_setting_that_is_not_there_is_refused(fit, cut):
-    with pytest.raises(ResumeError, match=r"--allow lenght: .* did you mean 'length'"):
+    with pytest.raises(ResumeError, match=r"allow=\[\"lenght\"\]: .* did you mean 'length'"):
         resumed(fit, allow=["lenght"])
 
 

@@ -45,13 +45,13 @@ def holder(tmp_path):
 @pytest.mark.process
 def test_a_folder_in_use_by_another_process_is_refused_with_its_number(holder, tmp_path):
     with pytest.raises(RunFolderError, match=f"is in use by process {holder.pid}") as caught:
-        open_folder(tmp_path / "run", resume=True)
+        open_folder(tmp_path / "run", occupied=True)
     assert caught.value.hint == (
         "wait for it, stop it, or choose another folder with --out",
     )  # fmt: skip
     holder.kill()
     holder.wait()
-    open_folder(tmp_path / "run", resume=True).release()
+    open_folder(tmp_path / "run", occupied=True).release()
 
 
 def test_a_folder_is_free_again_once_it_is_released(tmp_path):
@@ -70,7 +70,9 @@ def test_a_folder_that_holds_a_run_is_refused_unless_it_is_to_be_resumed(fit, tm
     with pytest.raises(RunFolderError, match=r"the run folder .*run is occupied") as caught:
         fit(length="1 steps")
     assert caught.value.hint == (
-        *("to go on with that run: --resume auto", "to start another: --out DIR"),
+        'to resume that run: resume="auto"',
+        "to start another one elsewhere: out=DIR",
+        "to delete that run and start anew: overwrite=True",
     )
     assert sorted(path.name for path in (tmp_path / "run").rglob("*")) == before
 

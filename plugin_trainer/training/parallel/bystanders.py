@@ -19,6 +19,12 @@ class SeenFolder(RunFolder):
     def clean(self) -> None:
         """The first process does it."""
 
+    def empty(self) -> None:
+        """The first process does it."""
+
+    def forget_traceback(self) -> None:
+        """The first process does it."""
+
     def write_settings(self, toml: str) -> None:
         """The first process does it."""
 

@@ -27,9 +27,25 @@ class EvaluationBar:
         self._limited = limited
         self._bar: Any = None
         self._pass: tuple[str, str] | None = None
+        self._lost = False
 
     def ptrain_evaluation_batch_end(self, run: Any, split: str, weights: str) -> None:
         """Move on by one batch."""
+        if self._lost:
+            return
+        try:
+            self._advance(run, split, weights)
+        except OSError:
+            self.lose()
+
+    def lose(self) -> None:
+        """Show nothing any more: nobody reads it, and that must not end what it shows."""
+        self._lost = True
+        if self._bar is not None:
+            self._bar.disable = True  # or it would draw itself once more when it is forgotten
+        self._bar = None
+
+    def _advance(self, run: Any, split: str, weights: str) -> None:
         if self._pass != (split, weights):
             self.close()
             self._pass = (split, weights)
@@ -50,8 +66,11 @@ class EvaluationBar:
 
     def close(self) -> None:
         """Take the bar away, if there is one."""
-        if self._bar is not None:
-            self._bar.close()
+        try:
+            if self._bar is not None:
+                self._bar.close()
+        except OSError:
+            self.lose()
         self._bar = self._pass = None
 
     def _total(self, run: Any, split: str) -> int | None:

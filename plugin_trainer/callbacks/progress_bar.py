@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -24,6 +25,7 @@ class ProgressBar:
     """Steps done, loss, learning rate, samples per second, time left. Reads no tensor of its own.
 
     The loss is that of the last log line, so that showing it makes the device wait no more often.
+    Once nobody reads it any more (the pipe or the terminal is closed), it shows nothing.
     """
 
     def __init__(self, settings: ProgressBarSettings) -> None:
@@ -37,19 +39,23 @@ class ProgressBar:
     def ptrain_run_start(self, run: Run) -> None:
         """Draw the bar where the run stands."""
         if self._mode == "bar":
-            self._bar = tqdm(
-                total=run.plan.total_steps,
-                initial=run.progress.step,
-                bar_format=_BAR,
-                dynamic_ncols=True,
-                leave=True,
-                file=sys.stderr,
-            )
+            with self._shown():
+                self._bar = tqdm(
+                    total=run.plan.total_steps,
+                    initial=run.progress.step,
+                    bar_format=_BAR,
+                    dynamic_ncols=True,
+                    leave=True,
+                    file=sys.stderr,
+                )
 
     def ptrain_step_end(self, run: Run, outcome: StepOutcome) -> None:
         """Move on by one step."""
         if self._bar is not None:
-            self._bar.update(1)
+            try:
+                self._bar.update(1)
+            except OSError:
+                self._lose()
 
     def ptrain_evaluation_batch_end(self, run: Run, split: str, weights: str) -> None:
         """Show below it how far an evaluation is."""
@@ -62,18 +68,19 @@ class ProgressBar:
 
     def ptrain_log(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Show the newest numbers."""
-        shown = short(metrics)
+        with self._shown():
+            self._show(run, short(metrics), evaluation_line(run, metrics))
+
+    def _show(self, run: Run, numbers: str, scores: str) -> None:
         if self._bar is not None:
-            if shown:
-                self._bar.set_postfix_str(shown, refresh=False)
-            scores = evaluation_line(run, metrics)
+            if numbers:
+                self._bar.set_postfix_str(numbers, refresh=False)
             if scores:
                 self._bar.write(scores, file=sys.stderr)
         elif self._mode == "lines":
-            total = run.plan.total_steps
-            if shown:
-                print(f"step {run.progress.step}/{total}  {shown}", file=sys.stderr)
-            scores = evaluation_line(run, metrics)
+            if numbers:
+                step = f"step {run.progress.step}/{run.plan.total_steps}"
+                print(f"{step}  {numbers}", file=sys.stderr)
             if scores:
                 print(scores, file=sys.stderr)
 
@@ -88,8 +95,24 @@ class ProgressBar:
     def _close(self) -> None:
         self._evaluation.close()
         if self._bar is not None:
-            self._bar.close()
+            with self._shown():
+                self._bar.close()
             self._bar = None
+
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Let what cannot be shown inside be the last."""
+        try:
+            yield
+        except OSError:
+            self._lose()
+
+    def _lose(self) -> None:
+        self._mode = "off"
+        self._evaluation.lose()
+        if self._bar is not None:
+            self._bar.disable = True  # or it would draw itself once more when it is forgotten
+        self._bar = None
 
 
 def short(metrics: MutableMapping[str, float]) -> str:

@@ -15,6 +15,7 @@ import click
 
 from plugin_trainer.cli.launching import is_launched, launch, speaks
 from plugin_trainer.cli.options import configured, what_to_run
+from plugin_trainer.cli.outlasting import outlasting_readers
 from plugin_trainer.cli.printing import facts, table
 from plugin_trainer.errors import RunFolderError, SettingsError
 
@@ -81,12 +82,13 @@ def run(
     with --set over them. The address of a recipe, such as dactbert/exits, may stand for RUN.toml.
     """
     asked = _Asked(run_file, plugins, assignments, out, resume, overwrite, allow, dry_run)
-    if is_launched():
-        return _in_one_of_several(asked)
-    if processes is None or processes == 1:
-        return _train(asked)
-    _configured(asked)  # a mistake in what was typed is told once, before anything starts
-    return launch(asked.arguments(), processes=processes)
+    with outlasting_readers():
+        if is_launched():
+            return _in_one_of_several(asked)
+        if processes is None or processes == 1:
+            return _train(asked)
+        _configured(asked)  # a mistake in what was typed is told once, before anything starts
+        return launch(asked.arguments(), processes=processes)
 
 
 @dataclass(frozen=True)

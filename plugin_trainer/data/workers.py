@@ -21,9 +21,11 @@ class WorkerStart:
 
     def __call__(self, worker: int) -> None:
         """Run in the worker, before it loads anything."""
-        # Ctrl-C goes to the whole process group: a worker that died of it would make the main
-        # process fail before it could save. SIGTERM is how the main process ends a worker.
+        # Ctrl-C, and the end of a terminal, go to the whole process group: a worker that died of it
+        # would make the main process fail before it could save. SIGTERM is how the main process
+        # ends a worker.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if self._then is not None:
             self._then(worker)

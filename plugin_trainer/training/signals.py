@@ -1,5 +1,5 @@
-"""SIGTERM and SIGINT while training: the first stops the run after its step, the second leaves at
-once.
+"""SIGTERM, SIGINT and SIGHUP while training: the first stops the run after its step, the second
+leaves at once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from plugin_trainer.training.run import Run
 # A scheduler may signal every process, and torchrun passes on to all what it receives itself.
 _PASSED_ON_S = 5.0
 
-_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
+_NAMES = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C", signal.SIGHUP: "SIGHUP"}
 
 
 @contextmanager
 def answered(run: Run) -> Iterator[None]:
-    """Answer both signals inside, and give them back to their earlier handlers afterwards.
+    """Answer these signals inside, and give them back to their earlier handlers afterwards.
 
     Only the main thread may set handlers; in another one the signals are left alone.
     """
@@ -35,8 +35,8 @@ def answered(run: Run) -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:  # a forked worker that is just starting has inherited it
-            if number == signal.SIGINT:
-                return  # Ctrl-C is the main process's to answer
+            if number in (signal.SIGINT, signal.SIGHUP):
+                return  # what a terminal sends is the main process's to answer
             raise SystemExit(128 + number)
         if first_at and run.world.size > 1 and time.monotonic() - first_at[0] < _PASSED_ON_S:
             return

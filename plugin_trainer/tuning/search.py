@@ -220,7 +220,7 @@ def surroundings(place: int, workers: int) -> dict[str, str]:
 
 @contextmanager
 def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[int]]:
-    """Hand SIGINT and SIGTERM on to the workers, which stop their runs; a list of those that came.
+    """Hand signals on to the workers, which stop their runs; a list of those that came.
 
     A second one makes them leave at once.
     """
@@ -233,7 +233,7 @@ def _handing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[list[i
                 process.send_signal(number)
 
     earlier: dict[int, Any] = {}
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM), int(signal.SIGHUP)):
         if signal.getsignal(number) not in (signal.SIG_IGN, None):
             earlier[number] = signal.signal(number, handle)
     try:

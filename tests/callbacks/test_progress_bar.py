@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import sys
 
@@ -98,6 +100,29 @@ def test_many_metrics_go_on_in_lines_of_80_columns_and_none_is_lost(fit, capfd):
         "loss",
         *(f"a_rather_long_name_{index}" for index in range(9)),
     ]
+
+
+@pytest.fixture
+def unread():
+    """A stream whose reader has gone away, as behind `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    file = os.fdopen(writing, "w", buffering=1)
+    yield file
+    with contextlib.suppress(OSError):
+        file.close()
+
+
+@pytest.mark.parametrize("mode", ["lines", "bar"])
+def test_a_run_goes_on_when_nobody_reads_its_progress(fit, monkeypatch, unread, mode):
+    monkeypatch.setattr(sys, "stderr", unread)
+    result = fit(
+        callbacks=QUIET,
+        callback_settings={"progress_bar": {"mode": mode}},
+        ema={"decay": 0.5},
+        log="1 steps",
+    )
+    assert (result.status, result.step) == ("finished", 6)
 
 
 def test_an_unknown_mode_is_refused(fit):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from plugin_trainer.cli.main import main
 from tests import forkserver
 
 PLUGIN = ("--plugin", "./toy.py")
@@ -36,6 +37,19 @@ def test_a_plugin_alone_is_trained_and_the_end_says_everything(toy, ptrain):
 def test_everything_printed_fits_80_columns(toy, ptrain):
     typed = ptrain("run", *PLUGIN)
     assert [line for line in (typed.out + typed.err).splitlines() if len(line) > 80] == []
+
+
+def test_a_run_whose_output_nobody_reads_any_more_finishes(toy, monkeypatch):
+    source = Path("toy.py").read_text()  # what a callback prints must not end it either
+    Path("toy.py").write_text(f"{source}\n\ndef ptrain_step_end():\n    print('x' * 9000)\n")
+    for name in ("stdout", "stderr"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(sys, name, os.fdopen(writing, "w"))
+    assert main(["run", *PLUGIN, "--out", "out"]) == 0
+    assert json.loads(Path("out/run.json").read_text())["status"] == "finished"
+    sys.stdout.close()  # with what is left in it, as Python does at its end
+    sys.stderr.close()
 
 
 def test_two_runs_have_two_folders_and_a_name_chooses_one(toy, ptrain):

@@ -77,15 +77,22 @@ def test_S01_sigterm_at_any_moment_leaves_a_checkpoint_and_the_run_goes_on_exact
     assert leftovers(run) == []
 
 
-@pytest.mark.parametrize("moment", ["forward:7", "loading:15"])
-def test_S01_ctrl_c_goes_to_the_workers_too_and_only_stops_the_run(
-    start, twin, reached, differences, folder, moment
+@pytest.mark.parametrize(
+    ("number", "name", "moment"),
+    [
+        (signal.SIGINT, "Ctrl-C", "forward:7"),
+        (signal.SIGINT, "Ctrl-C", "loading:15"),
+        (signal.SIGHUP, "SIGHUP", "loading:15"),
+    ],
+)
+def test_S01_what_a_terminal_sends_goes_to_the_workers_too_and_only_stops_the_run(
+    start, twin, reached, differences, folder, number, name, moment
 ):
     run = folder / "run"
     process = start(run, fault={"at": moment, "do": "pause"}, **WORKERS)
-    interrupted(process, reached, signal.SIGINT, group=True)
-    assert process.wait() == 130, process.text
-    assert "interrupted: Ctrl-C was received" in process.text
+    interrupted(process, reached, number, group=True)
+    assert process.wait() == 128 + number, process.text
+    assert f"interrupted: {name} was received" in process.text
     assert "Traceback" not in process.text
     assert about(run)["step"] == newest(run) > 0
     process = start(run, **WORKERS)

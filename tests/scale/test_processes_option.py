@@ -53,6 +53,33 @@ def test_what_the_processes_find_out_is_told_once_with_their_exit_code(start):
     assert "Traceback" not in errors and "torch" not in errors, errors
 
 
+def test_the_processes_save_and_end_when_their_launcher_is_killed(start, tmp_path):
+    endless = ("length=100_000 steps", "log=1 step", "evaluate=never", "save=never")
+    launcher = start(*endless, cold=True)
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (log.is_file() and log.read_text().count("\n") > 3):
+        assert launcher.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert len(children) >= 2
+    launcher.kill()
+    while any(is_alive(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (about["status"], about["reason"]) == ("interrupted", "SIGTERM was received")
+    assert (tmp_path / "run" / "checkpoints" / f"step-{about['step']:08d}").is_dir()
+
+
+def is_alive(pid: str) -> bool:
+    """Whether a process still runs; one that has ended may stay a zombie here."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_signal_ends_it_as_it_ends_a_run_of_one_process(start, tmp_path):
     launcher = start("length=100_000 steps", "log=1 step", "evaluate=never", cold=True)
     log = tmp_path / "run" / "metrics.jsonl"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import functools
 import gc
 import os
+import signal
+import sys
 from datetime import timedelta
 
 import torch
@@ -17,6 +20,7 @@ from plugin_trainer.training.world import ALONE, World
 
 # An evaluation, or the writing of a checkpoint, in which the others wait for the slowest.
 _PATIENCE = timedelta(minutes=30)
+_PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
 
 def restarts() -> int:
@@ -30,6 +34,15 @@ def launch_id() -> str:
     return "" if name == "none" else name
 
 
+def _end_with_launcher() -> None:
+    """Have Linux send SIGTERM, at which a run saves and ends, when the launcher is gone.
+
+    One that is killed cannot end its processes, and nobody else knows of them.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 @functools.cache
 def join() -> World:
     """Meet the processes that were started together with this one; ALONE where none were.
@@ -41,6 +54,7 @@ def join() -> World:
         if not (dist.is_available() and dist.is_initialized()):
             return ALONE
     elif not dist.is_initialized():
+        _end_with_launcher()
         local_rank = int(os.environ["LOCAL_RANK"])
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank % torch.cuda.device_count())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -211,5 +211,6 @@ class MlflowLogger:
 
 
 def _say(text: str) -> None:
-    # Above a progress bar, if one is drawn.
-    tqdm.write(f"mlflow: {text}", file=sys.stderr)
+    # Above a progress bar, if one is drawn; what nobody can read must not end a run.
+    with suppress(OSError):
+        tqdm.write(f"mlflow: {text}", file=sys.stderr)

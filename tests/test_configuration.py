@@ -296,6 +296,57 @@ def test_settings_of_a_callback_are_found_under_its_short_and_its_full_name(here
         assert configuration.origins[("callback_settings", "all/count", "every")] == "--set"
 
 
+STOPPING = """
+    callbacks = ["early_stopping", "count"]
+    [callback_settings.early_stopping]
+    patience = 3
+    [callback_settings.tensorboard]
+    folder = "board"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("['-early_stopping']", {"all/count"}),
+        ("['+free']", {"core/early_stopping", "all/count", "all/free"}),
+        ("['-core/early_stopping', '+free', '-count']", {"all/free"}),
+        ("['-tensorboard']", {"core/early_stopping", "all/count"}),
+        ("['free']", {"all/free"}),
+        ("['free', '-tensorboard']", {"all/free"}),
+        ("[]", set()),
+    ],
+)
+@pytest.mark.parametrize("below", ["recipe.toml", "run.toml"])
+def test_callbacks_below_are_changed_by_signed_names_and_replaced_by_others(
+    here, below, typed, expected
+):
+    text = textwrap.dedent(STOPPING)
+    if below == "recipe.toml":
+        path = Path("recipe.toml")
+        path.write_text(text.replace("[callback", f"{path.read_text()}\n[callback", 1))
+        found = configured("", f"callbacks={typed}")
+    else:
+        found = configured(text, f"callbacks={typed}")
+    defaults = set(addresses(configured("", "callbacks=[]")))
+    if "-tensorboard" in typed:
+        defaults.remove("core/tensorboard")
+    assert set(addresses(found)) == expected | defaults
+    # What is written down can be read again, and says the same.
+    again = configure(read_toml(write("again.toml", to_toml(found.values()))))
+    assert addresses(again) == addresses(found)
+    assert again.values() == found.values()
+
+
+def test_settings_given_with_a_callback_taken_away_are_a_mistake(here):
+    found = mistakes(
+        STOPPING, "callbacks=['-early_stopping']", "callback_settings.early_stopping.patience=9"
+    )
+    assert [line.partition(": this run")[0] for line in found] == [
+        "--set: callback_settings.early_stopping"
+    ]
+
+
 def test_a_callback_named_twice_is_called_once(here):
     assert addresses(configured("", "callbacks=['free', 'all/free']")).count("all/free") == 1
 

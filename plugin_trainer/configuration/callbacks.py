@@ -11,6 +11,8 @@ from plugin_trainer.configuration.chosen import Choice
 from plugin_trainer.configuration.draft import Draft
 from plugin_trainer.registry.catalog import Offer
 from plugin_trainer.registry.parts import CALLBACK_SETTINGS
+from plugin_trainer.settings.layers import CALLBACKS
+from plugin_trainer.settings.toml_lines import Key
 
 
 def choose_callbacks(draft: Draft) -> list[Choice]:
@@ -21,13 +23,13 @@ def choose_callbacks(draft: Draft) -> list[Choice]:
     for address, offer in offers.items():
         spelling, table = tables.get(address, (address, {}))
         at = (CALLBACK_SETTINGS, spelling)
-        choices.append(with_settings(draft, offer, table, at=at, named=("callbacks",)))
+        choices.append(with_settings(draft, offer, table, at=at, named=CALLBACKS))
     return [choice for choice in choices if choice is not None]
 
 
 def callback_offers(draft: Draft) -> dict[str, Offer[Any]]:
     """What the run has, by address in calling order."""
-    key = ("callbacks",)
+    key = CALLBACKS
     listed = draft.values.get("callbacks", [])
     names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     known = draft.catalog.offers("callback")
@@ -55,6 +57,8 @@ def _tables(draft: Draft, offers: Mapping[str, Offer[Any]]) -> dict[str, tuple[s
             continue
         if offer.address not in offers and not _has_all(offer):
             continue  # the run was written down where a default callback had its packages
+        if offer.address not in offers and _was_taken_away(draft, key):
+            continue  # from a recipe, say, and its settings go with it
         if offer.address not in offers:
             draft.say(
                 key,
@@ -69,6 +73,11 @@ def _tables(draft: Draft, offers: Mapping[str, Offer[Any]]) -> dict[str, tuple[s
         for known in [known for known in origins if known[:2] == key]:
             origins[(CALLBACK_SETTINGS, offer.address, *known[2:])] = origins[known]
     return tables
+
+
+def _was_taken_away(draft: Draft, table: Key) -> bool:
+    """Whether the callbacks were chosen over the place that gave a table of settings."""
+    return draft.merged.height_of(table) < draft.merged.height_of(CALLBACKS)
 
 
 def _has_all(offer: Offer[Any]) -> bool:

@@ -126,13 +126,13 @@ def _documented(spellings: Mapping[str, Offer[Any]]) -> Schema:
 
 def _callback_names(catalog: Catalog) -> Schema:
     spellings = _spellings(catalog, "callback")
-    away = {f"-{name}": offer for name, offer in spellings.items()}
+    signed = [f"{sign}{name}" for sign in "+-" for name in spellings]
     return {
         "type": "string",
         "anyOf": [
             _documented(spellings),
-            {"enum": [*away]},
-            {"pattern": _DOTTED_PATH.replace("^", "^-?", 1)},
+            {"enum": signed},
+            {"pattern": _DOTTED_PATH.replace("^", "^[+-]?", 1)},
         ],
     }
 

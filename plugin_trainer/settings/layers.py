@@ -24,6 +24,8 @@ _BELONGS_TO: dict[Key, Key] = {
 # Tables that a name alone stands for.
 _NAMED = ("optimizer", "schedule")
 
+CALLBACKS: Key = ("callbacks",)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -71,6 +73,13 @@ class Merged:
                 if known[:length] == around:
                     return place
         return "default"
+
+    def height_of(self, key: Key) -> int:
+        """The number of the highest layer that gave something at or below a key; -1 for none."""
+        heights = {place: number for number, place in enumerate(self.places)}
+        given = (place for known, place in self.origins.items() if known[: len(key)] == key)
+        files = (place if place in heights else place.rpartition(":")[0] for place in given)
+        return max((heights.get(file, -1) for file in files), default=-1)
 
 
 def read_toml(path: Path, *, where: str = "") -> Layer:
@@ -177,13 +186,25 @@ def _lay_over(
                 merged.origins.setdefault(key, layer.place_of(key))
             _lay_over(merged, layer, below[name], value, key)
         else:
-            below[name] = list(value) if isinstance(value, (list, tuple)) else value
+            value = list(value) if isinstance(value, (list, tuple)) else value
+            below[name] = _signed_over(below.get(name), value) if key == CALLBACKS else value
             _forget(merged, key)
             merged.origins[key] = layer.place_of(key)
             inside = (known for known in layer.lines if known[: len(key)] == key)
             merged.origins.update((known, layer.place_of(known)) for known in inside)
             if key in layer.texts:
                 merged.texts[key] = layer.texts[key]
+
+
+def _signed_over(below: Any, above: Any) -> Any:
+    """A list of callbacks over another, which it replaces unless each of its names has a sign, + or
+    -, and so says what to change.
+    """
+    if not (isinstance(above, list) and all(isinstance(name, str) for name in above)):
+        return above
+    changes = bool(above) and all(name.startswith(("+", "-")) for name in above)
+    kept = below if changes and isinstance(below, list) else []
+    return [*kept, *(name.removeprefix("+") for name in above)]
 
 
 def _forget(merged: Merged, key: Key) -> None:

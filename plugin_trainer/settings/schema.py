@@ -289,7 +289,9 @@ class RunSettings:
     log                how often to write training metrics
     keep               how many of the newest checkpoints stay on disk, or "all"; the best ones
                        always stay
-    callbacks          callbacks beside the default ones, in calling order; "-name" takes one away
+    callbacks          callbacks beside the default ones, in calling order; "-name" takes one away.
+                       A list of nothing but "+name" and "-name" changes that of the recipe or file
+                       below, any other replaces it
     seed               the seed of every random stream
     device             "auto", or a torch device: "cpu", "cuda:1"
     deterministic      refuse operations whose result differs from one time to the next; slower

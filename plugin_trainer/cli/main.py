@@ -40,7 +40,7 @@ COMMANDS = {
     ),
     "plugins": ("plugin_trainer.cli.plugins:plugins", "List, check and start plugins."),
     "config": ("plugin_trainer.cli.config:config", "Show, check and explain settings."),
-    "runs": ("plugin_trainer.cli.runs:runs", "List, show and compare runs."),
+    "runs": ("plugin_trainer.cli.runs:runs", "List and show runs."),
     "tune": ("plugin_trainer.cli.tune:tune", "Search for settings with Optuna."),
     "study": ("plugin_trainer.cli.study:study", "List studies; show one, and its best trial."),
     "models": ("plugin_trainer.cli.models:models", "Keep trained models: names and versions."),

@@ -9,6 +9,7 @@ import click
 
 from plugin_trainer.cli.options import json_option
 from plugin_trainer.cli.printing import emit_json, table
+from plugin_trainer.cli.run_state import state_of
 
 
 @click.group(invoke_without_command=True)
@@ -34,11 +35,10 @@ def list_(folder: Path, json_: bool) -> None:
 def show(run: str, json_: bool) -> None:
     """Show how the run RUN went: a run folder, or a name under runs/."""
     from plugin_trainer.cli.run import metrics_table
-    from plugin_trainer.files import read_json
     from plugin_trainer.run_folder import find_run
 
     folder = find_run(run)
-    about = read_json(folder / "run.json") or {}
+    about = state_of(folder)
     if json_:
         emit_json(about)
         return
@@ -58,10 +58,9 @@ def show(run: str, json_: bool) -> None:
 
 
 def _print_list(folder: Path, *, json_: bool) -> None:
-    from plugin_trainer.files import read_json
     from plugin_trainer.run_folder import list_runs
 
-    found = [_summary(run, read_json(run / "run.json") or {}) for run in list_runs(folder)]
+    found = [_summary(run, state_of(run)) for run in list_runs(folder)]
     if json_:
         emit_json(found)
         return
@@ -76,7 +75,6 @@ def _print_list(folder: Path, *, json_: bool) -> None:
 
 def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     from plugin_trainer.errors import PtrainError
-    from plugin_trainer.run_folder import is_held
     from plugin_trainer.settings.layers import read_toml
 
     try:
@@ -84,13 +82,10 @@ def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
     except PtrainError:
         settings = {}  # a damaged run is listed with what is left of it
     best = about.get("best", {}).get("raw")
-    status = about.get("status", "unknown")
-    if status == "running" and not is_held(folder):
-        status = "killed"
     return {
         "name": folder.name,
         "folder": str(folder),
-        "status": status,
+        "status": about.get("status", "unknown"),
         "reason": about.get("reason", ""),
         "model": settings.get("model", ""),
         "data": settings.get("data", ""),

@@ -65,6 +65,36 @@ def test_a_run_that_nobody_trains_any_more_was_killed(trained, ptrain):
         holder.release()
 
 
+@pytest.mark.parametrize("status", ["running", "killed", "failed"])
+def test_a_run_that_has_not_ended_is_shown_as_far_as_it_is(trained, ptrain, status):
+    folder = Path("runs/first")
+    about = json.loads((folder / "run.json").read_text())
+    for name in ("step", "metrics", "best", "ended"):
+        del about[name]
+    about["status"] = "running" if status == "killed" else status
+    (folder / "run.json").write_text(json.dumps(about))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").open()]
+    evaluated = next(number for number, line in enumerate(lines) if line["step"] == 9)
+    with (folder / "metrics.jsonl").open("w") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines[: evaluated + 1])
+        file.write('{"step": 11, "train/loss": 0.5}\n{"step": 12, "trai')
+    (folder / "checkpoints" / "latest.json").write_text('{"checkpoint": "x", "step": 9}')
+    holder = RunFolder(folder)
+    if status == "running":
+        holder.hold()
+    try:
+        row = ptrain("runs").out.splitlines()[1]
+        shown = ptrain("runs", "show", "first").out
+        read = json.loads(ptrain("runs", "show", "first", "--json").out)
+    finally:
+        holder.release()
+    assert re.match(rf"first +{status} +11/12 +val/accuracy ", row)
+    assert re.search(r"^ +steps +11/12$", shown, re.M)
+    assert re.search(rf"^val/loss +{lines[evaluated]['val/loss']:.4f} ", shown, re.M)
+    assert "best val/accuracy" in shown
+    assert (read["status"], read["step"]) == (status, 11)
+
+
 def test_looking_at_runs_changes_nothing_in_them(trained, ptrain):
     set_status(status="running")
     lock = Path("runs/first/.lock")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from plugin_trainer import hookspecs
 from plugin_trainer.callbacks import settings as callback_settings
+from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import schedules, schema, tuning
 from plugin_trainer.settings.describe import describe
 
@@ -51,7 +52,14 @@ def map_of_a_run() -> str:
     return f"```text\n{inspect.cleandoc(diagram)}\n```"
 
 
+def outcome() -> str:
+    """The fields of a StepOutcome."""
+    fields = inspect.cleandoc(StepOutcome.__doc__ or "").partition("\n\n")[2]
+    return f"```text\n{fields}\n```"
+
+
 PARTS: dict[str, Callable[[], str]] = {
+    "outcome": outcome,
     "run": lambda: settings_table(schema.RunSettings),
     "optimizer": lambda: settings_table(schema.OptimizerSettings),
     "groups": lambda: settings_table(schema.GroupSettings),

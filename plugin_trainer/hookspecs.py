@@ -8,13 +8,16 @@
     step          ptrain_train_step               firstresult
                     ptrain_move_batch             firstresult, each micro-batch
                     ptrain_forward                firstresult, each micro-batch
+                    ptrain_before_optimizer_step
                   ptrain_step_end
-    due           evaluate: ptrain_move_batch, ptrain_forward, ptrain_evaluation_batch_end for each
-                            batch and weight set; then ptrain_evaluation_end
+    due           evaluate: ptrain_evaluation_start; then ptrain_move_batch, ptrain_forward,
+                            ptrain_evaluation_batch_end for each batch and weight set; then
+                            ptrain_evaluation_end
     due           ptrain_log
     epoch       ptrain_epoch_end                  after the epoch's last step and its evaluation
     due           save: ptrain_checkpoint_save, then ptrain_checkpoint_committed
     run       ptrain_run_end   or   ptrain_run_failed
+    any time  ptrain_artifact                     at each `run.log_artifact`
 
 A plugin is a module (or object) whose functions are named after these hooks; a callback is an
 object whose methods are. The prefix is enough; `hookimpl` is needed only to give an option, such as
@@ -24,9 +27,10 @@ What a hook may use of `run`: `settings`, `model`, `data`, `device`, `optimizer`
 (the run folder, a Path), `progress` (`step`, `epoch`, `samples`), `is_dry` (a try of which nothing
 is kept), `world` (this process among those that train the run: `rank`, `size`, `is_first`, and
 `gather(value)`, which all must call), `log(metrics)` to add numbers to the next log line,
-`request_stop(reason)`, `watch(metric, setting=...)` at the run's start to have it told before the
-first step that evaluations give no such metric, and `report(title, text)` to add a section to what
-the run prints at its end. Callbacks are called in the order in which the run lists them.
+`log_artifact(name, content)` to add a figure or another file to the run, `request_stop(reason)`,
+`watch(metric, setting=...)` at the run's start to have it told before the first step that
+evaluations give no such metric, and `report(title, text)` to add a section to what the run prints
+at its end. Callbacks are called in the order in which the run lists them.
 """
 
 from __future__ import annotations
@@ -144,6 +148,16 @@ def ptrain_epoch_start(run: Run) -> None:
 
 
 @hookspec
+def ptrain_before_optimizer_step(run: Run) -> None:
+    """The gradients of a step are complete: summed over its micro-batches and processes, unscaled,
+    not clipped. Every step that the engine makes itself.
+
+    They are in `run.optimizer.param_groups` and may be changed in place; what is clipped, logged as
+    train/grad_norm and checked is what is left here. Of a sharded model each process sees its part.
+    """
+
+
+@hookspec
 def ptrain_step_end(run: Run, outcome: StepOutcome) -> None:
     """An optimizer step is done and `run.progress` counts it. Every step.
 
@@ -160,6 +174,11 @@ def ptrain_log(run: Run, metrics: MutableMapping[str, float]) -> None:
 
 
 @hookspec
+def ptrain_evaluation_start(run: Run, split: str) -> None:
+    """An evaluation is about to begin, of all weight sets. `split` is "val" or "test"."""
+
+
+@hookspec
 def ptrain_evaluation_batch_end(
     run: Run, split: str, weights: str, batch: Any, outcome: StepOutcome
 ) -> None:
@@ -170,8 +189,10 @@ def ptrain_evaluation_batch_end(
 
 
 @hookspec
-def ptrain_evaluation_end(run: Run, metrics: MutableMapping[str, float]) -> None:
+def ptrain_evaluation_end(run: Run, split: str, metrics: MutableMapping[str, float]) -> None:
     """An evaluation is done; `metrics` holds val/... and val_ema/..., the same in all processes.
+
+    At the end of a run `split` is "test" once, if there is such data: then they are test/...
 
     May add entries, may request a stop.
     """
@@ -201,6 +222,11 @@ def ptrain_checkpoint_committed(run: Run, path: Path) -> None:
 
     What is logged here is not part of it: a run that is resumed from it does not know of it.
     """
+
+
+@hookspec
+def ptrain_artifact(run: Run, name: str, path: Path) -> None:
+    """A file was added to the run by `run.log_artifact`. In the first process alone."""
 
 
 @hookspec

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import MutableMapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.callbacks.settings import TensorBoardSettings
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 
 
 class TensorBoard:
-    """One scalar for each number of each log line, at its optimizer step.
+    """One scalar for each number of each log line, at its optimizer step; pictures and texts that
+    callbacks add.
 
     A resumed run goes on in the same folder; what an earlier process wrote after the step resumed
     from is marked as void. Raises MissingExtra if tensorboard is not installed.
@@ -44,6 +47,16 @@ class TensorBoard:
             if isinstance(value, (int, float)) and math.isfinite(value):
                 self._writer.add_scalar(name, value, run.progress.step)
 
+    def ptrain_artifact(self, run: Run, name: str, path: Path) -> None:
+        """Show a picture or a text."""
+        if self._writer is None:
+            return
+        tag, step = name.removesuffix(path.suffix), run.progress.step
+        if path.suffix == ".png" and (picture := _picture(tag, path.read_bytes())) is not None:
+            self._writer._get_file_writer().add_summary(picture, step)
+        elif path.suffix in (".txt", ".md"):
+            self._writer.add_text(tag, path.read_text(encoding="utf-8", errors="replace"), step)
+
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Close the file."""
         self._close()
@@ -56,3 +69,16 @@ class TensorBoard:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _picture(tag: str, png: bytes) -> Any:
+    """A PNG file as TensorBoard has it: as it is, with the size that its header says; None for
+    another file.
+    """
+    if not png.startswith(b"\x89PNG\r\n\x1a\n") or len(png) < 24:
+        return None
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = struct.unpack(">II", png[16:24])
+    image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])

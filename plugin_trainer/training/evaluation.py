@@ -56,6 +56,7 @@ def evaluate(run: Scored) -> dict[str, float]:
     """
     if "val" not in run.loaders:
         return {}
+    run.hooks.evaluation_start(run=run, split="val")
     limit = run.settings.limit_batches.validation
     sets: dict[str, AbstractContextManager[None]] = {"raw": nullcontext()}
     if run.ema is not None:
@@ -64,7 +65,7 @@ def evaluate(run: Scored) -> dict[str, float]:
     for weights, applied in sets.items():
         with applied:
             metrics.update(score(run, split="val", weights=weights, limit=limit))
-    run.hooks.evaluation_end(run=run, metrics=metrics)
+    run.hooks.evaluation_end(run=run, split="val", metrics=metrics)
     make_numbers(metrics, given_to="ptrain_evaluation_end")
     return metrics
 

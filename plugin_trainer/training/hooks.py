@@ -31,14 +31,17 @@ class RunHooks:
     train_step: Call
     run_start: Call
     epoch_start: Call
+    before_optimizer_step: Call
     step_end: Call
     log: Call
+    evaluation_start: Call
     evaluation_batch_end: Call
     evaluation_end: Call
     epoch_end: Call
     checkpoint_save: Call
     checkpoint_load: Call
     checkpoint_committed: Call
+    artifact: Call
     run_end: Call
     run_failed: Call
 
@@ -76,6 +79,11 @@ class RunHooks:
             if impl.plugin_name != _CORE:
                 return f"{self._noun.get(impl.plugin_name, 'plugin')} '{impl.plugin_name}'"
         return ""
+
+    @property
+    def sees_gradients(self) -> bool:
+        """Whether a plugin or callback looks at the gradients of a step, and may change them."""
+        return self.before_optimizer_step is not _nothing
 
     @property
     def may_add_metrics(self) -> bool:

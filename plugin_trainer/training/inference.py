@@ -88,8 +88,9 @@ class LoadedRun:
     def evaluate(self, split: str = "val") -> dict[str, float]:
         """The metrics of a split: "val" or "test". Raises DataError if the data module has none."""
         self.loaders[split] = self._loader(split)
+        self.hooks.evaluation_start(run=self, split=split)
         metrics = score(self, split=split, weights=self.weights)
-        self.hooks.evaluation_end(run=self, metrics=metrics)
+        self.hooks.evaluation_end(run=self, split=split, metrics=metrics)
         make_numbers(metrics, given_to="ptrain_evaluation_end")
         return metrics
 

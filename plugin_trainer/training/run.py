@@ -16,6 +16,7 @@ from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training.alike import refuse_other_data
+from plugin_trainer.training.artifacts import Content, write_artifact
 from plugin_trainer.training.best import Best
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
 from plugin_trainer.training.ema import Ema
@@ -142,6 +143,21 @@ class Run:
         for name, value in metrics.items():
             # Detached, or it would keep the whole graph of its step until it is read.
             self.logged[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def log_artifact(self, name: str, content: Content) -> None:
+        """Add a file to the run: text, bytes, a figure of matplotlib, or the Path of a file.
+
+        name  under artifacts/ in the run folder, with an ending: "confusion.png". The same name
+              again replaces the file
+
+        Loggers get it too: TensorBoard shows .png, .txt and .md at the step, MLflow keeps every
+        file. Of several processes only the first one's counts. Raises PtrainError for a name or
+        content that is none, and NotSaved if the disk refuses.
+        """
+        if self.world.is_first:
+            self.disk.check_in_place()
+            path = write_artifact(self.folder, name, content)
+            self.hooks.artifact(run=self, name=name, path=path)
 
     def watch(self, metric: str, *, setting: str) -> None:
         """Have it found before the first step that evaluations give no such metric. To be called

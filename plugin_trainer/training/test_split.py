@@ -24,6 +24,7 @@ def score_test_split(run: Run) -> dict[str, float]:
     """
     if "test" not in run.loaders:
         return {}
+    run.hooks.evaluation_start(run=run, split="test")
     metrics: dict[str, float] = {}
     sets = {"raw": "best"} if run.ema is None else {"raw": "best", "ema": "best_ema"}
     for weights, pointer in sets.items():
@@ -32,7 +33,7 @@ def score_test_split(run: Run) -> dict[str, float]:
         with _holding(run.model, state):
             limit = run.settings.limit_batches.test
             metrics.update(score(run, split="test", weights=weights, limit=limit))
-    run.hooks.evaluation_end(run=run, metrics=metrics)
+    run.hooks.evaluation_end(run=run, split="test", metrics=metrics)
     make_numbers(metrics, given_to="ptrain_evaluation_end")
     return metrics
 

@@ -44,6 +44,30 @@ def test_every_logged_number_is_written_at_its_step(fit, tmp_path):
     assert [step for step, _ in scalars(tmp_path / "run" / "tensorboard")["val/loss"]] == [3, 6]
 
 
+def test_pictures_and_texts_that_a_callback_adds_are_shown_at_their_steps(fit, tmp_path):
+    from matplotlib.figure import Figure
+
+    class Adds:
+        def ptrain_evaluation_end(self, run):
+            run.log_artifact("curves/loss.png", Figure(figsize=(2, 1), dpi=50))
+            run.log_artifact("notes.md", f"step {run.progress.step}")
+            run.log_artifact("table.csv", "a,b")
+            run.log_artifact("no.png", "no picture")
+
+    fit(callbacks=["-progress_bar", Adds()])
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["images"] == ["curves/loss"]
+    images = events.Images("curves/loss")
+    assert [(image.step, image.width, image.height) for image in images] == [
+        (3, 100, 50),
+        (6, 100, 50),
+    ]
+    png = (tmp_path / "run" / "artifacts" / "curves" / "loss.png").read_bytes()
+    assert images[-1].encoded_image_string == png
+    assert events.Tags()["tensors"] == ["notes/text_summary"]
+
+
 def test_a_resumed_run_goes_on_in_the_same_curves_without_steps_made_twice(fit, tmp_path):
     class Interrupt:
         def ptrain_step_end(self, run):

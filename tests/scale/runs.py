@@ -126,6 +126,20 @@ def sgd(out: Path) -> None:
     plain(out, optimizer={"name": "SGD", "learning_rate": 0.1, "settings": {"momentum": 0.9}})
 
 
+class Triples:
+    """Makes each gradient three times as long, on which clipping depends."""
+
+    def ptrain_before_optimizer_step(self, run: Any) -> None:
+        for group in run.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(3.0)
+
+
+def tripled(out: Path) -> None:
+    plain(out, accumulate=3, callbacks=[Triples()])
+
+
 def tokens(out: Path) -> None:
     fit(Net(), loader(Tokens(40), 6), loader(Tokens(7), 6), out=out, **settings(accumulate=2))
 
@@ -162,6 +176,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "plain": plain,
     "accumulated": accumulated,
     "sgd": sgd,
+    "tripled": tripled,
     "tokens": tokens,
     "bf16": bf16,
     "fp16": fp16,

@@ -14,6 +14,7 @@ CASES = {
     "plain": 2e-6,
     "accumulated": 2e-6,
     "sgd": 2e-6,
+    "tripled": 2e-6,
     "tokens": 2e-6,
     "left_out": 2e-6,
     "tasks": 2e-6,

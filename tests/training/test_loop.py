@@ -11,17 +11,18 @@ from plugin_trainer.errors import TrainingFailed
 from plugin_trainer.training.checkpoints import read_snapshot
 
 MOMENTS = (
-    *("run_start", "epoch_start", "step_end", "log", "evaluation_batch_end", "evaluation_end"),
-    *("epoch_end", "checkpoint_save", "checkpoint_load", "checkpoint_committed"),
+    *("run_start", "epoch_start", "step_end", "log", "evaluation_start", "evaluation_batch_end"),
+    *("evaluation_end", "epoch_end", "checkpoint_save", "checkpoint_load", "checkpoint_committed"),
     *("run_end", "run_failed"),
 )
 
 
 def test_the_diary_knows_every_moment():
     behaviour = {"ptrain_move_batch", "ptrain_forward", "ptrain_train_step"}
+    elsewhere = {"ptrain_before_optimizer_step", "ptrain_artifact"}  # with their effects
     known = {name for name in vars(hookspecs) if name.startswith("ptrain_")}
     registration = set(hookspecs.REGISTRATION_HOOKS)
-    assert known - registration - behaviour == {f"ptrain_{name}" for name in MOMENTS}
+    assert known - registration - behaviour - elsewhere == {f"ptrain_{name}" for name in MOMENTS}
 
 
 class Diary:
@@ -49,6 +50,9 @@ class Diary:
     def ptrain_log(self, run, metrics):
         kinds = [kind for kind in ("train", "val", "val_ema") if f"{kind}/loss" in metrics]
         self.note(run, "log", "+".join(kinds))
+
+    def ptrain_evaluation_start(self, run, split):
+        self.note(run, "evaluation_start", split)
 
     def ptrain_evaluation_batch_end(self, run, split, weights, batch, outcome):
         self.note(run, "evaluation_batch", f"{split} {weights}")
@@ -89,6 +93,7 @@ WHOLE = """
 0 epoch_start
 1 step_end
 2 step_end
+2 evaluation_start val
 2 evaluation_batch val raw
 2 evaluation_batch val ema
 2 evaluation_end val/loss val_ema/loss
@@ -101,12 +106,14 @@ WHOLE = """
 3 checkpoint_committed step-00000003
 3 epoch_start
 4 step_end
+4 evaluation_start val
 4 evaluation_batch val raw
 4 evaluation_batch val ema
 4 evaluation_end val/loss val_ema/loss
 4 log train+val+val_ema
 5 step_end
 6 step_end
+6 evaluation_start val
 6 evaluation_batch val raw
 6 evaluation_batch val ema
 6 evaluation_end val/loss val_ema/loss
@@ -202,6 +209,7 @@ def test_L01_the_moments_of_a_run_that_is_asked_to_stop(fit, toy):
     assert (result.status, result.reason, result.step) == ("stopped early", "enough", 4)
     assert diary.lines[diary.lines.index("4 step_end") :] == lines("""
 4 step_end
+4 evaluation_start val
 4 evaluation_batch val raw
 4 evaluation_end val/loss
 4 log train+val

@@ -129,6 +129,11 @@ class Replicas:
             torch._foreach_div_(gradients, count / self._world.size / unit)
         return measure(), Totals(loss / count, count)
 
+    def measured_after(self, hook: Callable[[], None], measure: Callable[[], Tensor]) -> Tensor:
+        """Each process measures all of them."""
+        hook()
+        return measure()
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Nothing is exchanged there."""
         return nullcontext()

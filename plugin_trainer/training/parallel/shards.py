@@ -86,6 +86,15 @@ class Shards:
                 torch._foreach_div_(gradients, divisor)
         return square.sqrt() / divisor, Totals(loss / count, count)
 
+    def measured_after(self, hook: Callable[[], None], measure: Callable[[], Tensor]) -> Tensor:
+        """Each process measures its part, so that one that fails in there cannot go along."""
+        self._torn = True
+        hook()
+        nothing = torch.zeros(SIZE, device=self._device)
+        _, square = self._exchange(nothing, measure().double() ** 2)
+        self._torn = False
+        return square.sqrt()
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Each pass gathers weights from all: who fails in there cannot go along elsewhere."""

@@ -65,6 +65,10 @@ class Together(Protocol):
         """
         ...
 
+    def measured_after(self, hook: Callable[[], None], measure: Callable[[], Tensor]) -> Tensor:
+        """The norm of the gradients over all processes, once a hook has had them."""
+        ...
+
     def evaluating(self) -> AbstractContextManager[None]:
         """Around passes of the model that are no step."""
         ...

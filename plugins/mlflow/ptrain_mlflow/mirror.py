@@ -216,9 +216,13 @@ class Mirror:
             self._sent = lines[-1].end
 
     def _send_files(self, to: _Opened, ending: Ending) -> None:
-        """The run's settings and record and, if asked, its best checkpoint, as in its folder."""
+        """The run's settings and record, what callbacks added and, if asked, the best checkpoint,
+        as in the run folder.
+        """
         to.client.log_artifact(to.id, str(self.folder / "run.toml"))
         to.client.log_dict(to.id, dict(ending.about), "run.json")
+        if (self.folder / "artifacts").is_dir():
+            to.client.log_artifacts(to.id, str(self.folder / "artifacts"), "artifacts")
         if not self.settings.best_checkpoint or ending.mlflow_status != "FINISHED":
             return
         checkpoints, assets = self.folder / "checkpoints", self.folder / "assets"

@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import tomllib
+from pathlib import Path
 
 import numpy
 import pytest
@@ -115,6 +116,18 @@ def test_run_toml_and_the_run_json_of_an_ended_run_are_artifacts(fit, store, tmp
     assert {key: about[key] for key in sent} == sent
     assert tomllib.loads((tmp_path / folder / "run.toml").read_text())["length"] == "4 epochs"
     assert (tmp_path / "mlartifacts" / run_id).is_dir()
+
+
+def test_what_callbacks_add_is_an_artifact(fit, store, tmp_path):
+    class Adds:
+        def ptrain_evaluation_end(self, run):
+            run.log_artifact("tables/confusion.csv", "a,b")
+
+    fit(callbacks=(Adds(),))
+    run_id = store.run().info.run_id
+    (file,) = store.client.list_artifacts(run_id, "artifacts/tables")
+    downloaded = store.client.download_artifacts(run_id, file.path, str(tmp_path))
+    assert Path(downloaded).read_text() == "a,b"
 
 
 def test_the_best_checkpoint_comes_with_what_loading_it_needs(store, tmp_path):

@@ -232,7 +232,7 @@ def export(
             raise click.UsageError(f"{option} is for --format onnx")
     version = opened.export(model, folder)
     click.echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
-    click.echo(f"  use it: ptrain predict {folder} INPUT.txt")
+    click.echo(f"  {version.cannot_predict or f'use it: ptrain predict {folder} INPUT.txt'}")
 
 
 def _export_onnx(

@@ -161,6 +161,7 @@ def _configured(asked: _Asked) -> tuple[_Asked, Configuration]:
         run_file = asked.run_file
         if run_file is None and not asked.plugins:
             run_file = str(out / "run.toml")
+            _refuse_run_of_fit(out)
         asked = replace(asked, out=out, resume="auto", run_file=run_file)
     configuration = configured(asked.run_file, asked.plugins, asked.assignments)
 
@@ -169,6 +170,13 @@ def _configured(asked: _Asked) -> tuple[_Asked, Configuration]:
     if problems := problems_in(configuration):
         raise SettingsError(problems)
     return asked, configuration
+
+
+def _refuse_run_of_fit(folder: Path) -> None:
+    from plugin_trainer.settings.layers import read_toml
+    from plugin_trainer.training.of_fit import refuse_run_of_fit
+
+    refuse_run_of_fit(folder, read_toml(folder / "run.toml"))
 
 
 def _train(asked: _Asked) -> int:

@@ -44,6 +44,8 @@ def show(run: str, json_: bool) -> None:
         return
     summary = _summary(folder, about)
     click.echo(f"{folder}\n")
+    if not (summary["model"] or summary["data"]):
+        summary["model"] = "given to plugin_trainer.fit"
     for name in ("status", "reason", "model", "data", "steps", "started", "ended"):
         click.echo(f"  {name:<8} {summary[name]}")
     plugins = [

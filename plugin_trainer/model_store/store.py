@@ -63,6 +63,8 @@ class Registered:
         if not self.is_new:
             return f"{version} is this checkpoint already: {what}"
         lines = [f"{version} is new: {what}"]
+        if version.cannot_predict:
+            lines.append(f"{version}: {version.cannot_predict}")
         for alias, before in self.moved.items():
             was = f" (was {version.name}:{before})" if before is not None else ""
             lines.append(f"{version.name}@{alias} is {version}{was}")
@@ -251,15 +253,21 @@ class Store:
         return version
 
     def load(
-        self, reference: str, *, device: str = "auto", overrides: Layer | None = None
+        self,
+        reference: str,
+        *,
+        device: str = "auto",
+        overrides: Layer | None = None,
+        **objects: Any,
     ) -> LoadedRun:
         """Load a version to evaluate and to predict with.
 
         overrides  settings that go over those of the run, such as another validation file
+        objects    for a run of `fit`: model=MODEL and whatever else load_run takes
 
         Raises PtrainError if its files or plugins cannot be used.
         """
-        from plugin_trainer.training.inference import load_run
+        from plugin_trainer.training.api import load_run
 
         folder = Path(tempfile.mkdtemp(prefix="ptrain-model-"))
         try:
@@ -268,7 +276,7 @@ class Store:
                 (folder / "assets").mkdir()
                 for path, artifact in version.files.items():
                     self._put(artifact, folder / path)
-                loaded = load_run(folder, device=device, overrides=overrides)
+                loaded = load_run(folder, device=device, overrides=overrides, **objects)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -55,6 +55,15 @@ class Version:
         return value if value is not None and math.isfinite(value) else None
 
     @property
+    def cannot_predict(self) -> str:
+        """Why `ptrain predict` cannot answer with it, in words; empty if nothing says so."""
+        if not self.settings.get("model"):
+            return "its model is in the program that called fit: load it there, with model=MODEL"
+        if self.about.get("predicts") is False:
+            return "it cannot predict: its data module has no predict and decode"
+        return ""
+
+    @property
     def size(self) -> int:
         """The bytes of all its files."""
         return sum(artifact.size for artifact in self.files.values())

@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import Layer
+from plugin_trainer.training import inference
 from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
 from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
+from plugin_trainer.training.criterion import build_criterion
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.given_model import unwrapped
 from plugin_trainer.training.given_optimizer import optimizer_settings, refuse_scheduler
 from plugin_trainer.training.in_python import hints_in_python
-from plugin_trainer.training.inference import LoadedRun, load_run
+from plugin_trainer.training.inference import LoadedRun, Weights
 from plugin_trainer.training.parallel.joining import join
 from plugin_trainer.training.result import BestCheckpoint, Result
 
@@ -122,6 +124,47 @@ def fit(
         return _result_of(done, model)
     # Not what is inside, if the model came compiled or otherwise wrapped.
     return replace(execute(run), model=model)
+
+
+@hints_in_python()
+def load_run(
+    run: str | Path,
+    *,
+    checkpoint: str = "",
+    weights: Weights = "raw",
+    device: str = "auto",
+    overrides: Layer | None = None,
+    callbacks: Sequence[object] = (),
+    model: nn.Module | None = None,
+    validation: Any = None,
+    test: Any = None,
+    loss: Callable[[Any, Any], Tensor] | str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+) -> LoadedRun:
+    """Load a run from its folder, or from its name under runs/, to evaluate and to predict with.
+
+    checkpoint  "best", "last" or "step-N"; left out, the best one of the weights, else the last
+    weights     "raw" or "ema"
+    overrides   settings that go over the run's own, such as another validation file
+    callbacks   objects with ptrain_... methods, in place of the run's own callbacks
+    model       for a run of `fit`: an object like the one that was trained, which gets the weights
+    validation, test, loss, metrics   for a run of `fit`, what `evaluate` needs, as `fit` takes it;
+                                      a loss that `fit` was given by its name is known
+
+    Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
+    """
+    brings_data = any(part is not None for part in (validation, test, metrics))
+    return inference.load_run(
+        run,
+        checkpoint=checkpoint,
+        weights=weights,
+        device=device,
+        overrides=overrides,
+        callbacks=callbacks,
+        model=model,
+        data=PlainData(None, validation, test, metrics or {}) if brings_data else None,
+        criterion=build_criterion(loss),
+    )
 
 
 def _result_of(done: AlreadyDone, model: nn.Module) -> Result:

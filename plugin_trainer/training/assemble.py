@@ -625,6 +625,7 @@ def _write_down(
         steps=run.plan.total_steps,
         steps_per_epoch=run.stream.steps_per_epoch,
         inexact_because=run.stream.inexact_because,
+        predicts=hasattr(run.data, "predict") and hasattr(run.data, "decode"),
         **({"tasks": run.stream.quotas} if run.stream.is_mixture else {}),
         resumed=resumes,
     )

@@ -23,11 +23,12 @@ from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
 from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_model_state
-from plugin_trainer.training.criterion import build_criterion
+from plugin_trainer.training.criterion import Criterion, build_criterion
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.numbers import make_numbers
+from plugin_trainer.training.of_fit import is_of_fit, refuse_run_of_fit
 from plugin_trainer.training.precision import Precision, pick_precision
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.world import ALONE, World
@@ -100,6 +101,11 @@ class LoadedRun:
             getattr(self.data, method, None) if method in ("train", "validation", "test") else None
         )
         loader = make() if make is not None else None
+        if loader is None and not self.settings.data:
+            raise DataError(
+                f"the run has no data for the split '{method}'",
+                hint=f"it is one of plugin_trainer.fit: load_run(..., {method}=LOADER)",
+            )
         if loader is None:
             there = [name for name in ("validation", "test", "train") if self._has(name)]
             raise DataError(
@@ -119,8 +125,12 @@ class LoadedRun:
         """One mapping a line, in order. Raises DataError if the data module cannot predict."""
         if not (hasattr(self.data, "predict") and hasattr(self.data, "decode")):
             raise PtrainError(
-                f"the data module {self.settings.data} cannot predict",
-                hint="it needs the methods predict(lines) and decode(outputs, batch)",
+                f"the data module {self.settings.data} cannot predict"
+                if self.settings.data
+                else "a run of plugin_trainer.fit has no data module that could predict",
+                hint="it needs the methods predict(lines) and decode(outputs, batch)"
+                if self.settings.data
+                else "call its model with a batch: load_run(...).model(...)",
             )
         remaining, first_line = iter(lines), getattr(lines, "first_line", 1)
         while some := Lines(islice(remaining, _LINES_AT_ONCE), first_line=first_line):
@@ -169,6 +179,9 @@ def load_run(
     device: str = "auto",
     overrides: Layer | None = None,
     callbacks: Sequence[object] = (),
+    model: nn.Module | None = None,
+    data: Any = None,
+    criterion: Criterion | None = None,
 ) -> LoadedRun:
     """Load a run from its folder, or from its name under runs/.
 
@@ -176,15 +189,23 @@ def load_run(
     weights     "raw" or "ema"
     overrides   settings that go over the run's own, such as another validation file
     callbacks   objects with ptrain_... methods, in place of the run's own callbacks
+    model, data, criterion   objects made elsewhere, in place of the configured ones: a run of `fit`
+                             has none
 
     Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
     """
     folder = find_run(str(run))
-    configuration = configure(read_toml(folder / "run.toml"), overrides=overrides)
+    written = read_toml(folder / "run.toml")
+    if model is None:
+        refuse_run_of_fit(folder, written)
+    configuration = configure(written, overrides=overrides, parts=not is_of_fit(written))
     found = CheckpointStore(folder).choose(checkpoint, weights=weights)
     assets = folder / "assets"
-    data = build_part(configuration.data, assets=assets if assets.is_dir() else None)
-    model = build_part(configuration.model, data=data, assets=assets if assets.is_dir() else None)
+    assets_there = assets if assets.is_dir() else None
+    if data is None and not is_of_fit(written):
+        data = build_part(configuration.data, assets=assets_there)
+    if model is None:
+        model = build_part(configuration.model, data=data, assets=assets_there)
     _load(model, found, weights)
     settings = configuration.settings
     where = pick_device(device if device != "auto" else settings.device)
@@ -197,7 +218,9 @@ def load_run(
         model=model,
         data=data,
         device=where,
-        forward=Forward(model, criterion=build_criterion(settings.loss), label=settings.label),
+        forward=Forward(
+            model, criterion=criterion or build_criterion(settings.loss), label=settings.label
+        ),
         precision=pick_precision(settings.precision, where),
         hooks=make_hooks(configuration, callbacks=callbacks, configured=False),
         progress=Progress(step=found.step),

@@ -53,6 +53,15 @@ def test_a_model_goes_from_register_to_predict_and_evaluate(trained, ptrain):
     assert shown.code == 0 and "best val/accuracy 1 at step 6" in shown.out
 
 
+def test_a_model_whose_data_cannot_predict_is_registered_with_a_word(toy, ptrain):
+    plugin = Path("toy.py")
+    plugin.write_text(plugin.read_text().replace("def decode", "def decoded"))
+    typed = ptrain("run", "--plugin", "./toy.py", "--set", "length=1 steps", "--out", "runs/first")
+    assert typed.code == 0
+    assert "signs:1: it cannot predict: its data module has no predict" in register(ptrain)
+    assert "ptrain predict" not in ptrain("models", "export", "signs", "out").out
+
+
 def test_a_model_without_an_onnx_export_is_refused_in_words(trained, ptrain):
     register(ptrain)
     for model in ("signs", "runs/first"):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer import load_run
 from plugin_trainer.errors import PtrainError, RunFolderError
 from plugin_trainer.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
 from plugin_trainer.training.resume import open_folder
@@ -210,12 +209,6 @@ def test_a_run_that_fails_to_start_leaves_no_folder_behind(here, toy):
         with pytest.raises(Exception, match="the training data holds no batch"):
             plugin_trainer.fit(toy.net(), [], notify=lambda line: None)
     assert not list(Path("runs").glob("*"))
-
-
-def test_a_loaded_run_needs_a_model_of_its_own(fit, tmp_path):
-    fit(length="1 steps")
-    with pytest.raises(Exception, match="model"):
-        load_run(tmp_path / "run")
 
 
 def test_run_json_says_who_failed_and_with_what(fit, tmp_path):

@@ -37,6 +37,11 @@ class Span:
         unit = self.unit.removesuffix("s") if self.amount == 1 else self.unit
         return f"{amount} {unit}"
 
+    @property
+    def is_in_whole_epochs(self) -> bool:
+        """Whether it is a number of epochs without a part of one."""
+        return self.unit == "epochs" and self.amount.denominator == 1
+
     def in_steps(self, *, steps_per_epoch: int | None, total_steps: int | None = None) -> Fraction:
         """This span in optimizer steps, not rounded.
 
@@ -139,7 +144,7 @@ def recurrence(
     """
     if cadence is None:
         return None
-    if steps_per_epoch is None and cadence.unit == "epochs" and cadence.amount.denominator == 1:
+    if steps_per_epoch is None and cadence.is_in_whole_epochs:
         return EpochEnds(cadence.amount.numerator)
     period = cadence.in_steps(steps_per_epoch=steps_per_epoch)
     return Recurrence(max(period, Fraction(1)))

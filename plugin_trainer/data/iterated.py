@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.order import derive_seed
@@ -24,11 +25,15 @@ Batches = TypeVar("Batches", bound=Iterator[Any])
 class AsItIs:
     """Any iterable of batches, iterated once an epoch.
 
-    batches_per_epoch  None if it has no length
+    batches_per_epoch  what it promises now; None if it has no length
+    ends_itself        whether its own end ends an epoch, and not what it promises
+    at_most            batches after which an epoch ends in any case
     once               whether it is an iterator, which has a single pass in it
 
     Several processes load all of each batch, seeded alike, and keep their rows of it.
     """
+
+    is_fixed = False
 
     def __init__(
         self,
@@ -47,12 +52,19 @@ class AsItIs:
         self._share = share
         self._told_once = _ToldOnce()
         self.once = hasattr(loader, "__next__")
-        self.batches_per_epoch = length_of(loader, limit=limit)
+        self.at_most = limit
+        # The length of a DataLoader is a guess where its data set or its batch sampler is its own.
+        self.ends_itself = isinstance(loader, DataLoader)
         self.inexact_because = because
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """What the loader promises now."""
+        return length_of(self._loader, limit=self.at_most)
 
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
-        _tell_epoch(self._loader, epoch)
+        set_epoch(self._loader, epoch)
         if self._share.size == 1:
             return _after(start, self._running.follow(iter(self._loader)))
         # What a loader draws must be the same in all of them, or their rows would overlap.
@@ -79,6 +91,7 @@ class Stateful:
 
     inexact_because = ""
     once = False
+    is_fixed = False
 
     def __init__(
         self,
@@ -95,7 +108,17 @@ class Stateful:
         self._seed = (seed, task)
         self._share = share
         self._told_once = _ToldOnce()
-        self.batches_per_epoch = length_of(loader, limit=limit)
+        self.at_most = limit
+        # What torch knows the length of; looking for the end of another costs a state at each step.
+        self.ends_itself = isinstance(loader, DataLoader) and (
+            isinstance(loader.dataset, IterableDataset)
+            or type(loader.batch_sampler) not in (BatchSampler, type(None))
+        )
+
+    @property
+    def batches_per_epoch(self) -> int | None:
+        """What the loader promises now."""
+        return length_of(self._loader, limit=self.at_most)
 
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of a fresh iteration, the first `start` of them loaded and dropped."""
@@ -132,7 +155,7 @@ class Stateful:
         return self.batches(epoch=epoch + 1, start=0)
 
     def _iterate(self, *, epoch: int, start: int) -> Seeded:
-        _tell_epoch(self._loader, epoch)
+        set_epoch(self._loader, epoch)
         self._seed_samplers(epoch)
         with private_streams(derive_seed(*self._seed, epoch, "iterate")):
             iterator = self._running.follow(iter(self._loader))
@@ -238,7 +261,7 @@ def _parts(loader: Any) -> list[Any]:
     return list({id(part): part for part in parts if part is not None}.values())
 
 
-def _tell_epoch(loader: Any, epoch: int) -> None:
+def set_epoch(loader: Any, epoch: int) -> None:
     """Call `set_epoch` of whatever has one: shuffling by epoch depends on it."""
     for part in (loader, *_parts(loader)):
         if callable(getattr(part, "set_epoch", None)):

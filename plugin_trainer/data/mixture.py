@@ -71,6 +71,7 @@ class Mixture:
     """
 
     once = False
+    ends_itself = False
 
     def __init__(
         self,
@@ -98,6 +99,7 @@ class Mixture:
         self._last_order: tuple[int, Tensor] | None = None
         self._plan = plan = self._planned()
         self.quotas, self.batches_per_epoch, self.warnings = plan, None, []
+        self.at_most, self.is_fixed = limit, plan is not None
         if plan is not None:
             total = self.batches_per_epoch = sum(plan.values())
             if limit is not None and limit < total:
@@ -218,6 +220,7 @@ class _Drawn:
 
     def __init__(self, source: Source, task: str) -> None:
         self._source, self._task = source, task
+        self._length = source.batches_per_epoch  # the mixture is planned with it
         self._count = 0
         self._batches: Iterator[Any] | None = None
 
@@ -229,7 +232,7 @@ class _Drawn:
 
     def next(self) -> Any:
         """The next batch. Raises DataError for data that ends before the length that it gave."""
-        length = self._source.batches_per_epoch
+        length = self._length
         assert length is not None
         epoch, start = divmod(self._count, length)
         if self._batches is None:

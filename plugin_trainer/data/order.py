@@ -40,10 +40,11 @@ def derive_seed(*parts: int | str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class SeededBatch:
-    """The indices of one batch, and the seed of whatever is drawn while it is loaded."""
+    """The indices of a batch of an epoch, and the seed of whatever is drawn while it is loaded."""
 
     seed: int
     indices: Any
+    epoch: int = 0
 
 
 @dataclass(eq=False)
@@ -92,7 +93,7 @@ class EpochBatches:
         for position in range(start, self.per_epoch):
             indices = self.at(order, position)
             if self.with_seeds:
-                yield SeededBatch(self._seed(epoch, position), indices)
+                yield SeededBatch(self._seed(epoch, position), indices, epoch)
             else:
                 yield indices
 

@@ -75,6 +75,8 @@ class TrainStream:
 
     batches_per_epoch  batches in an epoch, None if that is not known before its end
     steps_per_epoch    optimizer steps in an epoch, or None
+    epochs_vary        whether another epoch may have another number of batches: these two are those
+                       of the first then
     inexact_because    why resuming in this data is not exact; empty if it is
     tasks              of a mixture: their names
     quotas             of a mixture: the batches that each task gives to an epoch, None where that
@@ -87,36 +89,39 @@ class TrainStream:
         source: Source | Mixture,
         *,
         accumulate: int,
-        limit: int | None = None,
         may_give_samples: bool = False,
     ) -> None:
         self._source = source
         self._to_be_checked = may_give_samples
         self._accumulate = accumulate
-        self._limit = limit
         self.batches_per_epoch = source.batches_per_epoch
         self.steps_per_epoch = (
             None if source.batches_per_epoch is None else -(-source.batches_per_epoch // accumulate)
         )
+        self.epochs_vary = not source.is_fixed
         self.inexact_because = source.inexact_because
         self.is_mixture = isinstance(source, Mixture)
         self.tasks = source.tasks if isinstance(source, Mixture) else ()
         self.quotas = source.quotas if isinstance(source, Mixture) else None
         self.warnings = source.warnings if isinstance(source, Mixture) else []
         # A cursor is all there is to know of any other source; no epoch outlives its windows then.
-        self._has_state = isinstance(source, Stateful) or source.batches_per_epoch is None
+        self._has_state = not source.is_fixed
         self._epoch: Epoch | None = None
         self._loaded: dict[str, Any] = {}
 
-    def windows(self, *, epoch: int, batch: int) -> Iterator[Window]:
+    def windows(
+        self, *, epoch: int, batch: int, begin: Callable[[int], None] = lambda epoch: None
+    ) -> Iterator[Window]:
         """Every window from the cursor on: `batch` batches of `epoch` are already consumed.
 
         A loader's state that was loaded before knows its own cursor, and that one holds.
 
+        begin  is called with the number of an epoch before anything of it is loaded
+
         Raises DataError for data that yields nothing in an epoch, or less than it promised, or
         samples in place of batches.
         """
-        now = self._enter(epoch, batch)
+        now = self._enter(epoch, batch, begin)
         while True:
             over = now.is_over()
             if over and now.batch == 0:
@@ -136,6 +141,7 @@ class TrainStream:
                 del taken, window  # not needed while the next batches are loaded
             following = now.number + 1
             del now  # and its workers end before those of the next epoch begin
+            begin(following)
             now = self._begin(following)
             if self._source.once and not now.has_more():
                 raise DataError(
@@ -170,18 +176,21 @@ class TrainStream:
         """Take a state back; the next call of `windows` goes on from it."""
         self._loaded = dict(state)
 
-    def _enter(self, number: int, batch: int) -> Epoch:
+    def _enter(self, number: int, batch: int, begin: Callable[[int], None]) -> Epoch:
         state, self._loaded = self._loaded, {}
         if isinstance(self._source, Stateful) and "loader" in state:
             number, batch, loader = state["epoch"], state["batch"], state["loader"]
             if not state["over"]:
                 rest = self._source.batches_after(loader, epoch=number, start=batch)
                 return self._epoch_of(rest, number, batch)
+            begin(number + 1)
             after = self._source.epoch_after(loader, epoch=number, more=state["more"])
             return self._epoch_of(after, number + 1, 0)
         ended = state.get("over") and (state["epoch"], state["batch"]) == (number, batch)
-        if ended or (self.batches_per_epoch is not None and batch >= self.batches_per_epoch):
+        if ended or (self._source.is_fixed and batch >= (self.batches_per_epoch or 0)):
             number, batch = number + 1, 0
+        if batch == 0:
+            begin(number)
         return self._begin(number, batch)
 
     def _begin(self, number: int, batch: int = 0) -> Epoch:
@@ -189,12 +198,13 @@ class TrainStream:
         return self._epoch_of(self._source.batches(epoch=number, start=batch), number, batch)
 
     def _epoch_of(self, batches: Iterator[Any], number: int, batch: int) -> Epoch:
+        promised = self._source.batches_per_epoch  # read anew, for it may be the epoch's own
         epoch = Epoch(
             batches,
             number=number,
             batch=batch,
-            length=self.batches_per_epoch,
-            limit=self._limit,
+            length=None if self._source.ends_itself else promised,
+            limit=self._source.at_most,
             state=self._source.state_dict if isinstance(self._source, Stateful) else None,
         )
         if self._has_state:
@@ -248,8 +258,6 @@ def training_stream(
             limit=limit,
             share=share,
         )
-        return TrainStream(source, accumulate=accumulate, limit=limit)
+        return TrainStream(source, accumulate=accumulate)
     source = source_of(data, seed=seed, batch_size=batch_size, limit=limit, share=share)
-    return TrainStream(
-        source, accumulate=accumulate, limit=limit, may_give_samples=may_give_samples(data)
-    )
+    return TrainStream(source, accumulate=accumulate, may_give_samples=may_give_samples(data))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from plugin_trainer.data.iterated import Seeded
+from plugin_trainer.data.iterated import Seeded, set_epoch
 from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
 from plugin_trainer.data.rows import Part
 from plugin_trainer.data.samplers import sampler_order, sampling_of
@@ -26,6 +26,8 @@ class TakenOver:
 
     inexact_because = ""
     once = False
+    is_fixed = True
+    ends_itself = False
 
     def __init__(
         self,
@@ -55,8 +57,9 @@ class TakenOver:
             share=share,
         )
         self._seed = (seed, task)
+        self._given = loader
         self._running = Running()
-        self.batches_per_epoch = self._batches.per_epoch
+        self.batches_per_epoch = self.at_most = self._batches.per_epoch
         sampler: dict[str, Any] = (
             {"batch_sampler": self._batches}
             if sampling.as_list
@@ -82,6 +85,7 @@ class TakenOver:
     def batches(self, *, epoch: int, start: int) -> Iterator[Any]:
         """The batches of an epoch from position `start` on; none before it is loaded."""
         self._batches.epoch, self._batches.start = epoch, start
+        set_epoch(self._given, epoch)
         batches = self._running.follow(iter(self._loader))
         if self._batches.share.size == 1:
             return batches
@@ -111,15 +115,23 @@ class SeededDataset(Dataset):
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset
+        self._epoch: int | None = None
 
     def __getitem__(self, batch: SeededBatch) -> Any:
         """What the data set has under the key that a loader without collation asks for."""
-        seed_everything(batch.seed)
+        self._prepare(batch)
         return self._dataset[batch.indices]
 
     def __getitems__(self, batch: SeededBatch) -> list[Any]:
         """The samples of one batch."""
-        seed_everything(batch.seed)
+        self._prepare(batch)
         if getattr(self._dataset, "__getitems__", None):
             return self._dataset.__getitems__(batch.indices)
         return [self._dataset[index] for index in batch.indices]
+
+    def _prepare(self, batch: SeededBatch) -> None:
+        # A worker that stays for another epoch has a copy of the data set, which nobody else tells.
+        if batch.epoch != self._epoch and callable(getattr(self._dataset, "set_epoch", None)):
+            self._dataset.set_epoch(batch.epoch)
+        self._epoch = batch.epoch
+        seed_everything(batch.seed)

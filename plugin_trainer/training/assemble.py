@@ -397,7 +397,7 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
 
     Raises SettingsError for every one that cannot be told in data whose length nobody knows.
     """
-    per_epoch = stream.steps_per_epoch
+    per_epoch, length = stream.steps_per_epoch, settings.length
     problems = []
 
     def known(key: str, in_steps: Callable[[], Any]) -> Any:
@@ -408,12 +408,17 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
 
     def every(key: str) -> Cadence:
         cadence: Span | None = getattr(settings, key)
-        return known(key, lambda: recurrence(cadence, steps_per_epoch=per_epoch))
+        by_ends = stream.epochs_vary and cadence is not None and cadence.is_in_whole_epochs
+        steps = None if by_ends else per_epoch
+        return known(key, lambda: recurrence(cadence, steps_per_epoch=steps))
 
-    total = known("length", lambda: whole_steps(settings.length, steps_per_epoch=per_epoch))
+    total = known("length", lambda: whole_steps(length, steps_per_epoch=per_epoch))
     warmup = settings.schedule.warmup
     plan = Plan(
         total,
+        total_epochs=int(length.amount)
+        if stream.epochs_vary and length.is_in_whole_epochs
+        else None,
         evaluate=every("evaluate"),
         save=every("save"),
         log=every("log"),
@@ -560,7 +565,7 @@ def _go_on(run: Run, resumption: Resumption, *, notify: Callable[[str], None]) -
             hint=f"start a new run from them: --set init_from={run.folder}",
         )
     made = snapshot.state["progress"]["step"]
-    if made > run.plan.total_steps:
+    if run.plan.total_epochs is None and made > run.plan.total_steps:
         raise ResumeError(
             f"length: {run.settings.length} is {run.plan.total_steps} steps, but the run has made "
             f"{made} already",

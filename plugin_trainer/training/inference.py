@@ -219,7 +219,9 @@ def load_run(
         data=data,
         device=where,
         forward=Forward(
-            model, criterion=criterion or build_criterion(settings.loss), label=settings.label
+            model,
+            criterion=build_criterion(settings.loss if criterion is None else criterion),
+            label=settings.label,
         ),
         precision=pick_precision(settings.precision, where),
         hooks=make_hooks(configuration, callbacks=callbacks, configured=False),

@@ -29,9 +29,6 @@ def train(run: Run) -> Result:
     restore_streams(run)
     run.start_clock()
     for window in run.windows():
-        if window.first:
-            hooks.epoch_start(run=run)
-            run.stopwatch.lap("callbacks")
         run.sound = False
         outcome = hooks.train_step(run=run, micro_batches=window.micro_batches)
         run.stopwatch.lap("optimizer")
@@ -76,8 +73,7 @@ def _evaluating(run: Run) -> AbstractContextManager[None]:
 
 def _finish(run: Run, *, seconds: float) -> Result:
     """The last evaluation and checkpoint, where the last step had none; then the test split."""
-    done = run.progress.step >= run.plan.total_steps
-    status: Status = "finished" if done else run.stop_status
+    status: Status = "finished" if run.is_complete else run.stop_status
     best_of = []
     if status != "interrupted":
         metrics = _evaluate(run) if run.evaluated_at != run.progress.step else {}

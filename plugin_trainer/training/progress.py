@@ -18,18 +18,25 @@ class Progress:
     epoch    the epoch that the last step belonged to, counted from 0
     batch    batches consumed of that epoch
     samples  samples trained on
+    epochs   epochs completed
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     samples: int = 0
+    epochs: int = 0
+
+    def begin_epoch(self, number: int) -> None:
+        """Stand at the beginning of an epoch."""
+        self.epoch, self.batch = number, 0
 
     def advance(self, window: Window, *, samples: int) -> None:
         """Count a window of so many samples whose step is done."""
         self.step += 1
         self.epoch, self.batch = window.epoch, window.batch
         self.samples += samples
+        self.epochs = window.epoch + window.last
 
     def state_dict(self) -> dict[str, int]:
         """The counts as JSON values."""
@@ -38,4 +45,4 @@ class Progress:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the counts back."""
         for field in dataclasses.fields(self):
-            setattr(self, field.name, int(state[field.name]))
+            setattr(self, field.name, int(state.get(field.name, 0)))

@@ -62,7 +62,10 @@ class Wish:
 class Plan:
     """How long the run and its warm-up are, and when things fall due, in optimizer steps.
 
-    A cadence of None never falls due.
+    total_steps   in which the schedule runs its course
+    total_epochs  after which the run ends, where epochs may differ in their number of steps; None
+                  where it ends after the steps
+    evaluate, save, log   when these fall due; None never does
     """
 
     total_steps: int
@@ -70,6 +73,7 @@ class Plan:
     evaluate: Cadence
     save: Cadence
     log: Cadence
+    total_epochs: int | None = None
 
 
 @dataclass(eq=False, kw_only=True)
@@ -215,13 +219,20 @@ class Run:
 
     def windows(self) -> Iterator[Window]:
         """The windows still to be trained on; nothing is loaded beyond the last."""
-        windows = self.stream.windows(epoch=self.progress.epoch, batch=self.progress.batch)
-        while self.progress.step < self.plan.total_steps and not self.is_stopped:
+        windows = self.stream.windows(
+            epoch=self.progress.epoch, batch=self.progress.batch, begin=self._begin_epoch
+        )
+        while not self.is_complete and not self.is_stopped:
             self.window = next(windows)
             if self.window.digest:
                 refuse_other_data(self.world, self.window.digest, role="training")
             self.stopwatch.lap("data")
             yield self.window
+
+    def _begin_epoch(self, number: int) -> None:
+        self.progress.begin_epoch(number)
+        self.hooks.epoch_start(run=self)
+        self.stopwatch.lap("callbacks")
 
     def is_due(self, what: Cadence) -> bool:
         """Whether something falls due at the step just made; at the end everything does."""
@@ -236,7 +247,14 @@ class Run:
     @property
     def is_ending(self) -> bool:
         """Whether the step just made is the last, and the run is not merely interrupted."""
-        return self.is_stopped or self.progress.step >= self.plan.total_steps
+        return self.is_stopped or self.is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the whole length is trained."""
+        if self.plan.total_epochs is not None:
+            return self.progress.epochs >= self.plan.total_epochs
+        return self.progress.step >= self.plan.total_steps
 
     @property
     def is_stopped(self) -> bool:
@@ -271,7 +289,9 @@ class Run:
 
     def _position(self) -> dict[str, Any]:
         progress, per_epoch = self.progress, self.stream.batches_per_epoch
-        share = progress.batch / per_epoch if per_epoch else float(self.window.last)
+        share = progress.batch / per_epoch if per_epoch else 0.0
+        if self.stream.epochs_vary:
+            share = 1.0 if self.window.last else min(share, 1.0)
         return {
             "step": progress.step,
             "epoch": round(progress.epoch + share, 6),

@@ -157,6 +157,8 @@ class ScheduleSettings:
                   class of torch.optim.lr_scheduler by its name ("OneCycleLR")
     warmup        the climb before the schedule proper: "100 steps", "1 epoch" or "10 %"
     start_factor  the share of the learning rate at which the climb begins
+    every         how often the schedule proper makes a step of its own: "1 epoch" for a class of
+                  torch whose numbers are meant in epochs, such as StepLR
     watch         for "ReduceLROnPlateau", which steps on each evaluation: the metric to look at;
                   left out, best.watch. Its mode is best.mode unless [schedule_settings] says
     """
@@ -164,6 +166,7 @@ class ScheduleSettings:
     name: str = "linear"
     warmup: Warmup = field(default_factory=lambda: parse_span("0 steps", units=("steps",)))
     start_factor: Annotated[float, Field(ge=0, le=1)] = 0.0
+    every: Length = field(default_factory=lambda: parse_length("1 step"))
     watch: str = ""
 
 

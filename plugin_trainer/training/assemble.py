@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
@@ -63,7 +64,7 @@ from plugin_trainer.training.resume import (
 )
 from plugin_trainer.training.resume_plan import plan_of
 from plugin_trainer.training.run import Cadence, Plan, Run
-from plugin_trainer.training.schedules import Schedule
+from plugin_trainer.training.schedules import Schedule, falls_at
 from plugin_trainer.training.scores import check_metrics
 from plugin_trainer.training.sharding import LocalShards, is_sharded
 from plugin_trainer.training.snapshots import read, restore
@@ -371,7 +372,14 @@ def _run(
         update=build_update(
             optimizer, max_norm=settings.optimizer.max_grad_norm, ema=ema, guard=guard
         ),
-        schedule=_schedule(configuration, optimizer, plan, evaluates="val" in loaders),
+        schedule=_schedule(
+            configuration,
+            optimizer,
+            plan,
+            evaluates="val" in loaders,
+            steps_per_epoch=stream.steps_per_epoch,
+            notify=notify,
+        ),
         ema=ema,
         hooks=make_hooks(configuration, callbacks=callbacks, first=world.is_first),
         stream=stream,
@@ -426,6 +434,9 @@ def make_plan(settings: RunSettings, stream: TrainStream) -> Plan:
             "schedule.warmup",
             lambda: whole_steps(warmup, steps_per_epoch=per_epoch, total_steps=total or 0),
         ),
+        schedule=known(
+            "schedule.every", lambda: recurrence(settings.schedule.every, steps_per_epoch=per_epoch)
+        ),
     )
     if problems:
         raise SettingsError(problems)
@@ -438,6 +449,8 @@ def _schedule(
     plan: Plan,
     *,
     evaluates: bool,
+    steps_per_epoch: int | None,
+    notify: Callable[[str], None],
 ) -> Schedule:
     settings, best = configuration.settings.schedule, configuration.settings.best
     if plan.warmup_steps >= plan.total_steps and plan.warmup_steps > 0:
@@ -464,17 +477,28 @@ def _schedule(
         values = {"mode": best.mode, **values}
     rate = configuration.settings.optimizer.learning_rate
     values = _rates_by_group(values, optimizer, learning_rate=rate)
-    scheduler = build(
-        choice.offer,
-        values,
-        optimizer=optimizer,
-        total_steps=plan.total_steps - plan.warmup_steps,
-    )
+
+    def make(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        scheduler: LRScheduler = build(
+            choice.offer, values, optimizer=optimizer, total_steps=plan.schedule_steps
+        )
+        return scheduler
+
+    if (steps_per_epoch or plan.total_steps) < plan.total_steps and settings.every.unit == "steps":
+        step = falls_at(make, optimizer, within=steps_per_epoch or 0)
+        if step is not None:
+            notify(
+                f"schedule.name: the learning rate falls to 1 % after {step} of the "
+                f"{steps_per_epoch} steps of an epoch; a schedule that counts epochs needs "
+                'schedule.every = "1 epoch"'
+            )
     return Schedule(
         optimizer,
-        scheduler,
+        make(optimizer),
         warmup_steps=plan.warmup_steps,
         start_factor=settings.start_factor,
+        every=plan.schedule,
+        total_steps=plan.total_steps,
         watch=settings.watch or best.watch,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class Plan:
     total_epochs  after which the run ends, where epochs may differ in their number of steps; None
                   where it ends after the steps
     evaluate, save, log   when these fall due; None never does
+    schedule      at which steps the schedule makes one
     """
 
     total_steps: int
@@ -74,6 +76,13 @@ class Plan:
     save: Cadence
     log: Cadence
     total_epochs: int | None = None
+    schedule: Recurrence = field(default_factory=lambda: Recurrence(Fraction(1)))
+
+    @property
+    def schedule_steps(self) -> int:
+        """How many steps the schedule makes behind the warm-up."""
+        period = self.schedule.period
+        return int(self.total_steps // period - self.warmup_steps // period)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -63,13 +63,13 @@ class Registered:
         if not self.is_new:
             return f"{version} is this checkpoint already: {what}"
         lines = [f"{version} is new: {what}"]
-        if version.cannot_predict:
-            lines.append(f"{version}: {version.cannot_predict}")
         for alias, before in self.moved.items():
             was = f" (was {version.name}:{before})" if before is not None else ""
             lines.append(f"{version.name}@{alias} is {version}{was}")
         if holder is not None:
             lines.append(f"{version.name}@{BEST} stays {holder}{_with_value(holder)}")
+        if version.cannot_predict:
+            lines.append(f"{version}: {version.cannot_predict}")
         return "\n".join(lines)
 
 

@@ -467,7 +467,7 @@ def test_a_folder_that_cannot_be_written_stops_the_run_before_its_first_step(pro
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(PtrainError, match="the profiler cannot write to") as caught:
         profiled(profiler={"folder": str(tmp_path / "taken")})
-    assert caught.value.hint == ("choose another with callback_settings.profiler.folder",)
+    assert caught.value.hint[0] == "choose another with callback_settings.profiler.folder"
 
 
 def test_a_trace_that_cannot_be_written_costs_the_profile_and_not_the_run(profiled, files):

@@ -88,6 +88,7 @@ def test_the_best_of_a_run_is_registered_at_its_end(fit):
         "signs:1 is new: step 4, raw weights, val/score 0.9",
         "signs@best is signs:1",
         "signs@production is signs:1",
+        "signs:1: its model is in the program that called fit: load it there, with model=MODEL",
     ]
 
 

@@ -30,6 +30,10 @@ BEHAVIOUR = ("ptrain_move_batch", "ptrain_forward", "ptrain_train_step")
 PLAIN = {"schedule": {}, "ema": False, "evaluate": "never", "save": "never", "log": "never"}
 
 
+ELSEWHERE = ("ptrain_before_optimizer_step", "ptrain_evaluation_start", "ptrain_artifact")
+"""Moments that tests/training/ looks at."""
+
+
 class Diary:
     """Writes down every moment with its step."""
 
@@ -52,7 +56,11 @@ def _moment(name: str):
 
 
 for _name in vars(hookspecs):
-    if _name.startswith("ptrain_") and _name not in (*hookspecs.REGISTRATION_HOOKS, *BEHAVIOUR):
+    if _name.startswith("ptrain_") and _name not in (
+        *hookspecs.REGISTRATION_HOOKS,
+        *BEHAVIOUR,
+        *ELSEWHERE,
+    ):
         setattr(Diary, _name, _moment(_name))
 
 

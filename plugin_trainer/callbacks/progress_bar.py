@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from plugin_trainer.training.result import Result
     from plugin_trainer.training.run import Run
 
-# With the numbers behind it, it fits 80 columns.
-_BAR = "{percentage:3.0f}%|{bar:4}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+# As wide as the terminal: of 80 columns, the numbers leave the bar itself 10 to 20.
+_BAR = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
 
 
 class ProgressBar:
-    """Steps done, loss, learning rate, samples per second, time left. Reads no tensor of its own.
+    """Epoch, steps done, time left, loss, samples per second; of lines, the learning rate too.
+
+    Reads no tensor of its own.
 
     The loss is that of the last log line, so that showing it makes the device wait no more often.
     Once nobody reads it any more (the pipe or the terminal is closed), it shows nothing.
@@ -34,6 +36,7 @@ class ProgressBar:
             mode = "bar" if sys.stderr.isatty() else "lines"
         self._mode = mode
         self._bar: Any = None
+        self._epoch = -1  # that is shown
         self._evaluation = EvaluationBar()
 
     def ptrain_run_start(self, run: Run) -> None:
@@ -53,6 +56,9 @@ class ProgressBar:
         """Move on by one step."""
         if self._bar is not None:
             try:
+                if run.progress.epoch != self._epoch:
+                    self._epoch = run.progress.epoch
+                    self._bar.set_description(f"epoch {self._epoch + 1}", refresh=False)
                 self._bar.update(1)
             except OSError:
                 self._lose()
@@ -69,7 +75,8 @@ class ProgressBar:
     def ptrain_log(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Show the newest numbers."""
         with self._shown():
-            self._show(run, short(metrics), evaluation_line(run, metrics))
+            numbers = short(metrics, rate=self._mode == "lines")
+            self._show(run, numbers, evaluation_line(run, metrics))
 
     def _show(self, run: Run, numbers: str, scores: str) -> None:
         if self._bar is not None:
@@ -115,12 +122,15 @@ class ProgressBar:
         self._bar = None
 
 
-def short(metrics: MutableMapping[str, float]) -> str:
-    """The numbers of a training log line that a person watches."""
+def short(metrics: MutableMapping[str, float], *, rate: bool) -> str:
+    """The numbers of a training log line that a person watches.
+
+    rate  the learning rate too
+    """
     parts = []
     if "train/loss" in metrics:
         parts.append(f"loss {metrics['train/loss']:.4g}")
-    if "train/loss" in metrics and "learning_rate" in metrics:
+    if rate and "train/loss" in metrics and "learning_rate" in metrics:
         parts.append(f"lr {metrics['learning_rate']:.2e}")
     if metrics.get("samples_per_second"):
         parts.append(f"{metrics['samples_per_second']:.0f} samples/s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,21 +15,33 @@ from plugin_trainer.errors import PtrainError
 WIDTH = 80
 _GAP = 2
 _NARROWEST = 8
+_READABLE = 24
+"""Prose is not wrapped more narrowly to save a name from it."""
 
 
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], *, width: int = WIDTH) -> str:
-    """Rows under headers, aligned; the widest columns are wrapped until the table fits."""
+    """Rows under headers, aligned; the widest columns are wrapped until the table fits: between
+    words, where that does not do within names, at their / _ and ., and at last anywhere.
+    """
     cells = [list(headers), *([str(cell) for cell in row] for row in rows)]
+    columns = [" ".join(column) for column in zip(*cells, strict=True)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    while sum(widths) + _GAP * (len(widths) - 1) > width and max(widths) > _NARROWEST:
-        widths[widths.index(max(widths))] -= 1
+    for split, least in ((str.split, _READABLE), (_pieces, _NARROWEST), (list, _NARROWEST)):
+        floors = [max([least, *map(len, split(column))]) for column in columns]
+        while sum(widths) + _GAP * (len(widths) - 1) > width:
+            spare = [
+                size if size > floor else 0 for size, floor in zip(widths, floors, strict=True)
+            ]
+            if not any(spare):
+                break
+            widths[spare.index(max(spare))] -= 1
     return "\n".join(line for row in cells for line in _lines(row, widths))
 
 
 def _lines(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
     """One row of the table, on as many lines as its longest cell needs."""
     wrapped = [
-        textwrap.wrap(cell, width, break_on_hyphens=False) or [""]
+        textwrap.wrap(_breakable(cell, width), width, break_on_hyphens=False) or [""]
         for cell, width in zip(row, widths, strict=True)
     ]
     for number in range(max(map(len, wrapped))):
@@ -37,6 +50,25 @@ def _lines(row: Sequence[str], widths: Sequence[int]) -> Iterable[str]:
             for lines, width in zip(wrapped, widths, strict=True)
         ]
         yield (" " * _GAP).join(parts).rstrip()
+
+
+def _pieces(text: str) -> list[str]:
+    """What a text may be broken into: words, and names behind each / _ and dot."""
+    return re.findall(r"[^\s/_.]*[/_.]+|[^\s/_.]+", text)
+
+
+def _breakable(text: str, width: int) -> str:
+    """The text with spaces in words that are too long for a line, where they may be broken."""
+    words = []
+    for word in text.split(" "):
+        lines = [""]
+        pieces = _pieces(word) if len(word) > width else [word]
+        for part in (part for piece in pieces for part in textwrap.wrap(piece, width)):
+            if lines[-1] and len(lines[-1] + part) > width:
+                lines.append("")
+            lines[-1] += part
+        words += lines
+    return " ".join(words)
 
 
 def facts(rows: Iterable[tuple[str, str]], *, width: int = WIDTH) -> str:

@@ -47,9 +47,19 @@ def test_lines_show_the_step_the_loss_the_rate_and_the_speed(fit, capfd):
 
 def test_a_bar_counts_the_steps_and_shows_the_newest_numbers(fit, capfd):
     text = shown(fit, capfd, "bar")
-    assert "100%" in text and "6/6" in text and "loss" in text and "lr" in text
+    assert "100%" in text and "6/6" in text and "loss" in text and "samples/s" in text
+    assert [re.search(rf"epoch {n}: +\d+%\|", text) is not None for n in (1, 2, 3)] == [1, 1, 0]
     assert "step 3: val/loss" in text
     assert text.endswith("\n")
+
+
+def test_a_bar_fills_80_columns_and_has_room_for_itself(fit, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    drawn = re.split(r"[\r\n]", shown(fit, capfd, "bar"))
+    last = [line for line in drawn if "6/6" in line and "loss" in line][-1]
+    assert len(last) <= 80
+    assert 10 <= len(re.search(r"\|([^|]*)\|", last)[1]) <= 40
 
 
 def test_a_resumed_bar_begins_where_the_run_stands(fit, capfd):

@@ -64,7 +64,7 @@ def test_a_wrong_setting_exits_2_and_says_what_would_be_right(
         (["run", "gone.toml"], "error: there is no run file gone.toml"),
         (["run", "broken.toml"], "error: one mistake in the settings\n  broken.toml: not TOML: "),
         (["run"], "error: 2 mistakes in the settings"),
-        ([*PLUGIN, "--resume", "auto"], "error: resuming by itself needs to know which run"),
+        ([*PLUGIN, "--resume", "auto"], "error: to resume or overwrite a run, its folder must be"),
         ([*PLUGIN, "--resume", "gone"], "error: there is no run 'gone'"),
         ([*PLUGIN, "--out", "broken.toml"], "error: broken.toml is a file"),
         ([*PLUGIN, "--out", "."], "error: . is not empty and not a run folder"),
@@ -200,8 +200,9 @@ def test_an_occupied_folder_is_refused_and_untouched(trained, ptrain):
     assert typed.code == 2
     assert typed.err == (
         "error: the run folder runs/first is occupied\n"
-        "  to go on with that run: --resume auto\n"
-        "  to start another: --out DIR\n"
+        "  to resume that run: --resume auto\n"
+        "  to start another one elsewhere: --out DIR\n"
+        "  to delete that run and start anew: --overwrite\n"
     )
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 

@@ -67,7 +67,24 @@ class LoadedRun:
     loaders: dict[str, Any] = field(default_factory=dict)
     ema: None = None
     world: World = ALONE
+    is_dry: bool = False
     _in_windows: bool = field(default=False, init=False)
+
+    # What a plugin's hooks may call in an evaluation: outside of a run nothing comes of it.
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """There is no log."""
+
+    def log_artifact(self, name: str, content: Any) -> None:
+        """A run that was trained stays as it is."""
+
+    def request_stop(self, reason: str) -> None:
+        """There is nothing to stop."""
+
+    def report(self, title: str, text: str) -> None:
+        """There is no end to report at."""
+
+    # ---------------------------------------------------------------------------- what it does
 
     def use_exit(self, exit_: str) -> None:
         """Leave early: "off", "lossless", a promise such as "1%", or a level such as "4.5".

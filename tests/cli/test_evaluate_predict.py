@@ -123,6 +123,24 @@ def test_each_line_of_a_file_is_answered_in_order_as_json(trained, ptrain):
     assert [answer["sign"] for answer in lines(typed.out)] == ["+", "-", "+", "-", "+"]
 
 
+def test_hooks_of_a_plugin_may_log_in_an_evaluation_as_in_a_run(trained, ptrain):
+    hook = """
+
+def ptrain_evaluation_end(run, split, metrics):
+    run.log({"seen": 1.0})
+    run.log_artifact("seen.txt", split)
+    run.report("seen", split)
+    if not run.is_dry:
+        run.request_stop("seen")
+"""
+    with Path("toy.py").open("a") as plugin:
+        plugin.write(hook)
+    before = sorted(Path("runs/first").rglob("*"))
+    typed = ptrain("evaluate", "first")
+    assert (typed.code, typed.err) == (0, "")
+    assert sorted(Path("runs/first").rglob("*")) == before
+
+
 def test_what_is_piped_in_is_answered(trained, ptrain, monkeypatch):
     pipe_in(monkeypatch, b"3 3 3\n-3 -3 -3")
     assert [answer["sign"] for answer in lines(ptrain("predict", "first").out)] == ["+", "-"]

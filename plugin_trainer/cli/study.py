@@ -197,7 +197,8 @@ def _row(summary: Mapping[str, Any]) -> tuple[str, ...]:
     if running:
         now = f"{running} running"
     else:
-        now = "done" if all(its["done"] for its in summary["stages"]) else "stopped"
+        done = "done" if stage["best"] else "no result"  # all its trials failed or were pruned
+        now = done if all(its["done"] for its in summary["stages"]) else "stopped"
     best = ""
     if stage["best"] is not None:
         values = ", ".join(f"{name} {value:.4g}" for name, value in stage["best"]["values"].items())

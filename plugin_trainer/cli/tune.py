@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from plugin_trainer.cli.options import configured, what_to_run
+from plugin_trainer.cli.outlasting import outlasting_readers
 from plugin_trainer.errors import PtrainError, SettingsError
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ MOST_SHOWN = 10
 )
 @click.option("--worker", type=int, hidden=True)
 @click.option("--failed-before", type=int, hidden=True)
+@outlasting_readers()
 def tune(
     run_file: str | None,
     plugins: tuple[str, ...],

@@ -16,6 +16,9 @@ _REMEDIES = {
 }
 """What to do about what torch says, by a part of it."""
 
+SEE_DEBUG = "see everything with --debug"
+"""The hint that goes with what nobody foresaw."""
+
 _FILE_LINE = re.compile(r'File "([^"]+)", line (\d+)')
 
 
@@ -56,7 +59,7 @@ def what_and_where(error: BaseException, *, target: str = "") -> list[str]:
 def hint_for(error: BaseException, *, target: str = "") -> list[str]:
     """The hint for what nobody foresaw: what it was, where, and how to see the traceback."""
     remedies = [remedy for text, remedy in _REMEDIES.items() if text in str(error)]
-    return [*what_and_where(error, target=target), *remedies, "see everything with --debug"]
+    return [*what_and_where(error, target=target), *remedies, SEE_DEBUG]
 
 
 def _is_from_worker(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ part.
 from __future__ import annotations
 
 import shutil
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,7 @@ from plugin_trainer.errors import (
     RunFolderError,
     SettingsError,
 )
+from plugin_trainer.registry.blame import SEE_DEBUG
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.settings import RunSettings
@@ -125,11 +127,22 @@ def assemble(
                 notify=notify,
             )  # fmt: skip
             return run
-        except BaseException:
-            disk.release()
+        except BaseException as error:
             if out is None and not configuration.settings.name and not is_run(folder):
                 shutil.rmtree(folder, ignore_errors=True)  # made here, nothing was begun in it
+            else:
+                _keep_traceback(disk, error)
+            disk.release()
             raise
+
+
+def _keep_traceback(disk: RunFolder, error: BaseException) -> None:
+    """Put the traceback of what nobody foresaw into the run folder, and say where it is."""
+    if isinstance(error, PtrainError) and SEE_DEBUG in error.hint:
+        path = disk.add_traceback("".join(traceback.format_exception(error)))
+        if path is not None:
+            known = [line for line in error.hint if line != SEE_DEBUG]
+            error.hint = (*known, f"the traceback is in {path}")
 
 
 def _open(

@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 
 from plugin_trainer.configuration import Configuration
+from plugin_trainer.errors import PtrainError
+from plugin_trainer.registry.blame import SEE_DEBUG
 from plugin_trainer.training.assemble import assemble
 from plugin_trainer.training.execution import execute
 from plugin_trainer.training.parallel.joining import join
@@ -29,6 +31,11 @@ def dry_run(configuration: Configuration) -> Result:
     """Everything that a run does, once. Raises what the run would raise."""
     with tempfile.TemporaryDirectory(prefix="ptrain-dry-run-") as own:
         folder = join().from_first(own)
-        run = assemble(configuration, out=Path(folder) / "run", callbacks=[_StopEarly()])
-        run.is_dry = True
-        return execute(run)
+        try:
+            run = assemble(configuration, out=Path(folder) / "run", callbacks=[_StopEarly()])
+            run.is_dry = True
+            return execute(run)
+        except PtrainError as error:
+            kept = [line for line in error.hint if folder not in line]  # it will be gone
+            error.hint = (*kept, *([SEE_DEBUG] if len(kept) < len(error.hint) else []))
+            raise

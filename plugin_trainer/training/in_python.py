@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from plugin_trainer.errors import PtrainError
+from plugin_trainer.registry.blame import SEE_DEBUG
 
 _VALUE = r"""("[^"]*"|'[^']*'|[^\s,;()]+)"""
 _KEY = r"([\w./-]+)"
-_DEBUG = "see everything with --debug"  # Python shows the traceback by itself
 
 
 @contextmanager
@@ -20,7 +20,8 @@ def hints_in_python() -> Iterator[None]:
         yield
     except PtrainError as error:
         error.message = in_python(error.message)
-        error.hint = tuple(in_python(line) for line in error.hint if line != _DEBUG)
+        # Python shows the traceback by itself.
+        error.hint = tuple(in_python(line) for line in error.hint if line != SEE_DEBUG)
         raise
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+_TAKEN = {"best": "best evaluation", "last": "last evaluation", "mean": "mean of evaluations"}
+
 Check = Callable[[Configuration], Sequence[Any]]
 
 
@@ -182,7 +184,7 @@ def _tell(stage: Stage, claim: Claim, outcome: Outcome, say: Say) -> None:
     }[outcome.state]
     stage.optuna.tell(claim.trial, list(outcome.values) or None, state, skip_if_finished=True)
     named = zip(stage.objectives, outcome.values, strict=False)
-    told = ", ".join(f"{its.metric} {value:.4g} ({its.take})" for its, value in named)
+    told = ", ".join(f"{its.metric} {value:.4g} ({_TAKEN[its.take]})" for its, value in named)
     say({"finished": f"finished: {told}", "pruned": outcome.reason}.get(
         outcome.state, f"failed: {outcome.reason}"
     ))  # fmt: skip

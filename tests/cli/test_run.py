@@ -134,6 +134,31 @@ def test_a_failure_of_training_exits_1_with_a_checkpoint_and_no_traceback(toy, p
     assert error[4] == "  the run was saved to out/checkpoints/step-00000002 before stopping"
 
 
+@pytest.mark.parametrize("failing", ["a step", "the model"])
+def test_a_dry_run_that_fails_names_no_folder_that_is_gone(toy, ptrain, failing):
+    plugin = Path("toy.py")
+    if failing == "the model":
+        plugin.write_text(plugin.read_text().replace("return nn.Seq", "1 / 0\n    return nn.Seq"))
+    typed = ptrain("run", *PLUGIN, "--set", "callbacks=['break']", "--dry-run")
+    assert typed.code > 0
+    error = typed.err[typed.err.index("error: ") :]
+    assert "see everything with --debug" in error
+    assert "ptrain-dry-run" not in error
+
+
+def test_the_traceback_of_a_model_that_cannot_be_built_is_kept_in_a_named_folder(toy, ptrain):
+    plugin = Path("toy.py")
+    plugin.write_text(
+        plugin.read_text().replace("return nn.Sequential", "1 / 0\n    return nn.Sequential")
+    )
+    typed = ptrain("run", *PLUGIN, "--out", "out")
+    assert "the traceback is in out/error.txt" in typed.err
+    assert "ZeroDivisionError" in Path("out/error.txt").read_text()
+    typed = ptrain("run", *PLUGIN)
+    assert "see everything with --debug" in typed.err
+    assert not list(Path("runs").iterdir())
+
+
 def test_debug_shows_the_traceback(toy, ptrain):
     typed = ptrain("run", *PLUGIN, "--set", "callbacks=['break']", "--debug")
     assert typed.code == 1

@@ -62,15 +62,17 @@ def test_with_no_study_it_says_how_to_start_one(ptrain):
 def test_studies_are_listed_with_how_far_they_are(ptrain):
     make_study("all", [trial(1.0), trial(2.0)], total=2)
     make_study("staged", stages={"first": [trial(3.0)], "second": [trial(state="failed")]})
+    make_study("vain", [trial(state="failed")], total=1)
     _, out, _ = ptrain("list")
     rows = {line.split()[0]: line for line in out.splitlines()[1:]}
-    assert list(rows) == ["all", "mixed", "staged"]
+    assert list(rows) == ["all", "mixed", "staged", "vain"]
     assert "2/2" in rows["all"]
     assert "done" in rows["all"]
     assert "val/loss 1 (trial 0)" in rows["all"]
     assert "4/10" in rows["mixed"]
     assert "stopped" in rows["mixed"]
     assert "1/10 of second" in rows["staged"]
+    assert "1/1" in rows["vain"] and "no result" in rows["vain"] and "done" not in rows["vain"]
 
 
 @pytest.mark.usefixtures("mixed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import tomllib
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def test_a_study_leaves_its_trials_its_settings_and_its_winner(here, capsys):
     told = capsys.readouterr()
     assert "study s: 4 finished, of 4" in told.out
     assert "ptrain run studies/s/best.toml" in told.out
-    assert "trial 3: finished: val/loss" in told.err
+    assert re.search(r"trial 3: finished: val/loss \S+ \(best evaluation\)", told.err)
     assert "ptrain study best s" in told.out
 
 
@@ -66,6 +67,15 @@ def test_trials_do_not_score_the_test_split_and_the_run_with_their_winner_does(h
     assert '"test/loss"' not in (trial.folder / "metrics.jsonl").read_text()
     assert main(["run", "studies/s/best.toml", "--out", "best"]) == 0
     assert '"test/loss"' in Path("best/metrics.jsonl").read_text()
+
+
+def test_a_search_whose_output_nobody_reads_any_more_goes_on(here, monkeypatch):
+    for name in ("stdout", "stderr"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        monkeypatch.setattr(f"sys.{name}", os.fdopen(writing, "w", buffering=1))
+    assert here.tune("run.toml", "--study", "s", "--trials", "1") == 0
+    assert [trial.state for trial in open_study("s").stages[0].trials] == ["finished"]
 
 
 def test_trials_is_the_total_and_a_later_command_makes_what_is_missing(here):

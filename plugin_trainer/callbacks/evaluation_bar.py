@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.data.iterated import length_of
+from plugin_trainer.data.sources import ROWS
 from plugin_trainer.data.unbatched import is_map_style
 
 _BAR = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
@@ -76,7 +77,7 @@ class EvaluationBar:
     def _total(self, run: Any, split: str) -> int | None:
         limits = run.settings.limit_batches
         limit = getattr(limits, METHODS.get(split, split)) if self._limited else None
-        total = batches_in(run.loaders[split], limit, batch_size=run.settings.batch_size)
+        total = batches_in(run.loaders[split], limit, batch_size=run.settings.batch_size or ROWS)
         return None if total is None else -(-total // run.world.size)  # they are dealt out
 
 

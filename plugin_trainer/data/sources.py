@@ -10,6 +10,7 @@ AsItIs     anything else: resuming in it skips batches, and is not exact
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -56,6 +57,27 @@ def source_of(
 def of_task(task: str) -> str:
     """Which data is meant, where there are several."""
     return f" of task '{task}'" if task else ""
+
+
+ROWS = 32
+"""Of a batch, where nobody says."""
+
+
+def check_batch_size(data: Any, batch_size: int | None) -> None:
+    """Raise DataError for a loader whose batches are of another size than the run's, if it has one.
+
+    The order of a loader's batches is its own; only a data set is put into batches by the run.
+    """
+    if batch_size is None:
+        return
+    for task, loader in data.items() if isinstance(data, Mapping) else [("", data)]:
+        own = sampling_of(loader).batch_size if isinstance(loader, DataLoader) else None
+        if own not in (None, batch_size):
+            raise DataError(
+                f"batch_size is {batch_size}, and the training loader{of_task(task)} has its own: "
+                f"{own}",
+                hint="leave out batch_size, or pass the data set in place of the loader",
+            )
 
 
 def _check_batch_size(data: Any, batch_size: int, share: Share, task: str) -> None:

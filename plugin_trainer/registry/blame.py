@@ -51,15 +51,18 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
 
 
 def what_and_where(error: BaseException, *, target: str = "") -> list[str]:
-    """A line for what it was and, where a frame tells, one for where; `target` as for raised_at."""
+    """A line for what it was and, as far as is known, for where and for what to do about it.
+
+    target  as for raised_at
+    """
     place = raised_at(error, target=target)
-    return [in_words(error), *([f"raised at {place}"] if place else [])]
+    remedies = [remedy for text, remedy in _REMEDIES.items() if text in str(error)]
+    return [in_words(error), *([f"raised at {place}"] if place else []), *remedies]
 
 
 def hint_for(error: BaseException, *, target: str = "") -> list[str]:
     """The hint for what nobody foresaw: what it was, where, and how to see the traceback."""
-    remedies = [remedy for text, remedy in _REMEDIES.items() if text in str(error)]
-    return [*what_and_where(error, target=target), *remedies, SEE_DEBUG]
+    return [*what_and_where(error, target=target), SEE_DEBUG]
 
 
 def _is_from_worker(error: BaseException) -> bool:

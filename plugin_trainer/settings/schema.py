@@ -189,10 +189,12 @@ class BestSettings:
     watch  the metric, by the name it has for raw weights: "val/loss", "val/accuracy"; empty: no
            checkpoint is the best, and the last one is used
     mode   whether lower ("min") or higher ("max") is better
+    ties   of equal values, whether the "newest" is the best or the "oldest"
     """
 
     watch: str = "val/loss"
     mode: Literal["min", "max"] = "min"
+    ties: Literal["newest", "oldest"] = "newest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +307,8 @@ class RunSettings:
                        compute activations again in the backward pass, to save memory: true for
                        every block (entry of a ModuleList), or a list of module name patterns
     accumulate         micro-batches in one optimizer step
-    batch_size         the batch size for a data module that returns a data set; one that returns
-                       loaders has its own. Several processes share each batch
+    batch_size         of a data set that the run puts into batches itself, 32 where it is left out;
+                       a loader has its own. Several processes share each batch
     parallel           see [parallel]
     limit_batches      see [limit_batches]
     init_from          a run whose weights to start from: its folder or name; or see [init_from]
@@ -361,7 +363,7 @@ class RunSettings:
         Spelt("true, false or a list of module name patterns"),
     ] = False
     accumulate: Annotated[int, Field(ge=1)] = 1
-    batch_size: Annotated[int, Field(ge=1)] = 32
+    batch_size: Annotated[int | None, Field(ge=1)] = None
     parallel: ParallelSettings = field(default_factory=ParallelSettings)
     limit_batches: LimitSettings = field(default_factory=LimitSettings)
     init_from: Annotated[

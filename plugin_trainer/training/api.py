@@ -173,6 +173,7 @@ def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
     which = "best" if about.get("restored_best") else "last"
     found = CheckpointStore(done.folder).find(which)
     inner, _ = unwrapped(model)
+    inner.eval()
     inner.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
     return Result(
         status=about["status"],

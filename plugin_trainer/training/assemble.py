@@ -22,6 +22,7 @@ from plugin_trainer.data.evaluated import METHODS, evaluation_loaders
 from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.seeds import seed_everything
+from plugin_trainer.data.sources import ROWS, check_batch_size
 from plugin_trainer.data.stream import TrainStream, training_stream
 from plugin_trainer.errors import (
     Problem,
@@ -33,7 +34,7 @@ from plugin_trainer.errors import (
 from plugin_trainer.registry.blame import SEE_DEBUG
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.run_folder import RUNS, RunFolder, is_run, new_folder
-from plugin_trainer.settings import RunSettings
+from plugin_trainer.settings import BestSettings, RunSettings
 from plugin_trainer.settings.render import to_toml
 from plugin_trainer.training import step as engine
 from plugin_trainer.training.about import surroundings
@@ -334,11 +335,13 @@ def _run(
     criterion = build_criterion(settings.loss if criterion is None else criterion, model=model)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
+    train = data.train()
+    check_batch_size(train, settings.batch_size)
     stream = training_stream(
-        data.train(),
+        train,
         seed=settings.seed,
         accumulate=settings.accumulate,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or ROWS,
         limit=settings.limit_batches.train,
         mixing=Mixing(**vars(settings.mixture)),
         share=world.share,
@@ -408,6 +411,8 @@ def _run(
     run.together = make_together(run)
     if run.best:
         run.watch(settings.best.watch, setting="best.watch")
+    elif settings.best.watch not in ("", BestSettings().watch):
+        notify("best.watch has no effect: the run has no validation data")
     if run.schedule.watch:
         run.watch(run.schedule.watch, setting="schedule.watch")
     return run
@@ -547,10 +552,11 @@ def _bests(settings: RunSettings) -> dict[str, Best]:
             f"best.watch: '{watch}' is the name for the average",
             hint=f"write '{watch.replace('_ema/', '/', 1)}', which chooses the best of each",
         )
-    bests = {"best": Best(watch, mode)}
+    first = settings.best.ties == "oldest"
+    bests = {"best": Best(watch, mode, keep_first=first)}
     if settings.ema is not None:
         split, slash, name = watch.partition("/")
-        bests["best_ema"] = Best(f"{split}_ema{slash}{name}", mode)
+        bests["best_ema"] = Best(f"{split}_ema{slash}{name}", mode, keep_first=first)
     return bests
 
 

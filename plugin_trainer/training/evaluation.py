@@ -11,6 +11,7 @@ from torch import nn
 
 from plugin_trainer.data.evaluated import evaluation_batches
 from plugin_trainer.data.share import StandIn, batch_of
+from plugin_trainer.data.sources import ROWS
 from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
@@ -81,7 +82,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
     scores = scores_of(run, split)
     batches = evaluation_batches(
         run.loaders[split],
-        batch_size=run.settings.batch_size,
+        batch_size=run.settings.batch_size or ROWS,
         limit=limit,
         share=run.world.share,
     )

@@ -88,6 +88,8 @@ def _finish(run: Run, *, seconds: float) -> Result:
     if tested:
         run.write_log(tested, training=False)
         run.metrics.update(tested)
+    for module in run.forward.modules:
+        module.eval()
     result = _result(run, status=status, seconds=seconds)
     run.hooks.run_end(run=run, result=result)
     return result

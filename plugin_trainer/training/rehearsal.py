@@ -13,6 +13,7 @@ from plugin_trainer.data.digest import digest_of
 from plugin_trainer.data.evaluated import METHODS, evaluation_batches
 from plugin_trainer.data.rows import take_rows
 from plugin_trainer.data.share import Share, StandIn
+from plugin_trainer.data.sources import ROWS
 from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.alike import refuse_other_data
@@ -48,8 +49,16 @@ def rehearse(run: Run) -> list[str]:
 
 def check_watched(run: Run, given: list[str]) -> None:
     """Raise PtrainError for a watched metric that is not among those that evaluations give, unless
-    only they can tell.
+    only they can tell, and for any in a run without evaluations.
     """
+    if run.watched and "val" not in run.loaders:
+        setting, name = run.watched[0]
+        error = PtrainError(
+            f"{setting}: '{name}' is a metric of evaluations, and the run has no validation data",
+            hint=f"give it validation data, or leave out {setting.partition('.')[0]}",
+        )
+        error.told = True  # each process finds it, and one says so
+        raise error
     for setting, name in _missing(run, given):
         try:
             watched(dict.fromkeys(given, 0.0), name, setting=setting)
@@ -64,7 +73,7 @@ def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
     """
     several, loader = run.world.size > 1, run.loaders[split]
     scores = scores_of(run, split)
-    batches = evaluation_batches(loader, batch_size=run.settings.batch_size, limit=limit)
+    batches = evaluation_batches(loader, batch_size=run.settings.batch_size or ROWS, limit=limit)
     with evaluating(*run.forward.modules), own_rng(run.settings.seed, "evaluation", split):
         if several and limit == 1 and may_differ(loader):
             batches = list(batches)  # all meet here once, however many there are

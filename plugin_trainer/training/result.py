@@ -31,10 +31,12 @@ class Result:
     step     optimizer steps completed, over all resumes
     epoch    the epoch of the last step, counted from 0
     samples  samples trained on, over all resumes
-    metrics  the last evaluation: val/... and val_ema/...
+    metrics  the last evaluation, or that of the best weights where the model has these: val/... and
+             val_ema/...
     best     the best evaluation of the raw and of the EMA weights, by weight set
     folder   the run folder
-    model    the model with its last weights, or the best ones where `restore_best` asked for them
+    model    the model with its last weights, or the best ones where `restore_best` asked for them;
+             in evaluation mode
     seconds  how long this process trained
     signal   the number of the signal that interrupted the run, else 0
     reports  sections that callbacks added: title -> text

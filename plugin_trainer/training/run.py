@@ -221,6 +221,9 @@ class Run:
         """Give the model the raw weights of its best checkpoint. Raises CheckpointError if none."""
         found = self.store.find("best")
         self.restored_best = True
+        tested = {name: value for name, value in self.metrics.items() if name.startswith("test")}
+        self.metrics.clear()
+        self.metrics.update({**self.best["best"].metrics, **tested})
         weights = read_model_state(found.path, weights="raw")
         self.model.load_state_dict(fitted(weights, self.model), strict=False)
 

@@ -130,6 +130,7 @@ RECIPE = """
     loss     = "CrossEntropyLoss"
 
     [best]
+    ties = "oldest"
     watch = "val/accuracy"
     mode  = "max"
 

@@ -178,7 +178,7 @@ def test_the_settings_of_a_chosen_model_are_the_plugins(dactbert, naming):
 def test_every_key_has_its_meaning_and_its_default(core):
     properties = core["properties"]
     assert all(entry.get("description") for entry in properties.values())
-    assert properties["batch_size"]["default"] == 32
+    assert properties["accumulate"]["default"] == 1
     assert properties["evaluate"]["default"] == "1 epoch"
     assert "default" not in properties["ema"]
     stopping = core["$defs"]["EarlyStoppingSettings"]["properties"]

@@ -125,6 +125,7 @@ def test_L01_early_stopping_ends_a_run_right_after_its_evaluation_is_saved(toy, 
         folder / "run",
         callbacks=[diary],
         callback_settings={"early_stopping": {"patience": 2}},
+        best={"ties": "oldest"},
         **{**PLAIN, "evaluate": "2 steps", "optimizer": {"learning_rate": 1e-30}},
     )
     brief = [line for line in diary.lines if "evaluation_batch" not in line]

@@ -6,8 +6,12 @@ import json
 import math
 
 import pytest
+from torch import nn
 
-from plugin_trainer.errors import PtrainError
+import plugin_trainer
+from plugin_trainer.callbacks.early_stopping import EarlyStopping
+from plugin_trainer.callbacks.settings import EarlyStoppingSettings
+from plugin_trainer.errors import DataError, PtrainError
 from plugin_trainer.training.best import Best, is_better
 from plugin_trainer.training.checkpoints import CheckpointStore
 
@@ -17,19 +21,26 @@ NAN, INF = math.nan, math.inf
 @pytest.mark.parametrize(
     ("mode", "values", "best"),
     [
-        ("min", [3.0, 2.0, 2.0, 5.0], (2.0, 2)),
-        ("max", [3.0, 2.0, 5.0, 5.0], (5.0, 3)),
+        ("min", [3.0, 2.0, 2.0, 5.0], (2.0, 3)),
+        ("max", [3.0, 2.0, 5.0, 5.0], (5.0, 4)),
         ("min", [NAN, 4.0, NAN, 3.0], (3.0, 4)),
         ("min", [-INF, 4.0], (4.0, 2)),
         ("max", [INF, NAN, 1.0], (1.0, 3)),
         ("min", [NAN, INF], (None, 0)),
     ],
 )
-def test_the_best_is_the_first_of_the_best_finite_values(mode, values, best):
+def test_the_best_is_the_newest_of_the_best_finite_values(mode, values, best):
     found = Best("val/x", mode)
     for step, value in enumerate(values, 1):
-        found.improved_by({"val/x": value}, step=step)
+        found.improved_by({"val/x": value, "val/step": step}, step=step)
     assert (found.value, found.step) == best
+    assert found.metrics == ({"val/x": best[0], "val/step": best[1]} if best[1] else {})
+
+
+def test_the_oldest_of_equals_is_the_best_if_asked_for():
+    found = Best("val/x", "min", keep_first=True)
+    assert [found.improved_by({"val/x": 2.0}, step=step) for step in (1, 2)] == [True, False]
+    assert found.step == 1
 
 
 def test_min_delta_must_be_exceeded():
@@ -119,3 +130,68 @@ def test_without_a_metric_to_watch_none_is_the_best_and_the_last_weights_are_use
     assert not (run / "checkpoints" / "best.json").exists()
     chosen = CheckpointStore(run).choose("", weights="raw")
     assert chosen.step == result.step
+
+
+def test_a_run_that_gives_its_best_weights_back_has_their_metrics(toy, tmp_path):
+    class Scores:
+        """Best at step 2 of 4; the average too."""
+
+        def ptrain_evaluation_end(self, run, metrics):
+            for split in {name.partition("/")[0] for name in metrics}:
+                metrics[f"{split}/score"] = -abs(run.progress.step - 2.0)
+
+    stopping = EarlyStopping(
+        EarlyStoppingSettings(watch="val/score", mode="max", patience=9, restore_best=True)
+    )
+    result = plugin_trainer.fit(
+        toy.net(), toy.loader(), toy.loader(), test=toy.loader(), loss=nn.CrossEntropyLoss(),
+        length="4 steps", evaluate="1 steps", ema={"decay": 0.5}, out=tmp_path / "run",
+        best={"watch": "val/score", "mode": "max"},
+        callbacks=["-progress_bar", "-tensorboard", Scores(), stopping],
+    )  # fmt: skip
+    log = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    (second,) = (line for line in log if line["step"] == 2)
+    assert {name: result.metrics[name] for name in result.metrics if name.startswith("val")} == {
+        name: value for name, value in second.items() if name.startswith("val")
+    }
+    assert "test/loss" in result.metrics
+    assert not result.model.training
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["metrics"] == result.metrics
+
+
+@pytest.mark.parametrize("watched", ["early_stopping", "register_best"])
+def test_what_goes_by_evaluations_is_refused_without_validation_data(toy, tmp_path, watched):
+    with pytest.raises(PtrainError, match=r"validation data|no best"):
+        plugin_trainer.fit(
+            toy.net(), toy.loader(), loss="CrossEntropyLoss", length="1 step", out=tmp_path / "r",
+            callbacks=["-progress_bar", "-tensorboard", watched],
+            **({"callback_settings": {"register_best": {"name": "x"}}} if "reg" in watched else {}),
+        )  # fmt: skip
+
+
+def test_a_best_without_validation_data_is_mentioned(toy, tmp_path):
+    lines = []
+    plugin_trainer.fit(
+        toy.net(), toy.loader(), loss="CrossEntropyLoss", length="1 step", out=tmp_path / "r",
+        callbacks=["-progress_bar", "-tensorboard"], best={"watch": "val/accuracy"},
+        notify=lines.append,
+    )  # fmt: skip
+    assert lines == ["best.watch has no effect: the run has no validation data"]
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(4, True), (3, False), (None, True)])
+def test_a_batch_size_is_never_ignored(toy, tmp_path, size, accepted):
+    def train(data, folder):
+        given = {} if size is None else {"batch_size": size}
+        return plugin_trainer.fit(
+            toy.net(), data, loss="CrossEntropyLoss", length="1 epoch", out=tmp_path / folder,
+            callbacks=["-progress_bar", "-tensorboard"], **given,
+        ).step  # fmt: skip
+
+    assert train(toy.rows(), "set") == math.ceil(12 / (size or 32))
+    if accepted:
+        assert train(toy.loader(batch_size=4), "loader") == 3
+        return
+    with pytest.raises(DataError, match="batch_size is 3, and the training loader has its own: 4"):
+        train(toy.loader(batch_size=4), "loader")

@@ -249,4 +249,4 @@ def test_a_metric_class_is_refused_in_words(toy, tmp_path):
         plugin_trainer.fit(
             toy.net(), data, data, loss="CrossEntropyLoss", metrics={"a": BinaryAccuracy}, **QUIET
         )
-    assert caught.value.hint == ("make one of the class: BinaryAccuracy()",)
+    assert caught.value.hint[0] == "make one of the class: BinaryAccuracy()"

@@ -28,6 +28,7 @@ SETTINGS = {
     "optimizer.learning_rate": "1e-2",
     "length": "80 steps",
     "evaluate": "40 steps",
+    "best.ties": "oldest",
     "log": "10 steps",
     "callbacks": '["-progress_bar", "-tensorboard"]',
 }

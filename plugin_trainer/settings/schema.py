@@ -174,12 +174,15 @@ class ScheduleSettings:
 class EmaSettings:
     """An exponential moving average of the weights, evaluated beside them as `val_ema/...`.
 
-    decay   the share of the average that each step keeps
-    warmup  hold the decay down at first: min(decay, (1 + n) / (10 + n)) after n updates
+    decay    the share of the average that each step keeps
+    warmup   hold the decay down at first: min(decay, (1 + n) / (10 + n)) after n updates
+    buffers  which floating buffers are averaged: the running "statistics" of normalisations, "all"
+             or "none"; the others are copied, as counts and masks are
     """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     warmup: bool = True
+    buffers: Literal["statistics", "all", "none"] = "statistics"
 
 
 @dataclass(frozen=True, kw_only=True)

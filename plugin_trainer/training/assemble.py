@@ -407,6 +407,7 @@ def _run(
         tasks=TaskShares() if stream.is_mixture else None,
         world=world,
         shards=shards,
+        notify=notify,
     )
     run.together = make_together(run)
     if run.best:
@@ -540,7 +541,13 @@ def _rates_by_group(values: Any, optimizer: torch.optim.Optimizer, *, learning_r
 def _ema(settings: RunSettings, model: nn.Module, shards: LocalShards | None) -> Ema | None:
     if settings.ema is None:
         return None
-    return Ema(model, decay=settings.ema.decay, warmup=settings.ema.warmup, shards=shards)
+    return Ema(
+        model,
+        decay=settings.ema.decay,
+        warmup=settings.ema.warmup,
+        buffers=settings.ema.buffers,
+        shards=shards,
+    )
 
 
 def _bests(settings: RunSettings) -> dict[str, Best]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +17,24 @@ from plugin_trainer.training.sharding import LocalShards, local_part
 class Ema:
     """An exponential moving average of a model's trainable parameters and its buffers.
 
-    The average is kept in float32 (float64 for float64 weights) on the model's device; integer
-    buffers are copied. Frozen parameters are not kept twice. A buffer that a module assigns anew is
-    followed by its name. Of a sharded model each process averages the rows that it holds.
+    The average is kept in float32 (float64 for float64 weights) on the model's device. Frozen
+    parameters are not kept twice. A buffer that a module assigns anew is followed by its name. Of
+    a sharded model each process averages the rows that it holds.
 
-    shards  those of a sharded model
+    buffers  which floating buffers are averaged: the running "statistics" of normalisations, "all"
+             or "none". The others are copied at each update, as integer buffers always are: the
+             average of a mask with infinities is NaN, and that of a count or a bound means nothing
+    shards   those of a sharded model
     """
 
     def __init__(
-        self, model: nn.Module, *, decay: float, warmup: bool, shards: LocalShards | None = None
+        self,
+        model: nn.Module,
+        *,
+        decay: float,
+        warmup: bool,
+        buffers: Literal["statistics", "all", "none"] = "statistics",
+        shards: LocalShards | None = None,
     ) -> None:
         self._decay = decay
         self._warmup = warmup
@@ -52,24 +61,38 @@ class Ema:
             for place, (name, tensor) in enumerate(averaged.items())
             if not isinstance(tensor, nn.Parameter)
         }
+        self._copied = {
+            place
+            for place, name in enumerate(averaged)
+            if place in self._buffers and not _is_averaged(model, name, buffers)
+        }
         self.shadow = {
-            name: _shadow_of(weight) for name, weight in zip(averaged, self._weights, strict=True)
+            name: self._shadow_of(place, weight)
+            for place, (name, weight) in enumerate(zip(averaged, self._weights, strict=True))
         }
         self._lent: set[int] = set()  # places among the weights
         self._prepare()
 
     def _prepare(self) -> None:
         shadows = list(self.shadow.values())
-        rest = [place for place in range(len(shadows)) if place not in self._lent]
-        self._update = PreparedEma(shadows, self._weights)
-        self._update_rest = PreparedEma(
-            [shadows[place] for place in rest], [self._weights[place] for place in rest]
+        averaged = [place for place in range(len(shadows)) if place not in self._copied]
+        rest = [place for place in averaged if place not in self._lent]
+        self._update, self._update_rest = (
+            PreparedEma([shadows[i] for i in places], [self._weights[i] for i in places])
+            for places in (averaged, rest)
         )
+
+    @torch.no_grad()
+    def _copy(self) -> None:
+        shadows = list(self.shadow.values())
+        for place in self._copied:
+            shadows[place].copy_(self._weights[place])
 
     def update(self) -> None:
         """Move the average towards the weights; once after each optimizer step."""
         self._follow_buffers()
         self._update(self.next_decay)
+        self._copy()
         self.updates += 1
 
     @property
@@ -93,6 +116,7 @@ class Ema:
         """Move what was not lent, the buffers among it, and count the update."""
         self._follow_buffers()
         self._update_rest(decay)
+        self._copy()
         self.updates += 1
 
     @contextmanager
@@ -151,6 +175,10 @@ class Ema:
         """What the average needs beside its tensors."""
         return {"updates": self.updates}
 
+    def _shadow_of(self, place: int, tensor: Tensor) -> Tensor:
+        dtype = tensor.dtype if place in self._copied else shadow_dtype(tensor.dtype)
+        return tensor.detach().to(dtype, copy=True)
+
     def _follow_buffers(self) -> None:
         """Take up what modules have assigned anew, as in `self.mean = 0.9 * self.mean + ...`."""
         new = [
@@ -163,9 +191,13 @@ class Ema:
         names = list(self.shadow)
         for place, tensor in new:
             self._weights[place], shadow = tensor, self.shadow[names[place]]
-            dtype = shadow_dtype(tensor.dtype)
-            if (shadow.shape, shadow.device, shadow.dtype) != (tensor.shape, tensor.device, dtype):
-                self.shadow[names[place]] = _shadow_of(tensor)  # there is no average of the two
+            fresh = self._shadow_of(place, tensor)
+            if (shadow.shape, shadow.device, shadow.dtype) != (
+                fresh.shape,
+                fresh.device,
+                fresh.dtype,
+            ):
+                self.shadow[names[place]] = fresh  # there is no average of the two
         self._prepare()
 
 
@@ -174,5 +206,11 @@ def _owner(model: nn.Module, buffer: str) -> tuple[dict[str, Tensor | None], str
     return model.get_submodule(path)._buffers, name
 
 
-def _shadow_of(tensor: Tensor) -> Tensor:
-    return tensor.detach().to(shadow_dtype(tensor.dtype), copy=True)
+def _is_averaged(model: nn.Module, buffer: str, buffers: str) -> bool:
+    path, _, name = buffer.rpartition(".")
+    module = model.get_submodule(path)
+    is_normalisation = isinstance(module, nn.modules.batchnorm._NormBase) or (
+        "norm" in type(module).__name__.lower()  # those of other libraries
+    )
+    is_statistic = is_normalisation and name.startswith("running_")
+    return buffers == "all" or (buffers == "statistics" and is_statistic)

@@ -63,6 +63,7 @@ def _evaluate(run: Run) -> dict[str, float]:
     same_buffers(run)
     with _evaluating(run):
         metrics = evaluate(run)
+    run.report_not_finite(metrics)
     run.agree_to_stop()
     return metrics
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -96,6 +97,7 @@ class Run:
              moves them
     signal   the signal that interrupts it
     leaving  the second signal, after which nothing is saved
+    notify   is given lines for the user
     tasks    what each task of a mixture gives; None for data that is no mixture
     is_dry   whether it is only a try, of which nothing is kept
     watched  which metrics evaluations must give: (the setting that says so, the metric)
@@ -120,6 +122,7 @@ class Run:
     best: Mapping[str, Best]
     disk: RunFolder
     store: CheckpointStore
+    notify: Callable[[str], None] = lambda line: None
     tasks: TaskShares | None = None
     world: World = ALONE
     together: Together | None = None
@@ -145,6 +148,7 @@ class Run:
     window: Window = field(default_factory=lambda: Window([], 0, 0, True, False))
     logged: dict[str, Any] = field(default_factory=dict)
     watched: list[tuple[str, str]] = field(default_factory=list)
+    not_finite: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
@@ -272,6 +276,13 @@ class Run:
     def is_stopped(self) -> bool:
         """Whether someone asked the run to stop for good."""
         return bool(self.stop_reason) and self.stop_status != "interrupted"
+
+    def report_not_finite(self, metrics: Mapping[str, float]) -> None:
+        """Tell the user of a metric that is not finite, once."""
+        for name, value in metrics.items():
+            if not math.isfinite(value) and name not in self.not_finite:
+                self.not_finite.add(name)
+                self.notify(f"{name} is {value} at step {self.progress.step}")
 
     def note_evaluation(self, metrics: Mapping[str, float]) -> list[str]:
         """Keep an evaluation, and say which weight sets it is the best of: "best", "best_ema"."""

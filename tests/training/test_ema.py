@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
+import plugin_trainer
 from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
 from plugin_trainer.training.ema import Ema
 
@@ -133,6 +136,73 @@ def test_a_model_that_counts_its_calls_does_not_change_the_average():
     assert ema.shadow["calls"] == 0 and model.calls == 0
 
 
+class ForeignNorm(nn.Module):
+    """A normalisation of another library, with a bound beside its statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(2))
+        self.register_buffer("bound", torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("buffers", "averaged"),
+    [
+        ("statistics", {"0.running_mean", "0.running_var", "1.running_mean"}),
+        ("none", set()),
+        ("all", {"0.running_mean", "0.running_var", "1.running_mean", "1.bound", "mask"}),
+    ],
+)
+def test_only_statistics_are_averaged_unless_more_is_asked_for(buffers, averaged):
+    model = nn.Sequential(nn.BatchNorm1d(2), ForeignNorm(), nn.utils.spectral_norm(nn.Linear(2, 2)))
+    model.register_buffer("mask", torch.tensor([0.0, 1.0]))
+    averaged |= {"2.weight_u", "2.weight_v"} if buffers == "all" else set()
+    ema = Ema(model, decay=0.5, warmup=False, buffers=buffers)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.add_(2)
+    ema.update()
+    for name, buffer in model.named_buffers():
+        expected = buffer if name not in averaged else before[name] + 1
+        assert torch.equal(ema.shadow[name], expected.to(ema.shadow[name].dtype)), name
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_mask_with_infinities_keeps_the_average_finite(fit, toy, tmp_path, fused):
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.register_buffer("mask", torch.tensor([[0.0, -torch.inf], [0.0, 0.0]]))
+
+        def forward(self, x):
+            h = self.q(torch.stack([x, x], 1))
+            return self.out(((h @ h.transpose(1, 2) + self.mask).softmax(-1) @ h).mean(1))
+
+    optimizer = {"name": "adamw" if fused else "sgd"}
+    result = fit(
+        Masked(), toy.loader(), toy.loader(), ema={"decay": 0.9}, optimizer=optimizer,
+        length="4 steps",
+    )  # fmt: skip
+    assert math.isfinite(result.metrics["val_ema/loss"])
+    assert set(result.best) == {"raw", "ema"}
+
+
+def test_a_metric_that_is_not_finite_is_reported_once(toy, tmp_path):
+    class Overflows(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1.0 if self.training else torch.inf)
+
+    lines = []
+    plugin_trainer.fit(
+        Overflows(4, 2), toy.loader(), toy.loader(), loss="CrossEntropyLoss", length="2 steps",
+        evaluate="1 step", out=tmp_path / "run", callbacks=["-progress_bar", "-tensorboard"],
+        notify=lines.append,
+    )  # fmt: skip
+    assert lines == ["val/loss is nan at step 1"]
+
+
 class Assigning(nn.Module):
     """Assigns its buffers anew, as many modules do, in place of changing them."""
 
@@ -152,7 +222,7 @@ class Assigning(nn.Module):
 
 def test_a_buffer_that_is_assigned_anew_is_averaged_and_lent():
     model = Assigning()
-    ema = Ema(model, decay=0.5, warmup=False)
+    ema = Ema(model, decay=0.5, warmup=False, buffers="all")
     expected = torch.zeros(2)
     for value in (1.0, 2.0, 4.0):
         model(value)
@@ -184,7 +254,7 @@ def test_the_average_of_an_assigned_buffer_is_what_a_checkpoint_holds(fit, toy, 
                 self.mean = 0.5 * self.mean + 0.5 * features.mean(0)
             return self.linear(features - self.mean)
 
-    result = fit(Centred(), None, toy.loader(8), ema={"decay": 0.5})
+    result = fit(Centred(), None, toy.loader(8), ema={"decay": 0.5, "buffers": "all"})
     fresh = Centred().eval()
     last = CheckpointStore(tmp_path / "run").find("last").path
     fresh.load_state_dict(read_weights(last, weights="ema"))

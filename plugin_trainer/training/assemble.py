@@ -48,6 +48,7 @@ from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
 from plugin_trainer.training.model_options import checkpoint_activations, compiled
+from plugin_trainer.training.model_state import check_saves_what_it_trains
 from plugin_trainer.training.optimizers import build_optimizer, freeze
 from plugin_trainer.training.parallel.buffers import same_weights
 from plugin_trainer.training.parallel.bystanders import SeenFolder, SeenStore
@@ -357,6 +358,7 @@ def _run(
     )
     initialize_lazy(forward, model, stream, seed=settings.seed)
     same_weights(model, world)
+    check_saves_what_it_trains(model)
     checkpoint_activations(model, settings.activation_checkpointing)
     freeze(model, settings.optimizer.groups)
     shards = split_over(world, model, device, settings)

@@ -371,12 +371,12 @@ def verify(checkpoint: Path) -> None:
     fit.
     """
     files = _read_manifest(checkpoint)
-    for name in _SETS:  # all that is in these folders would be read
-        for path in (checkpoint / name).glob("*"):
-            if f"{name}/{path.name}" not in files:
-                raise CheckpointError(
-                    f"{checkpoint} is not sound: {name}/{path.name} is not in its manifest"
-                )
+    # A stray file or folder would be read: an empty `ema`, say, has no weights of the average.
+    expected = {"manifest.json", *files, *(name.rpartition("/")[0] for name in files)}
+    for path in sorted(checkpoint.rglob("*")):
+        name = path.relative_to(checkpoint).as_posix()
+        if name not in expected:
+            raise CheckpointError(f"{checkpoint} is not sound: {name} is not in its manifest")
     for name, (size, sha256) in files.items():
         path = checkpoint / name
         if not path.is_file():

@@ -27,6 +27,7 @@ from plugin_trainer.training.criterion import Criterion, build_criterion
 from plugin_trainer.training.evaluation import score
 from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
+from plugin_trainer.training.model_state import load_model_state
 from plugin_trainer.training.numbers import make_numbers
 from plugin_trainer.training.of_fit import is_of_fit, refuse_run_of_fit
 from plugin_trainer.training.precision import Precision, pick_precision
@@ -248,7 +249,7 @@ def load_run(
 
 def _load(model: nn.Module, found: Found, weights: Weights) -> None:
     try:
-        model.load_state_dict(read_model_state(found.path, weights=weights))
+        load_model_state(model, read_model_state(found.path, weights=weights))
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights of {found.path} do not fit the model {type(model).__name__}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -149,6 +149,7 @@ class Run:
     logged: dict[str, Any] = field(default_factory=dict)
     watched: list[tuple[str, str]] = field(default_factory=list)
     not_finite: set[str] = field(default_factory=set)
+    in_evaluation: Sequence[str] = ()
 
     @property
     def folder(self) -> Path:

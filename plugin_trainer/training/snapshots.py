@@ -18,6 +18,7 @@ from plugin_trainer.training.checkpoints import (
     write_own_shards,
     write_rest,
 )
+from plugin_trainer.training.model_state import load_model_state
 from plugin_trainer.training.optimizers import (
     class_name,
     load_optimizer_state,
@@ -117,6 +118,8 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "metric_lines": run.disk.count_metrics(),
             "metrics": run.metrics if run.evaluated_at == run.progress.step else {},
             "model_extra": extra,
+            "frozen": [name for name, p in run.model.named_parameters() if not p.requires_grad],
+            "in_evaluation": [name for name, m in run.model.named_modules() if not m.training],
             "callbacks": dict(callbacks),
             **own,
             **(_of_processes(run, own) if run.together is not None else {}),
@@ -152,6 +155,10 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     """
     state = snapshot.state
     _load_model(run, snapshot)
+    if "frozen" in state:  # after the optimizer is built: what is frozen later stays in it
+        for name, parameter in run.model.named_parameters():
+            parameter.requires_grad_(name not in state["frozen"])
+        run.in_evaluation = state["in_evaluation"]
     if same_optimizer(run, snapshot):
         load_optimizer_state(
             run.optimizer,
@@ -225,12 +232,15 @@ def _moves_rates(key: str) -> bool:
 
 
 def restore_streams(run: Run) -> None:
-    """Put the random streams back where the checkpoint had them; nothing in a run that was not
-    resumed.
+    """Put the random streams back where the checkpoint had them, and the modules that were in
+    evaluation mode; nothing in a run that was not resumed.
     """
     if run.rng is not None:
         restore_rng(run.rng)
         run.rng = None
+    modules = dict(run.model.named_modules())
+    for name in run.in_evaluation:
+        modules[name].training = False
 
 
 def _move_cursor(run: Run, *, batches_per_epoch: int | None) -> None:
@@ -262,7 +272,7 @@ def _check_cursors(run: Run, before: Mapping[str, int]) -> None:
 def _load_model(run: Run, snapshot: Snapshot) -> None:
     extra: Mapping[str, Any] = snapshot.state["model_extra"]
     try:
-        run.model.load_state_dict({**snapshot.model, **extra})
+        load_model_state(run.model, {**snapshot.model, **extra})
         if run.shards is not None:
             run.shards.changed()
     except RuntimeError as error:

@@ -165,7 +165,7 @@ def test_only_statistics_are_averaged_unless_more_is_asked_for(buffers, averaged
     ema.update()
     for name, buffer in model.named_buffers():
         expected = buffer if name not in averaged else before[name] + 1
-        assert torch.equal(ema.shadow[name], expected.to(ema.shadow[name].dtype)), name
+        torch.testing.assert_close(ema.shadow[name], expected.to(ema.shadow[name].dtype), msg=name)
 
 
 @pytest.mark.parametrize("fused", [True, False])

@@ -86,12 +86,14 @@ def test_every_changed_setting_is_shown_and_refused(fit, cut, tmp_path):
     with pytest.raises(ResumeError, match=r"the run has changed since .* was started") as e:
         resumed(fit, seed=1, length="3 epochs", ema={"decay": 0.5}, log="never")
     assert e.value.hint == (
+        'ema.buffers: (not set) -> "statistics"',
         "ema.decay: (not set) -> 0.5",
         "ema.warmup: (not set) -> true",
         'length: "2 epochs" -> "3 epochs"',
         'log: "50 steps" -> "never"',
         "seed: 0 -> 1",
-        'to go on with the new: allow=["ema.decay", "ema.warmup", "length", "log", "seed"]',
+        'to go on with the new: allow=["ema.buffers", "ema.decay", "ema.warmup", "length", "log", '
+        '"seed"]',
     )
     assert CheckpointStore(tmp_path / "run").newest_sound()[0].step == 4
 

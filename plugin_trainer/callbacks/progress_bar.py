@@ -31,7 +31,7 @@ class ProgressBar:
     """
 
     def __init__(self, settings: ProgressBarSettings) -> None:
-        mode = settings.mode
+        mode = settings.mode if sys.stderr is not None else "off"  # closed from the start
         if mode == "auto":
             mode = "bar" if sys.stderr.isatty() else "lines"
         self._mode = mode

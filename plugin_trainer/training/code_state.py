@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import hashlib
 import inspect
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -41,9 +43,19 @@ def code_of(things: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for code in sorted(written, key=lambda code: (code.__module__, code.__qualname__)):  # type: ignore[attr-defined]
         with contextlib.suppress(TypeError, OSError):
-            digest.update(inspect.getsource(code).encode() + b"\0")  # type: ignore[arg-type]
+            digest.update(_meaning(inspect.getsource(code)).encode() + b"\0")  # type: ignore[arg-type]
     nothing = digest.digest() == hashlib.sha256().digest()
     return "" if nothing else digest.hexdigest()[:_DIGITS]
+
+
+def _meaning(source: str) -> str:
+    """Source without comments and layout; as it is where it cannot be parsed, as the line around a
+    lambda.
+    """
+    try:
+        return ast.dump(ast.parse(textwrap.dedent(source)))
+    except SyntaxError:
+        return source
 
 
 def parts_of(data: object) -> Iterator[object]:

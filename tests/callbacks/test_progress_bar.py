@@ -135,6 +135,13 @@ def test_a_run_goes_on_when_nobody_reads_its_progress(fit, monkeypatch, unread, 
     assert (result.status, result.step) == ("finished", 6)
 
 
+@pytest.mark.parametrize("mode", ["auto", "lines", "bar"])
+def test_a_run_without_a_stderr_shows_nothing(fit, monkeypatch, capfd, mode):
+    monkeypatch.setattr(sys, "stderr", None)
+    fit(callbacks=QUIET, callback_settings={"progress_bar": {"mode": mode}}, length="1 steps")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_an_unknown_mode_is_refused(fit):
     with pytest.raises(SettingsError) as caught:
         fit(callback_settings={"progress_bar": {"mode": "baar"}})

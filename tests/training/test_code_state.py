@@ -76,6 +76,7 @@ def codes(script):
     [
         ('print("hello")', 'print("bye")', (False, False, False)),
         ("import torch\n", "import torch\nimport math\n", (False, False, False)),
+        ("self.scaled(x)", "self.scaled(x)  # twice", (False, False, False)),
         ("self.scaled(x)", "self.scaled(x) + 1", (True, False, False)),
         ("return 2 * x", "return 3 * x", (True, False, False)),
         ("return index", "return index + 1", (False, True, False)),

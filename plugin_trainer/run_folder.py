@@ -53,6 +53,8 @@ class RunFolder:
         self.assets = path / "assets"
         self._about: dict[str, Any] = {}
         self._lock: IO[str] | None = None
+        self._descriptor: int | None = None  # of the folder, whatever its path means later
+        self._is_run = False
         self._metrics: FileIO | None = None
         self._lines = 0
 
@@ -82,17 +84,17 @@ class RunFolder:
             os.truncate(lock.fileno(), 0)
             os.write(lock.fileno(), f"{os.getpid()}\n".encode())
         self._lock = lock
+        self._descriptor = os.open(self.path, os.O_RDONLY)
         _close_in_forked_processes(lock)
 
     def check_in_place(self) -> None:
-        """Raise NotSaved if the folder that is held was moved, deleted or replaced."""
-        if self._lock is None:
+        """Raise NotSaved if the folder that is held was moved, deleted, emptied or replaced."""
+        if self._descriptor is None:
             return
-        try:
-            if os.path.samestat(os.fstat(self._lock.fileno()), (self.path / ".lock").stat()):
+        with contextlib.suppress(OSError):
+            same = os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+            if same and (is_run(self.path) or not self._is_run):
                 return
-        except OSError:
-            pass
         raise NotSaved(
             f"the run folder {self.path} was moved or deleted while the run was training",
             hint="if it was moved, resume it in its new place: --resume FOLDER",
@@ -119,13 +121,16 @@ class RunFolder:
         if self._lock is not None:
             _LOCKS.discard(self._lock)
             self._lock.close()
-        self._metrics = self._lock = None
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+        self._metrics = self._lock = self._descriptor = None
 
     # --------------------------------------------------------------------------------- about
 
     def write_settings(self, toml: str) -> None:
         """Write run.toml, the settings as used."""
         write_text(self.path / "run.toml", toml)
+        self._is_run = True
 
     def write_about(self, **entries: Any) -> None:
         """Add entries to run.json. Raises NotSaved if the disk refuses, or the folder is gone."""

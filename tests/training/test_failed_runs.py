@@ -159,7 +159,14 @@ def moved_and_replaced(run: Path) -> None:
     shutil.copytree(run.with_name("elsewhere"), run)
 
 
-@pytest.mark.parametrize("away", [shutil.rmtree, moved, moved_and_replaced])
+def emptied(run: Path) -> None:
+    """As `rm -r run/*` does it."""
+    for path in run.iterdir():
+        if not path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("away", [shutil.rmtree, emptied, moved, moved_and_replaced])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_run_whose_folder_is_gone_ends_in_words_at_the_next_save(fit, tmp_path, away, step):
     class Takes:
@@ -176,7 +183,7 @@ def test_a_run_whose_folder_is_gone_ends_in_words_at_the_next_save(fit, tmp_path
         assert about(run)["status"] == "running"  # another's: left as it was
         assert not (run / "checkpoints" / f"step-{step:08d}").exists()
     else:
-        assert not run.exists()
-    if away is not shutil.rmtree:
+        assert not run.exists() or list(run.iterdir()) == [run / ".lock"]
+    if away in (moved, moved_and_replaced):
         result = fit(out="elsewhere", resume="auto", save="1 steps")
         assert result.status == "finished"

@@ -41,7 +41,7 @@ MANY_TASKS = 12
     default="never",
     show_default=True,
     metavar="never|auto|RUN",
-    help="auto goes on with what --out holds; a run folder goes on with that run.",
+    help="auto resumes the run in --out, or starts it; a run folder resumes that run.",
 )
 @click.option(
     "--overwrite",

@@ -43,15 +43,15 @@ def ptrain_train_step(run: Run, micro_batches: Sequence[Any]) -> StepOutcome:
     for parameter in parameters:
         parameter.grad = None
     step = _Backward(run, several=_are_several(run, micro_batches))
-    before_optimizer_step = partial(run.hooks.before_optimizer_step, run=run)
     if run.together is None:
         step.alone(micro_batches, parameters)
-        before_optimizer_step()
+        run.hooks.before_optimizer_step(run=run)
         run.grad_norm, of_all = run.update.measure(), step.outcome
     else:
         run.grad_norm, of_all = step.together(run.together, micro_batches, parameters)
         if run.hooks.sees_gradients:
-            run.grad_norm = run.together.measured_after(before_optimizer_step, run.update.measure)
+            hook = partial(run.hooks.before_optimizer_step, run=run)
+            run.grad_norm = run.together.measured_after(hook, run.update.measure)
     run.stopwatch.lap("forward_backward")
     if run.guard.passes(of_all, run.grad_norm, step=run.progress.step + 1):
         if run.tasks is not None:

@@ -64,7 +64,7 @@ MOST_SHOWN = 10
 @click.option(
     "--allow",
     multiple=True,
-    type=click.Choice(["plugins", "packages", "code"]),
+    type=click.Choice(["plugins", "packages", "code", "content"]),
     help="What may differ from what a killed trial was begun with.",
 )
 @click.option(

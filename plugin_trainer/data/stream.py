@@ -82,6 +82,7 @@ class TrainStream:
     quotas             of a mixture: the batches that each task gives to an epoch, None where that
                        is not known before its end
     warnings           what in a mixture is likely not meant
+    content            a digest of what the data of each task holds, as far as it lies open
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class TrainStream:
         self.is_mixture = isinstance(source, Mixture)
         self.tasks = source.tasks if isinstance(source, Mixture) else ()
         self.quotas = source.quotas if isinstance(source, Mixture) else None
+        self.content: dict[str, str] = {}
         self.warnings = source.warnings if isinstance(source, Mixture) else []
         # A cursor is all there is to know of any other source; no epoch outlives its windows then.
         self._has_state = not source.is_fixed

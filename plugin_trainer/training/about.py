@@ -45,6 +45,7 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
             "data": code_of(parts_of(run.data)),
             "loss": code_of(parts_of(run.forward.criterion)),
         },
+        "content": run.stream.content,
         "packages": packages(),
         "python": platform.python_version(),
         "machine": {

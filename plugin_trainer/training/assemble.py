@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
+from plugin_trainer.data.content import content_of
 from plugin_trainer.data.evaluated import METHODS, evaluation_loaders
 from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.order import derive_seed
@@ -347,6 +348,7 @@ def _run(
         mixing=Mixing(**vars(settings.mixture)),
         share=world.share,
     )
+    stream.content = content_of(train)
     stream.inexact_because = stream.inexact_because or getattr(data, "inexact_because", "")
     plan = make_plan(settings, stream)
     forward = Forward(

@@ -22,7 +22,7 @@ _FREE = ("name",)
 # What changes nothing about the steps that a run makes, only what is shown or kept of them.
 _HARMLESS = ("keep", "log", "save", "test_split")
 # What differs beside the settings.
-_AROUND = ("plugins", "packages", "code")
+_AROUND = ("plugins", "packages", "code", "content")
 # What the bits of a result depend on.
 _MACHINE = ("device", "accelerator", "processes", "threads", "precision")
 
@@ -59,7 +59,7 @@ def find_resumption(
 
     values  the settings of the run as a table
     allow   keys, or tables, whose settings may differ from those the run was started with; or
-            "plugins", "packages", "code"
+            "plugins", "packages", "code", "content"
     around  the run's surroundings, as run.json has them
 
     Raises ResumeError with every difference that is not allowed, and CheckpointError if checkpoints
@@ -130,6 +130,7 @@ def surrounding_differences(
         ("plugins", _plugins(before), _plugins(after)),
         ("packages", _packages(before), _packages(after)),
         ("code", before.get("code", {}), after["code"]),
+        ("content", before.get("content", {}), after["content"]),
     ):
         for name, change in _differing(old, new, sorted(old)).items():
             changes[f"{kind}.{name}"] = change

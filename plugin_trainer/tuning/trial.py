@@ -122,7 +122,7 @@ def run_trial(
     """Train the trial's run from where it stands to its end.
 
     configure  gives the run with the trial's values
-    allow      what may differ from what the trial was begun with: plugins, packages, code
+    allow      what may differ from what the trial was begun with: plugins, packages, code, content
     check      further checks of the configuration, which give problems
 
     A mistake in the trial's settings, and whatever goes wrong in training, makes a failed trial;

@@ -33,7 +33,7 @@ Check = Callable[[Configuration], Sequence[Any]]
 class Manner:
     """How a worker works, which changes nothing about what it works on.
 
-    allow         what may differ from what a trial was begun with: plugins, packages, code
+    allow         what may differ from what a trial was begun with: plugins, packages, code, content
     restart_lost  begin trials anew whose folder is on another machine
     failed        how many trials had failed before this `ptrain tune`, which gives up on new ones;
                   None: as many as have by now

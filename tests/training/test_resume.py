@@ -7,7 +7,10 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+import plugin_trainer
+from plugin_trainer.data.content import content_of
 from plugin_trainer.errors import CheckpointError, ResumeError
 from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
 from plugin_trainer.training.resume import differences
@@ -260,11 +263,12 @@ def test_data_that_lost_the_place_in_the_epoch_is_refused_and_an_epochs_end_is_i
         out = f"cut-{step}"
         with pytest.raises(KeyboardInterrupt):
             fit(save="1 steps", keep="all", callbacks=[Interrupt(step)], out=out)
-        longer = {"train": toy.loader(20), "out": out}
+        longer = {"train": toy.loader(20), "out": out, "allow": ["content"]}
         if fits:
             with pytest.raises(ResumeError, match="an epoch has 5 steps now and had 3"):
                 resumed(fit, **longer)
-            assert resumed(fit, **longer, length="9 steps", allow=["length"])[0].step == 9
+            longer["allow"] = ["content", "length"]
+            assert resumed(fit, **longer, length="9 steps")[0].step == 9
         else:
             with pytest.raises(ResumeError, match="5 batches an epoch, and had 3: batch 1"):
                 resumed(fit, **longer)
@@ -337,3 +341,67 @@ def test_more_patience_lets_a_run_that_stopped_early_go_on(fit, tmp_path):
     assert result.step == 3 and "already" in notices[0]
     result, _ = resumed(fit, **settings(9), allow=["callback_settings"])
     assert (result.status, result.step) == ("finished", 6)
+
+
+class Columns:
+    """A data set of one's own, with its rows in attributes."""
+
+    def __init__(self, labels):
+        self.labels, self.names = labels, ["a"] * len(labels)
+        self.read = 0
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, i):
+        self.read += 1
+        return torch.ones(4), torch.tensor(int(self.labels[i]))
+
+
+def relabelled(rows):
+    features, labels = rows.tensors
+    changed = labels.clone()
+    changed[3] = 1 - changed[3]
+    return TensorDataset(features, changed)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rows: DataLoader(rows, 4),
+        lambda rows: rows,
+        lambda rows: DataLoader([(x, y) for x, y in rows], 4),
+        lambda rows: Subset(rows, range(12)),
+        lambda rows: ConcatDataset([rows, rows]),
+        lambda rows: Columns(rows.tensors[1]),
+        lambda rows: Columns(rows.tensors[1].numpy()),
+        lambda rows: Columns(rows.tensors[1].tolist()),
+    ],
+    ids=["loader", "tensors", "list", "subset", "both", "own", "arrays", "lists"],
+)
+def test_data_with_other_labels_is_noticed_and_nothing_is_loaded_for_it(toy, tmp_path, make):
+    def train(rows, **more):
+        plugin_trainer.fit(
+            toy.net(), make(rows), loss="CrossEntropyLoss",
+            out=tmp_path / "run", callbacks=["-progress_bar", "-tensorboard"], resume="auto",
+            **{"notify": lambda line: None, "length": "3 steps", **more},
+        )  # fmt: skip
+
+    train(toy.rows())
+    train(toy.rows(), length="4 steps", allow=["length"])
+    with pytest.raises(ResumeError, match="the run has changed") as caught:
+        train(relabelled(toy.rows()), length="5 steps", allow=["length"])
+    assert caught.value.hint[0].startswith("content.training: ")
+    assert 'allow=["content"]' in caught.value.hint[-1]
+    lines = []
+    train(
+        relabelled(toy.rows()), length="5 steps", allow=["length", "content"], notify=lines.append
+    )
+    assert any("content.training has changed" in line for line in lines)
+
+
+def test_a_data_set_is_not_asked_for_a_row(toy):
+    data = Columns(toy.rows().tensors[1])
+    assert content_of(data) == content_of(DataLoader(Columns(toy.rows().tensors[1])))
+    assert data.read == 0
+    assert content_of(iter([1])) == {}

@@ -12,10 +12,12 @@ from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
-from plugin_trainer.data.order import EpochBatches
+from plugin_trainer.data.order import EpochBatches, SeededBatch, derive_seed
 from plugin_trainer.data.samplers import Sampling, sampler_order, sampling_of
+from plugin_trainer.data.seeded import SeededDataset
 from plugin_trainer.data.share import Share, StandIn
 from plugin_trainer.data.unbatched import is_map_style
 
@@ -35,6 +37,8 @@ def deal(batches: Any, share: Share, *, limit: int | None = None) -> Any:
     goes through whole; it has to give all of them the same batches in the same order.
     """
     if not _order_is_known(batches):
+        if keeps_workers(batches):
+            _end_workers(batches)  # what they draw would go on from the last evaluation
         return Dealt(batches, share, limit)
     if not batches.persistent_workers:
         return DealtLoader(batches, share, limit)
@@ -50,6 +54,18 @@ def may_differ(loader: Any) -> bool:
     if isinstance(loader, Mapping):
         return any(map(may_differ, loader.values()))
     return not is_map_style(loader) and not _order_is_known(loader)
+
+
+def keeps_workers(loader: Any) -> bool:
+    """Whether a loader has workers that stay for the next time it is iterated."""
+    return isinstance(loader, DataLoader) and loader.persistent_workers
+
+
+def _end_workers(loader: DataLoader) -> None:
+    shut_down = getattr(loader._iterator, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+        loader._iterator = None
 
 
 def _order_is_known(batches: Any) -> bool:
@@ -87,19 +103,24 @@ class Dealt:
 
 
 class DealtLoader:
-    """The share's batches of a map-style DataLoader that gives the same order each time."""
+    """The share's batches of a map-style DataLoader that gives the same order each time.
+
+    In workers each batch is loaded under a seed of its own, so that it does not matter which worker
+    loads it, nor what that has loaded before.
+    """
 
     def __init__(self, loader: DataLoader, share: Share, limit: int | None) -> None:
         self.share, self.limit = share, limit
         sampling = sampling_of(loader)
-        self._own = OwnBatches(sampling, share, limit)
+        in_workers = loader.num_workers > 0
+        self._own = OwnBatches(sampling, share, limit, with_seeds=in_workers)
         sampler: dict[str, Any] = (
             {"batch_sampler": self._own}
             if sampling.as_list
             else {"sampler": self._own, "batch_size": None}
         )
         self._loader = DataLoader(
-            loader.dataset,
+            SeededDataset(loader.dataset) if in_workers else loader.dataset,
             **sampler,
             num_workers=loader.num_workers,
             collate_fn=loader.collate_fn,
@@ -120,10 +141,7 @@ class DealtLoader:
 
     def close(self) -> None:
         """End the workers."""
-        shut_down = getattr(self._loader._iterator, "_shutdown_workers", None)
-        if shut_down is not None:
-            shut_down()
-            self._loader._iterator = None
+        _end_workers(self._loader)
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +151,7 @@ class OwnBatches:
     sampling: Sampling
     share: Share
     limit: int | None
+    with_seeds: bool = False
 
     def __len__(self) -> int:
         return -(-self._batches().per_epoch // self.share.size)
@@ -142,7 +161,11 @@ class OwnBatches:
         order = batches.order(0)
         for first in range(0, batches.per_epoch, self.share.size):
             own = first + self.share.rank
-            yield batches.at(order, own if own < batches.per_epoch else first)
+            own = own if own < batches.per_epoch else first
+            indices = batches.at(order, own)
+            # By the seed of the evaluation, under which a loader is iterated.
+            seed = derive_seed(torch.initial_seed(), own)
+            yield SeededBatch(seed, indices) if self.with_seeds else indices
 
     def stand_in(self) -> int:
         """Which of them is a stand-in; -1 if none is."""

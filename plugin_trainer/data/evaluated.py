@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from plugin_trainer.data.dealt import deal
+from plugin_trainer.data.dealt import deal, keeps_workers
 from plugin_trainer.data.iterated import length_of
 from plugin_trainer.data.mixture import check_task, with_task
 from plugin_trainer.data.samplers import check_shared
@@ -99,7 +99,7 @@ def evaluation_batches(
         loader = DataLoader(loader, batch_size=batch_size)
     elif may_give_samples(loader):
         loader = Batches(loader)
-    if share.size > 1:
+    if share.size > 1 or keeps_workers(loader):
         return deal(loader, share, limit=limit)
     return loader if limit is None else Limited(loader, limit)
 

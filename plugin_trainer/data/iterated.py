@@ -166,7 +166,7 @@ class Stateful:
 
         A loader that has to skip its way back into an epoch finds the same order only then.
         """
-        for part in _parts(self._loader):
+        for part in parts_of(self._loader):
             if type(part).__module__.startswith(("torch.utils.data.", "torchdata.")) and (
                 getattr(part, "generator", _NOTHING) is None
                 or isinstance(getattr(part, "generator", None), torch.Generator)
@@ -249,7 +249,7 @@ def length_of(loader: Any, *, limit: int | None) -> int | None:
     return length if limit is None else min(length, limit)
 
 
-def _parts(loader: Any) -> list[Any]:
+def parts_of(loader: Any) -> list[Any]:
     """The loader's samplers and its data set."""
     batch_sampler = getattr(loader, "batch_sampler", None)
     parts = (
@@ -263,6 +263,6 @@ def _parts(loader: Any) -> list[Any]:
 
 def set_epoch(loader: Any, epoch: int) -> None:
     """Call `set_epoch` of whatever has one: shuffling by epoch depends on it."""
-    for part in (loader, *_parts(loader)):
+    for part in (loader, *parts_of(loader)):
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from plugin_trainer.data.iterated import Seeded, set_epoch
-from plugin_trainer.data.order import EpochBatches, Indices, SeededBatch, derive_seed
+from plugin_trainer.data.order import EpochBatches, Indices, derive_seed
 from plugin_trainer.data.rows import Part
 from plugin_trainer.data.samplers import sampler_order, sampling_of
-from plugin_trainer.data.seeds import seed_everything
+from plugin_trainer.data.seeded import SeededDataset
 from plugin_trainer.data.share import WHOLE, Share, StandIn
 from plugin_trainer.data.workers import Running, WorkerStart
 
@@ -104,34 +104,3 @@ class TakenOver:
         """End the loader's workers, those that would stay for another epoch too."""
         self._running.end()
         self._loader._iterator = None
-
-
-class SeededDataset(Dataset):
-    """A data set whose batches are loaded under a seed of their own, wherever they are loaded.
-
-    Used in workers only: what a worker draws then depends on the batch alone, not on what the
-    worker loaded before, so that a resumed run's fresh workers draw the same.
-    """
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        self._epoch: int | None = None
-
-    def __getitem__(self, batch: SeededBatch) -> Any:
-        """What the data set has under the key that a loader without collation asks for."""
-        self._prepare(batch)
-        return self._dataset[batch.indices]
-
-    def __getitems__(self, batch: SeededBatch) -> list[Any]:
-        """The samples of one batch."""
-        self._prepare(batch)
-        if getattr(self._dataset, "__getitems__", None):
-            return self._dataset.__getitems__(batch.indices)
-        return [self._dataset[index] for index in batch.indices]
-
-    def _prepare(self, batch: SeededBatch) -> None:
-        # A worker that stays for another epoch has a copy of the data set, which nobody else tells.
-        if batch.epoch != self._epoch and callable(getattr(self._dataset, "set_epoch", None)):
-            self._dataset.set_epoch(batch.epoch)
-        self._epoch = batch.epoch
-        seed_everything(batch.seed)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from plugin_trainer.data.evaluated import evaluation_batches
+from plugin_trainer.data.generators import seeded_generators
+from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.share import StandIn, batch_of
 from plugin_trainer.data.sources import ROWS
 from plugin_trainer.errors import DataError
@@ -87,7 +89,7 @@ def score(run: Scored, *, split: str, weights: str, limit: int | None = None) ->
         share=run.world.share,
     )
     empty = True
-    with evaluating(*run.forward.modules), own_rng(run.settings.seed, "evaluation", split):
+    with evaluating(*run.forward.modules), evaluation_streams(run, split):
         for batch in batches:
             empty = False
             moved = run.hooks.move_batch(run=run, batch=batch_of(batch), device=run.device)
@@ -117,6 +119,15 @@ def scores_of(run: Scored, split: str) -> Scores:
         overall=run.settings.overall,
         forward=run.forward,
     )
+
+
+@contextmanager
+def evaluation_streams(run: Scored, split: str) -> Iterator[None]:
+    """Random streams of the split's own: the same each time, and training's stay where they are."""
+    name = ("evaluation", split)
+    own = seeded_generators(run.loaders[split], derive_seed(run.settings.seed, *name))
+    with own_rng(run.settings.seed, *name), own:
+        yield
 
 
 @contextmanager

@@ -18,10 +18,9 @@ from plugin_trainer.data.workers import end_kept_workers
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.criterion import not_a_mean
-from plugin_trainer.training.evaluation import evaluating, scores_of
+from plugin_trainer.training.evaluation import evaluating, evaluation_streams, scores_of
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.scores import Scores
-from plugin_trainer.training.seeding import own_rng
 from plugin_trainer.watching import watched
 
 
@@ -74,7 +73,7 @@ def _rehearsed(run: Run, split: str, *, limit: int | None) -> Scores:
     several, loader = run.world.size > 1, run.loaders[split]
     scores = scores_of(run, split)
     batches = evaluation_batches(loader, batch_size=run.settings.batch_size or ROWS, limit=limit)
-    with evaluating(*run.forward.modules), own_rng(run.settings.seed, "evaluation", split):
+    with evaluating(*run.forward.modules), evaluation_streams(run, split):
         if several and limit == 1 and may_differ(loader):
             batches = list(batches)  # all meet here once, however many there are
             digest = "".join(map(digest_of, batches))

@@ -87,6 +87,10 @@ class RunFolderError(PtrainError):
     """A run folder that is missing, occupied, in use or not a run folder."""
 
 
+class UntrustedRun(PtrainError):
+    """A run folder of somebody else's that names code to be loaded."""
+
+
 class CheckpointError(PtrainError):
     """A checkpoint that is missing or not sound."""
 

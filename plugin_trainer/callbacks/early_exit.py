@@ -28,7 +28,7 @@ class EarlyExit:
         if run.data.validation() is None:
             return
         try:
-            loaded = load_run(Path(run.folder), device=str(run.device))
+            loaded = load_run(Path(run.folder), device=str(run.device), trust=True)
             outcomes = calibrate(
                 loaded,
                 promises=self.settings.max_disagreement,

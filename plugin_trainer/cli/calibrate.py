@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from plugin_trainer.cli.options import json_option, set_option, which_weights
+from plugin_trainer.cli.options import (
+    is_trusted,
+    json_option,
+    set_option,
+    trust_option,
+    which_weights,
+)
 from plugin_trainer.cli.printing import emit_json
 from plugin_trainer.errors import PtrainError
 
@@ -50,6 +56,7 @@ class Percent(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--apart", is_flag=True, help="Fit on a third of the rows, certify on the others.")
 @set_option
+@trust_option
 @json_option
 def calibrate(
     run: str,
@@ -74,7 +81,9 @@ def calibrate(
     from plugin_trainer.training.inference import load_run
 
     overrides = from_assignments(assignments) if assignments else None
-    loaded = load_run(run, checkpoint=checkpoint, weights=weights, overrides=overrides)
+    loaded = load_run(
+        run, checkpoint=checkpoint, weights=weights, overrides=overrides, trust=is_trusted()
+    )
     outcomes = calibrating.calibrate(
         loaded,
         promises=promises or PROMISES,

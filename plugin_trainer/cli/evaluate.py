@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from plugin_trainer.cli.options import exit_option, json_option, set_option, which_weights
+from plugin_trainer.cli.options import (
+    exit_option,
+    is_trusted,
+    json_option,
+    set_option,
+    trust_option,
+    which_weights,
+)
 from plugin_trainer.cli.printing import emit_json
 
 
@@ -17,6 +24,7 @@ from plugin_trainer.cli.printing import emit_json
 @click.option("--split", default="validation", show_default=True, help="validation, test or train.")
 @exit_option
 @set_option
+@trust_option
 @json_option
 def evaluate(
     run: str,
@@ -42,6 +50,7 @@ def evaluate(
         checkpoint=checkpoint,
         weights=weights,
         overrides=overrides,
+        trust=is_trusted(),
         callbacks=[EvaluationBar(limited=False)] if sys.stderr.isatty() else [],
     )
     if exit_ is not None:

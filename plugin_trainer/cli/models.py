@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from plugin_trainer.cli.calibrate import Percent
-from plugin_trainer.cli.options import json_option, set_option, which_weights
+from plugin_trainer.cli.options import (
+    is_trusted,
+    json_option,
+    set_option,
+    trust_option,
+    which_weights,
+)
 from plugin_trainer.cli.printing import emit_json, facts, table
 
 if TYPE_CHECKING:
@@ -206,6 +212,7 @@ def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str |
     help="ONNX: how to leave by default: off, a promise such as 1%, or a level.",
 )
 @set_option
+@trust_option
 @store_option
 def export(
     model: str,
@@ -244,9 +251,9 @@ def _export_onnx(
 
     overrides = from_assignments(assignments) if assignments else None
     if (Path(model) / "run.toml").is_file():
-        loaded = load_run(model, device="cpu", overrides=overrides)
+        loaded = load_run(model, device="cpu", overrides=overrides, trust=is_trusted())
     else:
-        loaded = store.load(model, device="cpu", overrides=overrides)
+        loaded = store.load(model, device="cpu", overrides=overrides, trust=is_trusted())
     for line in export_onnx(loaded, folder, **options):
         click.echo(line)
     files = [path for path in folder.rglob("*") if path.is_file()]

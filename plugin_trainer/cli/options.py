@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -37,9 +38,31 @@ run_file_argument = click.argument("run_file", required=False, metavar="[RUN.tom
 
 def what_to_run(command: Command) -> Command:
     """RUN.toml, --plugin and --set: the three ways to say what a run is."""
-    for option in (set_option, plugin_option, run_file_argument):
+    for option in (trust_option, set_option, plugin_option, run_file_argument):
         command = option(command)
     return command
+
+
+_TRUST = "plugin_trainer.trust"
+
+
+def _keep_trust(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_TRUST] = value
+
+
+trust_option = click.option(
+    "--trust",
+    is_flag=True,
+    expose_value=False,
+    callback=_keep_trust,
+    help="Load the code that a run folder of somebody else's names.",
+)
+
+
+def is_trusted() -> bool:
+    """Whether --trust was typed."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(_TRUST))
 
 
 exit_option = click.option(
@@ -84,12 +107,13 @@ def configured(
     space, over  as `configure` takes them
     """
     from plugin_trainer.configuration import configure, read_run_file
+    from plugin_trainer.configuration.admission import admit
+    from plugin_trainer.run_folder import is_run
     from plugin_trainer.settings.layers import from_assignments
 
-    return configure(
-        read_run_file(run_file) if run_file else None,
-        plugins=plugins,
-        overrides=from_assignments(assignments) if assignments else None,
-        space=space,
-        over=over,
-    )
+    layer = read_run_file(run_file) if run_file else None
+    overrides = from_assignments(assignments) if assignments else None
+    folder = Path(run_file).parent if run_file and Path(run_file).name == "run.toml" else None
+    if layer and folder and is_run(folder) and (folder / "run.json").exists():
+        admit(folder, layer, overrides=overrides, plugins=plugins, trust=is_trusted())
+    return configure(layer, plugins=plugins, overrides=overrides, space=space, over=over)

@@ -10,7 +10,13 @@ from typing import IO, Any
 
 import click
 
-from plugin_trainer.cli.options import exit_option, set_option, which_weights
+from plugin_trainer.cli.options import (
+    exit_option,
+    is_trusted,
+    set_option,
+    trust_option,
+    which_weights,
+)
 from plugin_trainer.errors import DataError
 
 _PIPE_BYTES = 1 << 16  # what a pipe holds
@@ -22,6 +28,7 @@ _PIPE_BYTES = 1 << 16  # what a pipe holds
 @which_weights
 @exit_option
 @set_option
+@trust_option
 @click.option(
     "--output", default="-", metavar="FILE", help="Where to write; the screen by default."
 )
@@ -46,7 +53,9 @@ def predict(
     from plugin_trainer.training.inference import load_run
 
     overrides = from_assignments(assignments) if assignments else None
-    loaded = load_run(run, checkpoint=checkpoint, weights=weights, overrides=overrides)
+    loaded = load_run(
+        run, checkpoint=checkpoint, weights=weights, overrides=overrides, trust=is_trusted()
+    )
     if exit_ is not None:
         loaded.use_exit(exit_)
     try:

@@ -140,6 +140,7 @@ def load_run(
     test: Any = None,
     loss: Callable[[Any, Any], Tensor] | str | None = None,
     metrics: Mapping[str, Any] | None = None,
+    trust: bool = False,
 ) -> LoadedRun:
     """Load a run from its folder, or from its name under runs/, to evaluate and to predict with.
 
@@ -150,8 +151,10 @@ def load_run(
     model       for a run of `fit`: an object like the one that was trained, which gets the weights
     validation, test, loss, metrics   for a run of `fit`, what `evaluate` needs, as `fit` takes it;
                                       a loss that `fit` was given by its name is known
+    trust       load the code that a run folder of somebody else's names
 
-    Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
+    Raises UntrustedRun before any such code is loaded, and PtrainError if the run, its plugins or
+    the checkpoint cannot be used.
     """
     brings_data = any(part is not None for part in (validation, test, metrics))
     return inference.load_run(
@@ -164,6 +167,7 @@ def load_run(
         model=model,
         data=PlainData(None, validation, test, metrics or {}) if brings_data else None,
         criterion=build_criterion(loss),
+        trust=trust,
     )
 
 

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
+from plugin_trainer.configuration.admission import code_named
 from plugin_trainer.data.content import content_of
 from plugin_trainer.data.evaluated import METHODS, evaluation_loaders
 from plugin_trainer.data.mixing import Mixing
@@ -32,6 +33,7 @@ from plugin_trainer.errors import (
     RunFolderError,
     SettingsError,
 )
+from plugin_trainer.ownership import key_file, signature
 from plugin_trainer.registry.blame import SEE_DEBUG
 from plugin_trainer.registry.building import build, import_target
 from plugin_trainer.run_folder import RUNS, RunFolder, is_run, new_folder
@@ -234,6 +236,11 @@ def _begin_or_go_on(
             _begin(run, overwrite=overwrite, notify=notify)
         if world.is_first:
             _write_down(run, configuration, around, resumed=resumption is not None)
+            if not run.disk.read_about()["signature"] and any(code_named(configuration.values())):
+                notify(
+                    f"{key_file()} cannot be written: opening this run later needs --trust, for it "
+                    "names code of its own"
+                )
     world.gather(None)  # from here on all go on, or none
     run.agree_to_stop()
 
@@ -677,8 +684,10 @@ def _write_down(
         for part in (run.data, run.model):
             if hasattr(part, "save_assets"):
                 part.save_assets(run.disk.assets)
+    text = to_toml(configuration.values())
     run.disk.write_about(
         **around,
+        signature=signature(text),
         parameters=sum(p.numel() for p in run.model.parameters()),
         trainable=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         steps=run.plan.total_steps,
@@ -689,4 +698,4 @@ def _write_down(
         resumed=resumes,
     )
     # Last, because a folder counts as a run once it is there.
-    run.disk.write_settings(to_toml(configuration.values()))
+    run.disk.write_settings(text)

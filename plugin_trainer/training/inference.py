@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from plugin_trainer.configuration import configure
+from plugin_trainer.configuration.admission import admit
 from plugin_trainer.data.evaluated import METHODS
 from plugin_trainer.early_exit.calibration import key_of, key_of_task, read_calibration
 from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
@@ -200,6 +201,7 @@ def load_run(
     model: nn.Module | None = None,
     data: Any = None,
     criterion: Criterion | None = None,
+    trust: bool = False,
 ) -> LoadedRun:
     """Load a run from its folder, or from its name under runs/.
 
@@ -209,13 +211,16 @@ def load_run(
     callbacks   objects with ptrain_... methods, in place of the run's own callbacks
     model, data, criterion   objects made elsewhere, in place of the configured ones: a run of `fit`
                              has none
+    trust       load the code that a run folder of somebody else's names
 
-    Raises PtrainError if the run, its plugins or the checkpoint cannot be used.
+    Raises UntrustedRun before any such code is loaded, and PtrainError if the run, its plugins or
+    the checkpoint cannot be used.
     """
     folder = find_run(str(run))
     written = read_toml(folder / "run.toml")
     if model is None:
         refuse_run_of_fit(folder, written)
+    admit(folder, written, overrides=overrides, trust=trust)
     configuration = configure(written, overrides=overrides, parts=not is_of_fit(written))
     found = CheckpointStore(folder).choose(checkpoint, weights=weights)
     assets = folder / "assets"

@@ -114,7 +114,7 @@ def from_config(config: PretrainedConfig) -> nn.Module:
 
 def from_folder(folder: Path) -> nn.Module:
     """The encoder whose configuration `save_pretrained` wrote there."""
-    return from_config(AutoConfig.from_pretrained(folder))
+    return from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
 
 
 def poolerless(config: PretrainedConfig) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def reading(name: str, *, key: str, what: str) -> Iterator[dict[str, Any]]:
     why = "" if is_folder_path(name) else hub.why_unreachable()
     try:
         with quiet_transformers():
-            yield {"local_files_only": True} if why else {}
+            # transformers would ask, and run what the folder brings.
+            options = {"trust_remote_code": False}
+            yield {**options, "local_files_only": True} if why else options
     except (OSError, ValueError, KeyError) as error:
         if why:
             instead = "a folder (./name) that holds it"

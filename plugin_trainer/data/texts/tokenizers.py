@@ -73,4 +73,4 @@ def trained_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pairs: bool
 def saved_tokenizer(folder: Path) -> Any:
     """The tokenizer that `save_pretrained` wrote there."""
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -79,6 +79,7 @@ class Export:
                 checkpoint=checkpoint,
                 weights="ema" if average else "raw",
                 device="cpu",
+                trust=True,  # its code is loaded already
             )
             export(trained.model, trained.data.tokenizer, to=to)
         except (PtrainError, OSError) as error:

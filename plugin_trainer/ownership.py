@@ -30,7 +30,9 @@ def is_own(folder: Path) -> bool:
         return False
     about, key = read_json(folder / "run.json"), _key(make=False)
     given = about.get("signature") if isinstance(about, dict) else None
-    return bool(key and isinstance(given, str)) and hmac.compare_digest(given, _hash(key, text))
+    if not key or not isinstance(given, str):
+        return False
+    return hmac.compare_digest(given.encode(), _hash(key, text).encode())
 
 
 def key_file() -> Path:

@@ -12,7 +12,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.metadata import Distribution, EntryPoint, EntryPoints, entry_points
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    EntryPoints,
+    distributions,
+    entry_points,
+)
 from pathlib import Path
 from typing import cast
 from urllib.parse import unquote, urlsplit
@@ -79,7 +85,18 @@ def _entry_points(group: str) -> EntryPoints:
 @lru_cache(maxsize=1)
 def _read(_: tuple[tuple[str, int, int], ...]) -> EntryPoints:
     """Read a hundred packages' metadata: 10 ms, and each command asks twice."""
-    return cast(EntryPoints, entry_points())  # what it gives while none are selected
+    try:
+        return cast(EntryPoints, entry_points())  # what it gives while none are selected
+    except Exception:  # of one damaged package, whatever it is
+        return EntryPoints(entry for found in distributions() for entry in _readable(found))
+
+
+def _readable(distribution: Distribution) -> list[EntryPoint]:
+    """A distribution's entry points; none where its file is damaged."""
+    try:
+        return list(distribution.entry_points)
+    except Exception:
+        return []
 
 
 def _metadata() -> Iterator[tuple[str, int, int]]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from plugin_trainer.errors import PluginBroken, PluginIncompatible
+from plugin_trainer.errors import PluginBroken, PluginIncompatible, PtrainError
 from plugin_trainer.registry.blame import in_words, raised_at
+from plugin_trainer.registry.containment import contained, was_interrupted
 from plugin_trainer.registry.manager import PREFIX, PluginManager, new_manager
 from plugin_trainer.registry.names import LOCAL_MODULE, NAME, NAME_RULE, RESERVED_NAMES
 from plugin_trainer.registry.offers import collect
@@ -64,14 +65,24 @@ class LoadedPlugin:
 def load(source: PluginSource) -> LoadedPlugin:
     """Import the plugin and collect its offers. Raises PluginBroken and PluginIncompatible."""
     _check_name(source)
+    with contained():
+        return _load(source)
+
+
+def _load(source: PluginSource) -> LoadedPlugin:
     started = time.perf_counter()
     module = _import(source)
     import_ms = 1000 * (time.perf_counter() - started)
 
     plugin = _object_in(module, source)
-    _check_api(plugin, module, source)
-    manager = new_manager()
-    manager.register(plugin, source.name)
+    try:
+        _check_api(plugin, module, source)
+        manager = new_manager()
+        manager.register(plugin, source.name)
+    except PtrainError:
+        raise
+    except Exception as error:  # of an object that lets nobody look at it
+        raise could_not_be_imported(source, error) from error
     _refuse_hookless(manager, plugin, source)
     return LoadedPlugin(
         source=source if source.path else replace(source, path=module.__file__ or ""),
@@ -123,7 +134,9 @@ def _import(source: PluginSource) -> ModuleType:
         if source.origin == "path":
             _put_on_path(Path(source.path))
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if was_interrupted():
+            raise
         raise could_not_be_imported(source, error) from error
     if source.origin == "path":
         _refuse_another(module, source)
@@ -202,7 +215,9 @@ def _object_in(module: ModuleType, source: PluginSource) -> object:
         for part in filter(None, path.split(".")):
             found = getattr(found, part)
         return found() if isinstance(found, type) else found
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if was_interrupted():
+            raise
         raise could_not_be_imported(source, error) from error
 
 

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import Any
 
 import pluggy
@@ -43,6 +43,8 @@ class PluginManager(pluggy.PluginManager):
         Raises PluginBroken.
         """
         label = name or self.get_canonical_name(plugin)
+        if self.is_blocked(label):
+            return None
         self._refuse_equal(plugin, label, noun)
         for hook, function in self._hooks_of(plugin, label, noun):
             self._check_arguments(hook, function, label, noun)
@@ -84,9 +86,9 @@ class PluginManager(pluggy.PluginManager):
                 raise PluginBroken(f"two {noun}s are called '{label}'", plugin=label)
             if registered is plugin:
                 raise PluginBroken(f"{noun} '{label}' is registered as '{other}'", plugin=label)
-            if registered == plugin:
+            if registered is not None and (same := _sameness(registered, plugin)):
                 raise PluginBroken(
-                    f"{noun} '{label}' compares equal to '{other}', so only one would be called",
+                    f"{noun} '{label}' {same} '{other}', so only one would be called",
                     plugin=label,
                     hint=f"write @dataclass(eq=False) above class {type(plugin).__name__}",
                 )
@@ -236,8 +238,18 @@ def _function(static: Any) -> Any | None:
     return static if inspect.isfunction(static) or inspect.ismethod(static) else None
 
 
+def _sameness(one: Any, other: Any) -> str:
+    """Why pluggy could not tell two plugins apart; empty if it can."""
+    try:
+        return "compares equal to" if one == other else ""
+    except Exception:  # of tensors among the fields of a dataclass, say
+        return "cannot be compared with"
+
+
 def _options(static: Any) -> Mapping[str, Any] | None:
     """What @hookimpl noted, above or below @staticmethod."""
+    if not isinstance(static, (FunctionType, MethodType, staticmethod, classmethod)):
+        return None  # a proxy may do anything when it is asked for an attribute
     for holder in (static, getattr(static, "__func__", None)):
         options = vars(holder).get(MARK) if hasattr(holder, "__dict__") else None
         if isinstance(options, dict):

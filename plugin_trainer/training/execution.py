@@ -62,14 +62,16 @@ def _failed(run: Run, error: BaseException) -> BaseException:
     traceback_kept = _keep_traceback(run, error)
     if isinstance(explained, PtrainError) and traceback_kept:
         explained.hint = (*explained.hint, traceback_kept)  # before other processes learn of it
-    saved = _save_what_is_sound(run, explained)
-    if isinstance(explained, PtrainError) and saved:
-        explained.hint = (*explained.hint, saved)
     try:
+        saved = _save_what_is_sound(run, explained)
+        if isinstance(explained, PtrainError) and saved:
+            explained.hint = (*explained.hint, saved)
         if isinstance(error, NonFiniteError):
             run.disk.write_metrics({"step": error.step, **error.metrics})
         run.hooks.run_failed(run=run, error=error)
-    except Exception as second:
+    except BaseException as second:  # a callback may raise what it likes
+        if run.leaving:
+            raise
         explained.add_note(f"and then, while closing the run: {in_words(second)}")
     reason = next(iter(str(explained).splitlines()), "") or type(explained).__name__
     if not isinstance(error, PtrainError) and isinstance(error, Exception):

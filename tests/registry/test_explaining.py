@@ -155,7 +155,7 @@ def test_a_table_has_its_keys(vision):
     def keys(key, **options):
         return [below.key.removeprefix(f"{key}.") for below in explained(key, **options).keys]
 
-    assert keys("ema") == ["decay", "warmup"]
+    assert keys("ema") == ["decay", "warmup", "buffers"]
     assert keys("optimizer.groups", run_file=RUN_FILE) == ['"a.*"']
     assert keys('optimizer.groups."a.*"') == ["learning_rate", "weight_decay", "frozen"]
     assert keys("model_settings", plugins=["vision"]) == ["encoder", "width", "pooling"]

@@ -143,7 +143,8 @@ def test_an_entry_point_to_an_object_that_is_not_there_says_so(installed):
 
 
 def test_ctrl_c_while_a_plugin_is_imported_is_not_swallowed(installed):
-    installed.install("slow", hooks="raise KeyboardInterrupt")
+    press = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)"
+    installed.install("slow", hooks=press)
     with pytest.raises(KeyboardInterrupt):
         load(resolve("slow"))
 

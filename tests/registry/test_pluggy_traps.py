@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from plugin_trainer.errors import PluginBroken, PluginDuplicate
 from plugin_trainer.registry.manager import culprit, new_manager
@@ -52,6 +53,36 @@ def test_trap_2_two_equal_callbacks_are_refused_with_the_remedy():
         "callback 'second' compares equal to 'first', so only one would be called",
         "  write @dataclass(eq=False) above class Stop",
     ]
+
+
+def test_trap_2_callbacks_that_cannot_be_compared_are_refused_with_the_remedy():
+    @dataclass
+    class Weights:
+        values: torch.Tensor
+
+        def ptrain_run_start(self, run): ...
+
+    manager = new_manager()
+    manager.register(Weights(torch.ones(2)), "first", noun="callback")
+    with pytest.raises(PluginBroken) as caught:
+        manager.register(Weights(torch.ones(2)), "second", noun="callback")
+    assert str(caught.value).splitlines() == [
+        "callback 'second' cannot be compared with 'first', so only one would be called",
+        "  write @dataclass(eq=False) above class Weights",
+    ]
+
+
+def test_a_blocked_name_is_not_registered():
+    class Plugin:
+        def ptrain_run_start(self, run): ...
+
+    manager = new_manager()
+    manager.set_blocked("first")
+    assert manager.register(Plugin(), "first") is None
+    assert manager.register(Plugin(), "second") == "second"
+    assert manager.get_plugin("first") is None
+    manager.unblock("first")
+    assert manager.register(Plugin(), "first") == "first"
 
 
 def test_trap_3_a_callback_that_is_false_is_called_like_any_other():

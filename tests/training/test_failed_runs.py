@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import plugin_trainer
 from plugin_trainer.errors import NotSaved, PtrainError, ResumeError, RunFolderError, TrainingFailed
 
 
@@ -187,3 +188,53 @@ def test_a_run_whose_folder_is_gone_ends_in_words_at_the_next_save(fit, tmp_path
     if away in (moved, moved_and_replaced):
         result = fit(out="elsewhere", resume="auto", save="1 steps")
         assert result.status == "finished"
+
+
+class Odd(BaseException):
+    """What no `except Exception` catches."""
+
+
+@pytest.mark.parametrize("hook", ["run_failed", "checkpoint_save", "step_end"])
+@pytest.mark.parametrize("error", [Odd, ValueError, SystemExit])
+def test_a_run_whose_callbacks_fail_while_it_ends_is_not_left_running(toy, tmp_path, hook, error):
+    class Breaks:
+        def ptrain_before_optimizer_step(self, run):
+            if run.progress.step == 2:
+                raise ValueError("first")
+
+    def fail(self):
+        raise error("second")
+
+    second = type("Second", (), {f"ptrain_{hook}": fail})()
+    with pytest.raises(BaseException, match=r"first|second"):
+        plugin_trainer.fit(
+            toy.net(), toy.loader(), loss="CrossEntropyLoss", length="4 steps",
+            out=tmp_path / "run", callbacks=["-progress_bar", "-tensorboard", Breaks(), second],
+            notify=lambda line: None,
+        )  # fmt: skip
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["status"] == "failed"
+
+
+@pytest.mark.parametrize("error", [Odd, ValueError])
+def test_neither_is_one_whose_callback_fails_to_take_its_state_back(toy, tmp_path, error):
+    class Interrupts:
+        def ptrain_step_end(self, run):
+            run.interrupt("enough", signal=15)
+
+    class Loads:
+        def ptrain_checkpoint_load(self):
+            raise error("no")
+
+    def train(callback):
+        return plugin_trainer.fit(
+            toy.net(), toy.loader(), loss="CrossEntropyLoss", length="4 steps", resume="auto",
+            out=tmp_path / "run", callbacks=["-progress_bar", "-tensorboard", callback],
+            notify=lambda line: None,
+        )  # fmt: skip
+
+    train(Interrupts())
+    with pytest.raises(BaseException, match="no"):
+        train(Loads())
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert about["status"] != "running"

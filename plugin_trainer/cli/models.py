@@ -339,7 +339,10 @@ def _open(store: str | None) -> Store:
 
 
 def _print_list(store: Store, *, json_: bool) -> None:
-    found = store.versions()
+    damaged: list[str] = []
+    found = store.versions(damaged=damaged)
+    for line in damaged:
+        click.echo(line, err=True)
     groups = [list(group) for _, group in groupby(found, key=lambda version: version.name)]
     if json_:
         emit_json([_summary(group) for group in groups])

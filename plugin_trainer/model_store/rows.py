@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from sqlite3 import Connection, Row
 from typing import Any
@@ -12,7 +13,9 @@ from plugin_trainer.model_store.artifacts import Artifact
 from plugin_trainer.model_store.errors import StoreError
 from plugin_trainer.model_store.names import Reference
 from plugin_trainer.model_store.versions import Version
+from plugin_trainer.registry.blame import in_words
 from plugin_trainer.registry.names import closest
+from plugin_trainer.settings.validation import validate
 
 
 def insert(connection: Connection, version: Version) -> None:
@@ -93,13 +96,26 @@ def wanted_files(connection: Connection) -> set[str]:
     return {row[0] for row in connection.execute("SELECT DISTINCT sha256 FROM files")}
 
 
-def versions_of(connection: Connection, name: str = "") -> list[Version]:
-    """A model's versions, or all models', the newest last."""
+def versions_of(
+    connection: Connection, name: str = "", *, damaged: list[str] | None = None
+) -> list[Version]:
+    """A model's versions, or all models', the newest last.
+
+    damaged  is given a line for each that cannot be used; left out, the first is an error
+    """
     where, values = ("WHERE name = ?", (name,)) if name else ("", ())
     cursor = connection.cursor()
     cursor.row_factory = Row
     rows = cursor.execute(f"SELECT * FROM versions {where} ORDER BY name, number", values)
-    return [_read(connection, row) for row in rows.fetchall()]
+    found = []
+    for row in rows.fetchall():
+        try:
+            found.append(_read(connection, row))
+        except StoreError as error:
+            if damaged is None:
+                raise
+            damaged.append(error.message)
+    return found
 
 
 def find(connection: Connection, reference: Reference) -> Version:
@@ -131,6 +147,34 @@ def _offered(reference: Reference, names: list[str]) -> str:
 
 
 def _read(connection: Connection, row: Row) -> Version:
+    """A version as it stands in the registry, which others may write too. Raises StoreError."""
+    try:
+        version, problems = validate(Version, _values(connection, row), place_of=lambda key: "")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(row, in_words(error)) from None
+    if problems:
+        raise _damaged(row, f"{problems[0].key}: {problems[0].text}")
+    for path, artifact in version.files.items():
+        # They are written below a folder that the user names, and read below the store's.
+        if not _PATH.fullmatch(path) or {"..", "."} & {*path.split("/")}:
+            raise _damaged(row, f"the path {path!r} leaves the folder of the model")
+        if not _SHA256.fullmatch(artifact.sha256) or artifact.size < 0:
+            raise _damaged(row, f"{artifact.sha256[:80]!r} is not a SHA-256")
+    return version
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PATH = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")
+
+
+def _damaged(row: Row, why: str) -> StoreError:
+    return StoreError(
+        f"the registry's entry {row['name']}:{row['number']} cannot be used: {why}",
+        hint="it was not written by ptrain: remove the model, and register it again",
+    )
+
+
+def _values(connection: Connection, row: Row) -> dict[str, Any]:
     key = (row["name"], row["number"])
     own = "WHERE name = ? AND number = ?"
     files = connection.execute(f"SELECT path, sha256, size FROM files {own} ORDER BY path", key)
@@ -138,13 +182,13 @@ def _read(connection: Connection, row: Row) -> Version:
     aliases = connection.execute(f"SELECT alias FROM aliases {own} ORDER BY alias", key)
     parts = {name: json.loads(row[name]) for name in ("metrics", "settings", "about")}
     parts["metrics"] = {name: float(value) for name, value in parts["metrics"].items()}
-    return Version(
+    return {
         **{name: row[name] for name in row.keys() if name not in parts},  # noqa: SIM118
         **parts,
-        files={path: Artifact(sha256, size) for path, sha256, size in files},
-        tags=dict(tags.fetchall()),
-        aliases=tuple(alias for (alias,) in aliases),
-    )
+        "files": {path: Artifact(sha256, size) for path, sha256, size in files},
+        "tags": dict(tags.fetchall()),
+        "aliases": tuple(alias for (alias,) in aliases),
+    }
 
 
 def _text(value: Any) -> str:

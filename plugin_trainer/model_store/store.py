@@ -170,12 +170,15 @@ class Store:
 
     # ------------------------------------------------------------------------------------- finding
 
-    def versions(self, name: str = "") -> list[Version]:
-        """The versions of a model, or of all models, by name, the newest last."""
+    def versions(self, name: str = "", *, damaged: list[str] | None = None) -> list[Version]:
+        """The versions of a model, or of all models, by name, the newest last.
+
+        damaged  is given a line for each entry that cannot be used; left out, the first is an error
+        """
         with reading(self._registry) as connection:
-            if name:
+            if name and damaged is None:
                 rows.find(connection, Reference(check_name(name)))
-            return rows.versions_of(connection, name)
+            return rows.versions_of(connection, name, damaged=damaged)
 
     def get(self, reference: str) -> Version:
         """The version that NAME (its newest), NAME:VERSION or NAME@ALIAS means."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer.cli.main import main
+from plugin_trainer.files import write_json
 from plugin_trainer.model_store import Store
+from plugin_trainer.ownership import signature
 
 TESTS = Path(__file__).parents[1]
 
@@ -56,6 +59,13 @@ def here(_trained, memory, monkeypatch) -> Iterator[Path]:
     shutil.copytree(_trained, here)
     run_toml = here / "runs" / "first" / "run.toml"
     run_toml.write_text(run_toml.read_text().replace(str(_trained), str(here)))
+    write_json(
+        run_toml.with_name("run.json"),
+        {
+            **json.loads(run_toml.with_name("run.json").read_text()),
+            "signature": signature(run_toml.read_text()),
+        },
+    )
     monkeypatch.chdir(here)
     monkeypatch.delenv("PTRAIN_MODELS", raising=False)
     yield here

@@ -478,3 +478,48 @@ def test_a_store_that_may_only_be_read_is_read(store):
     finally:
         for folder in folders:
             folder.chmod(0o755)
+
+
+# ---------------------------------------------------------------------- a registry others write
+
+HOSTILE = {
+    "outside": "UPDATE files SET path = '../../it-is-there' WHERE path = 'run.toml'",
+    "absolute": "UPDATE files SET path = '/tmp/it-is-there' WHERE path = 'run.toml'",
+    "backslash": "UPDATE files SET path = '..\\it-is-there' WHERE path = 'run.toml'",
+    "dots": "UPDATE files SET path = 'assets/./x' WHERE path = 'run.toml'",
+    "no hash": "UPDATE files SET sha256 = '../../../etc/passwd' WHERE path = 'run.toml'",
+    "short hash": "UPDATE files SET sha256 = 'ab' WHERE path = 'run.toml'",
+    "size": "UPDATE files SET size = -1 WHERE path = 'run.toml'",
+    "text for a size": "UPDATE files SET size = 'many' WHERE path = 'run.toml'",
+    "bytes for a path": "UPDATE files SET path = x'ff' WHERE path = 'run.toml'",
+    "step": "UPDATE versions SET step = 'many'",
+    "metrics": "UPDATE versions SET metrics = '[1]'",
+    "no json": "UPDATE versions SET about = '{'",
+    "settings": "UPDATE versions SET settings = '5'",
+    "bytes for a run": "UPDATE versions SET run = x'ff'",
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_an_entry_that_nobody_here_wrote_is_refused_and_hides_no_other(store, tmp_path, change):
+    store.register("first", name="good")
+    store.register("first", name="bad")
+    (path,) = Path("models").glob("*.db")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("PRAGMA foreign_keys = OFF")
+        where = "AND" if "WHERE" in change else "WHERE"
+        connection.execute(f"{change} {where} name = 'bad'")
+    before = sorted(tmp_path.rglob("*it-is-there*"))
+    for use in (
+        lambda: store.get("bad"),
+        lambda: store.export("bad", "out"),
+        lambda: store.load("bad"),
+        lambda: store.verify("bad"),
+    ):
+        with pytest.raises(StoreError, match="the registry's entry bad:1 cannot be used"):
+            use()
+    damaged = []
+    assert [str(version) for version in store.versions(damaged=damaged)] == ["good:1"]
+    assert len(damaged) == 1
+    assert not Path("out").exists() and sorted(tmp_path.rglob("*it-is-there*")) == before
+    assert not Path("/tmp/it-is-there").exists()

@@ -9,13 +9,11 @@ from sqlite3 import Connection, Row
 from typing import Any
 
 from plugin_trainer.files import in_json
-from plugin_trainer.model_store.artifacts import Artifact
 from plugin_trainer.model_store.errors import StoreError
 from plugin_trainer.model_store.names import Reference
 from plugin_trainer.model_store.versions import Version
 from plugin_trainer.registry.blame import in_words
 from plugin_trainer.registry.names import closest
-from plugin_trainer.settings.validation import validate
 
 
 def insert(connection: Connection, version: Version) -> None:
@@ -149,20 +147,30 @@ def _offered(reference: Reference, names: list[str]) -> str:
 def _read(connection: Connection, row: Row) -> Version:
     """A version as it stands in the registry, which others may write too. Raises StoreError."""
     try:
-        version, problems = validate(Version, _values(connection, row), place_of=lambda key: "")
+        version = _version(connection, row)
     except (ValueError, TypeError, AttributeError) as error:
         raise _damaged(row, in_words(error)) from None
-    if problems:
-        raise _damaged(row, f"{problems[0].key}: {problems[0].text}")
+    for name, kind in _TYPES.items():
+        if not isinstance(value := getattr(version, name), kind):
+            raise _damaged(row, f"{name} is {type(value).__name__}")
     for path, artifact in version.files.items():
         # They are written below a folder that the user names, and read below the store's.
-        if not _PATH.fullmatch(path) or {"..", "."} & {*path.split("/")}:
-            raise _damaged(row, f"the path {path!r} leaves the folder of the model")
-        if not _SHA256.fullmatch(artifact.sha256) or artifact.size < 0:
-            raise _damaged(row, f"{artifact.sha256[:80]!r} is not a SHA-256")
+        is_path = isinstance(path, str) and _PATH.fullmatch(path)
+        if not is_path or {"..", "."} & {*path.split("/")}:
+            raise _damaged(row, f"the path {path!r:.80} leaves the folder of the model")
+        sha256, size = artifact.sha256, artifact.size
+        if not (isinstance(sha256, str) and _SHA256.fullmatch(sha256)):
+            raise _damaged(row, f"{sha256!r:.80} is not a SHA-256")
+        if not isinstance(size, int) or size < 0:
+            raise _damaged(row, f"{size!r:.80} is not a size")
     return version
 
 
+_TYPES = {
+    **dict.fromkeys(("name", "created", "run", "weights", "watch", "mode", "content"), str),
+    **dict.fromkeys(("number", "step"), int),
+    **dict.fromkeys(("metrics", "settings", "about"), dict),
+}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PATH = re.compile(r"[^/\\\0]+(/[^/\\\0]+)*")
 
@@ -174,7 +182,7 @@ def _damaged(row: Row, why: str) -> StoreError:
     )
 
 
-def _values(connection: Connection, row: Row) -> dict[str, Any]:
+def _version(connection: Connection, row: Row) -> Version:
     key = (row["name"], row["number"])
     own = "WHERE name = ? AND number = ?"
     files = connection.execute(f"SELECT path, sha256, size FROM files {own} ORDER BY path", key)
@@ -182,13 +190,13 @@ def _values(connection: Connection, row: Row) -> dict[str, Any]:
     aliases = connection.execute(f"SELECT alias FROM aliases {own} ORDER BY alias", key)
     parts = {name: json.loads(row[name]) for name in ("metrics", "settings", "about")}
     parts["metrics"] = {name: float(value) for name, value in parts["metrics"].items()}
-    return {
+    return Version(
         **{name: row[name] for name in row.keys() if name not in parts},  # noqa: SIM118
         **parts,
-        "files": {path: Artifact(sha256, size) for path, sha256, size in files},
-        "tags": dict(tags.fetchall()),
-        "aliases": tuple(alias for (alias,) in aliases),
-    }
+        files={path: Artifact(sha256, size) for path, sha256, size in files},
+        tags=dict(tags.fetchall()),
+        aliases=tuple(alias for (alias,) in aliases),
+    )
 
 
 def _text(value: Any) -> str:

@@ -18,14 +18,14 @@ class Progress:
     epoch    the epoch that the last step belonged to, counted from 0
     batch    batches consumed of that epoch
     samples  samples trained on
-    epochs   epochs completed
+    completed_epochs  epochs of which the last batch is consumed
     """
 
     step: int = 0
     epoch: int = 0
     batch: int = 0
     samples: int = 0
-    epochs: int = 0
+    completed_epochs: int = 0
 
     def begin_epoch(self, number: int) -> None:
         """Stand at the beginning of an epoch."""
@@ -36,7 +36,7 @@ class Progress:
         self.step += 1
         self.epoch, self.batch = window.epoch, window.batch
         self.samples += samples
-        self.epochs = window.epoch + window.last
+        self.completed_epochs = window.epoch + window.last
 
     def state_dict(self) -> dict[str, int]:
         """The counts as JSON values."""

@@ -69,7 +69,11 @@ def find_resumption(
     found, passed_over = CheckpointStore(disk.path).newest_sound()
     about = disk.read_about()
     settings = differences(read_toml(disk.path / "run.toml").values, values)
-    changed = {**settings, **surrounding_differences(about, around)}
+    beside = surrounding_differences(about, around)
+    if any(key.partition(".")[0] in ("data", "data_settings") for key in settings):
+        # It goes without saying that other data holds something else.
+        beside = {key: change for key, change in beside.items() if not key.startswith("content.")}
+    changed = {**settings, **beside}
     refused = {key: change for key, change in changed.items() if not _allowed(key, allow)}
     if refused:
         flags = dict.fromkeys(_flag(key) for key in refused)

@@ -270,7 +270,7 @@ class Run:
     def is_complete(self) -> bool:
         """Whether the whole length is trained."""
         if self.plan.total_epochs is not None:
-            return self.progress.epochs >= self.plan.total_epochs
+            return self.progress.completed_epochs >= self.plan.total_epochs
         return self.progress.step >= self.plan.total_steps
 
     @property

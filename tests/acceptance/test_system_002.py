@@ -547,7 +547,7 @@ def test_bug_06_a_score_of_numpy_is_kept_and_resumed(fit, toy, lines):
     watch = {"best": {"watch": "val/score", "mode": "max"}, "validation": toy.loader(4)}
     fit(callbacks=[Score(), toy.Interrupt(4)], **watch)
     result = fit(callbacks=[Score()], resume="auto", **watch)
-    assert result.best["raw"].value == 1.5 and result.best["raw"].step == 3
+    assert result.best["raw"].value == 1.5 and result.best["raw"].step == 6
     assert lines(result.folder, "val/count") == [3, 3]
 
 
@@ -750,7 +750,7 @@ def test_bug_24_losses_and_metrics_are_means_over_the_same_count(fit, lines):
 
         def forward(self, x):
             value = self.weight + float(len(x))
-            return {"loss": value, "metrics": {"same": value.detach()}}
+            return {"loss": value, "count": len(x), "metrics": {"same": value.detach()}}
 
     batches = [{"x": torch.zeros(n, 1)} for n in (3, 1)]
     result = fit(

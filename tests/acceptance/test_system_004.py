@@ -166,7 +166,8 @@ def test_a_checkpoint_is_a_folder_of_weights_settings_and_progress(fit):
     result = fit()
     saved = result.folder / "checkpoints/step-00000003"
     state = json.loads((saved / "state.json").read_text())["state"]
-    assert state["progress"] == {"step": 3, "epoch": 0, "batch": 3, "samples": 12}
+    place = {"step": 3, "epoch": 0, "batch": 3, "samples": 12, "completed_epochs": 1}
+    assert state["progress"] == place
     assert (saved / "model.safetensors").is_file() and (result.folder / "run.toml").is_file()
 
 

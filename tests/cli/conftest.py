@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from plugin_trainer.cli.main import main
+from plugin_trainer.ownership import signature
 
 TOY = '''
     """Which of two signs the sum of some numbers has."""
@@ -175,6 +177,9 @@ def trained(_trained, tmp_path, monkeypatch) -> Path:
     shutil.copytree(_trained, here)
     run_toml = here / "runs" / "first" / "run.toml"
     run_toml.write_text(run_toml.read_text().replace(str(_trained), str(here)))
+    about = json.loads(run_toml.with_name("run.json").read_text())
+    about["signature"] = signature(run_toml.read_text())
+    run_toml.with_name("run.json").write_text(json.dumps(about))
     monkeypatch.chdir(here)
     return here
 

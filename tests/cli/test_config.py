@@ -28,7 +28,7 @@ def test_every_key_is_shown_with_the_place_it_was_given(toy, ptrain):
     assert found["train_rows = 8"] == "run.toml:3"
     assert found["width = 6"] == "--set"
     assert found['length = "2 epochs"'] == "toy's recipe:3"
-    assert found["decay = 0.9"] == "toy's recipe:16"
+    assert found["decay = 0.9"] == "toy's recipe:17"
     assert found["validation_rows = 12"] == "default"
     assert found["accumulate = 1"] == "default"
 

@@ -504,7 +504,7 @@ HOSTILE = {
 def test_an_entry_that_nobody_here_wrote_is_refused_and_hides_no_other(store, tmp_path, change):
     store.register("first", name="good")
     store.register("first", name="bad")
-    (path,) = Path("models").glob("*.db")
+    path = Path("models/registry.sqlite")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA foreign_keys = OFF")
         where = "AND" if "WHERE" in change else "WHERE"

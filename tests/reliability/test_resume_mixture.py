@@ -103,7 +103,7 @@ def test_R12_a_place_that_the_tasks_are_not_at_any_more_is_refused(toy, whole, t
     mixture = {"strategy": "round_robin"}
     resumed = toy.cut_back(whole(mixture), tmp_path / "run", step=8)
     with pytest.raises(ResumeError, match=r"stood at its batch .* and with the data of now"):
-        toy.train(resumed, tasks=tasks, mixture=mixture)
+        toy.train(resumed, tasks=tasks, mixture=mixture, allow=["content"])
 
 
 def test_R12_another_strategy_in_mid_epoch_is_refused_even_where_it_is_allowed(

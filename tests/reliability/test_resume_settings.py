@@ -235,11 +235,20 @@ CASES = {
     "schedule.warmup": one("schedule.warmup", "5 steps", '"0 steps" -> "5 steps"'),
     "schedule_settings": one("schedule_settings.final_factor", 0.5, "0.0 -> 0.5"),
     "ema-without": Case(
-        {"ema.decay": None}, ("ema.decay: 0.9 -> (not set)", "ema.warmup: true -> (not set)")
+        {"ema.decay": None},
+        (
+            'ema.buffers: "statistics" -> (not set)',
+            "ema.decay: 0.9 -> (not set)",
+            "ema.warmup: true -> (not set)",
+        ),
     ),
     "ema-anew": Case(
         {"ema.decay": 0.9},
-        ("ema.decay: (not set) -> 0.9", "ema.warmup: (not set) -> true"),
+        (
+            'ema.buffers: (not set) -> "statistics"',
+            "ema.decay: (not set) -> 0.9",
+            "ema.warmup: (not set) -> true",
+        ),
         before={"ema.decay": None},
     ),
     "ema.decay": one("ema.decay", 0.5, "0.9 -> 0.5"),

@@ -430,7 +430,7 @@ def test_a_mixture_is_not_resumed_as_one_loader_nor_one_loader_as_a_mixture(fit)
         with pytest.raises(KeyboardInterrupt):
             fit(NoTask(), first, out=out, callbacks=[Kill()], **common)
         with pytest.raises(ResumeError, match="task 'rows' stood at its batch"):
-            fit(NoTask(), then, out=out, resume="auto", **common)
+            fit(NoTask(), then, out=out, resume="auto", allow=["content"], **common)
 
 
 def test_what_will_starve_or_be_alone_is_said_at_the_start(mixed):

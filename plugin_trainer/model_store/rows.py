@@ -9,6 +9,7 @@ from sqlite3 import Connection, Row
 from typing import Any
 
 from plugin_trainer.files import in_json
+from plugin_trainer.model_store.artifacts import Artifact
 from plugin_trainer.model_store.errors import StoreError
 from plugin_trainer.model_store.names import Reference
 from plugin_trainer.model_store.versions import Version

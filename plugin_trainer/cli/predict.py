@@ -43,7 +43,8 @@ def predict(
 ) -> None:
     """Predict each line of INPUT (default: standard input) with the run RUN.
 
-    Lines that are piped in are answered as they arrive.
+    Lines that are piped in are answered as they arrive. A table (.csv, .tsv, .jsonl) is read as
+    the run's data module reads its own, where it does; each answer then has its `line`.
     """
     lines = None if input_ == "-" else _read(input_)
 
@@ -58,19 +59,31 @@ def predict(
     )
     if exit_ is not None:
         loaded.use_exit(exit_)
+    rows = read_table(loaded.data, input_)
     try:
         file = click.open_file(output, "w", encoding="utf-8")
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error.strerror}") from None
     with file:
-        if lines is None:
+        # Answers that run over the screen say themselves how far they are.
+        unseen = output == "-" or not sys.stderr.isatty()
+        if rows is not None:
+            numbers, texts = zip(*rows, strict=True) if rows else ((), ())
+            answers = tqdm(loaded.predict(texts), total=len(rows), disable=unseen, leave=False)
+            pairs = zip(numbers, answers, strict=True)
+            _write(file, ({"line": number, **answer} for number, answer in pairs))
+        elif lines is None:
             for arrived in _piped_in():
                 _write(file, loaded.predict(arrived))
         else:
-            # Answers that run over the screen say themselves how far they are.
-            unseen = output == "-" or not sys.stderr.isatty()
-            answers = loaded.predict(lines)
-            _write(file, tqdm(answers, total=len(lines), disable=unseen, leave=False))
+            predicted = loaded.predict(lines)
+            _write(file, tqdm(predicted, total=len(lines), disable=unseen, leave=False))
+
+
+def read_table(data: Any, input_: str) -> list[tuple[int, str]] | None:
+    """The rows of an input that the data module reads as a table, each with its line; else None."""
+    read = getattr(data, "read_table", None)
+    return None if read is None or input_ == "-" else read(Path(input_))
 
 
 def _write(file: IO[Any], answers: Iterable[Mapping[str, Any]]) -> None:

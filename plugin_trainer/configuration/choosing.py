@@ -69,6 +69,8 @@ def with_settings(
 def fill_in_data_defaults(draft: Draft) -> None:
     """Give the data module's unset keys the values they are declared to take from elsewhere."""
     name = draft.values.get("data")
+    if not isinstance(name, (str, type(None))):
+        return
     try:
         offer = draft.catalog.find("data", name) if name else draft.catalog.default("data")
     except PtrainError:

@@ -26,6 +26,8 @@ class DataModule(Protocol):
     predict(lines)          batches for `ptrain predict`, in the order of the lines, or in any
                             order with a key `line`: which of them each row is, from 0; a message
                             about one may count from `lines.first_line`, where it has that
+    read_table(path)        (line, text) of each row of a file that `ptrain predict` is given, for
+                            `predict`; None for a file that is read line by line
     decode(outputs, batch)  one JSON-able dict per row of a predicted batch
     describe()              one line about the data, shown when a run starts
     inexact_because         why a run on this data cannot be resumed exactly; empty, or left out,

@@ -95,7 +95,7 @@ def read_toml(path: Path, *, where: str = "") -> Layer:
         raise RunFolderError(f"the run file {path} cannot be read: {error}") from None
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is the former
         raise SettingsError([Problem(where, "", f"not TOML: {error}")]) from None
     return Layer(where, values, key_lines(text))
 
@@ -128,7 +128,7 @@ def from_assignments(assignments: Sequence[str]) -> Layer:
 def _value(text: str) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     # No setting is a date, but a name may look like one; a second key is text with a line break.
     is_plain = len(table) == 1 and not isinstance(table["value"], (date, time))

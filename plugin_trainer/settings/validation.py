@@ -38,6 +38,7 @@ from plugin_trainer.settings.words import (
 PlaceOf = Callable[[Key], str]
 
 _WRONG = object()
+_WITH_SETTINGS = (("model",), ("data",))
 _HAS_ITS_OWN_WORDS = (BeforeValidator, PlainValidator, WrapValidator)
 # Everything else that is no number, such as numpy's, is left to pydantic.
 _NO_NUMBERS = (str, bytes, bool, Mapping, list, tuple, date, time, type(None))
@@ -211,8 +212,10 @@ class _Types:
             if not isinstance(value, bool):
                 return self._wrong(key, value, inner, _without_quotes(value, "bool"))
         elif inner is str and not isinstance(value, (str, PurePath)):
-            is_number = isinstance(value, (int, float))
-            return self._wrong(key, value, inner, ": write it in quotes" if is_number else "")
+            remedy = ": write it in quotes" if isinstance(value, (int, float)) else ""
+            if isinstance(value, Mapping) and key in _WITH_SETTINGS:
+                remedy = f": [{key[0]}_settings] is the table of its settings"
+            return self._wrong(key, value, inner, remedy)
         return value
 
     def _union(self, hint: Any, kinds: tuple[Any, ...], value: Any, key: Key) -> Any:

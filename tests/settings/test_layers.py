@@ -193,3 +193,14 @@ def test_a_run_file_that_cannot_be_read_is_named(tmp_path, content):
         file.write_bytes(content)
     with pytest.raises(RunFolderError, match=r"the run file .* cannot be read"):
         read_toml(file)
+
+
+@pytest.mark.parametrize("text", [f"seed = {'9' * 5000}", f"a = {'[' * 5000}", "seed = ["])
+def test_a_file_that_is_no_toml_is_one_mistake(tmp_path, text):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(SettingsError, match="not TOML"):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_number_that_is_too_long_is_text():
+    assert from_assignments([f"seed={'9' * 5000}"]).values == {"seed": "9" * 5000}

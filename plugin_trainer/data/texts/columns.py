@@ -70,11 +70,16 @@ def suggestion(wrong: str, *, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def names_columns(cells: Sequence[str], *, labels: Sequence[str] = LABEL_NAMES) -> bool:
-    """Whether the cells hold a usual name for a label and one for a text or a pair of texts."""
+def names_columns(
+    cells: Sequence[str], *, labels: Sequence[str] = LABEL_NAMES, labelled: bool = True
+) -> bool:
+    """Whether the cells hold a usual name for a text or a pair of texts, and one for a label.
+
+    labelled  whether a label is looked for at all
+    """
     plain = plain_names(cells)
     texts = any(name in plain for name in TEXT_NAMES) or bool(usual_pairs(plain))
-    return texts and any(name in plain for name in labels)
+    return texts and (not labelled or any(name in plain for name in labels))
 
 
 def plain_names(names: Sequence[str]) -> list[str]:
@@ -177,7 +182,10 @@ def named_columns(columns: Columns, *, names: Sequence[str], at: str) -> Found:
     for role, column in columns.more.items():
         wanted = usual if column == "auto" else column
         more[role] = list(names).index(str(wanted)) if wanted in names else None
-    assert found["text"] is not None
+    if found["text"] is None:
+        raise DataError(
+            f"{columns.table}.text is empty", hint="set it to the column that holds the texts"
+        )
     return Found(found["text"], found["label"], found["difficulty"], found["text_pair"], more)
 
 
@@ -264,7 +272,12 @@ class Finder:
                 f"{self.at}: column {wanted!r} is asked for by name, and the file has no header",
                 hint=f"set {self.table}.{role} to a position counted from 0",
             )
-        if wanted in self.names:
+        if (times := list(self.names).count(wanted)) > 1:
+            raise DataError(
+                f"{self.at}: {times} columns are called {wanted!r}, which is asked for as {role}",
+                hint=f"name them differently, or set {self.table}.{role} to a position",
+            )
+        if times:
             return list(self.names).index(wanted)
         raise DataError(
             f"{self.at}: no column {wanted!r} for the {role}{suggestion(wanted, known=self.names)}",

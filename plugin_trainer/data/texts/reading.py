@@ -203,7 +203,8 @@ def has_header(cells: Sequence[str], *, columns: Columns, header: Header) -> boo
     if header != "auto":
         return header
     # A column asked for by name: if it is not there, that is the message to give.
-    return columns.named or names_columns(cells, labels=columns.labels)
+    labelled = columns.label != "" or bool(columns.more)
+    return columns.named or names_columns(cells, labels=columns.labels, labelled=labelled)
 
 
 def made_row(
@@ -220,6 +221,8 @@ def made_row(
     """
     values = cells if values is None else values
     try:
+        if not cells[found.text].strip():
+            raise DataError(f"{at}: no text", hint=NO_TEXT)
         return Row(
             text=cells[found.text],
             label="" if found.label is None else label_text(cells[found.label], at=at),

@@ -67,6 +67,11 @@ def decoded_lines(path: Path) -> Iterator[str]:
     # Only "\n" ends a line: str.splitlines would break a text at U+2028 and shift every number.
     with path.open("rb") as file:
         for number, raw in enumerate(file, start=1):
+            if number == 1 and b"\r" in raw.rstrip(b"\r\n") and not raw.endswith(b"\n"):
+                raise DataError(
+                    f"{path}: its lines end in a carriage return alone",
+                    hint="save the file with line ends of Unix or Windows",
+                )
             try:
                 yield raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
@@ -83,8 +88,13 @@ def tsv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
             yield number, line.split("\t")
 
 
+_LONGEST_FIELD = 2**31 - 1
+"""In characters; the library's own limit is 131,072, less than a long text has."""
+
+
 def csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number of its last line, fields); a quoted field may hold commas, quotes and line ends."""
+    csv.field_size_limit(_LONGEST_FIELD)
     reader = csv.reader(decoded_lines(path), strict=True)
     while True:
         first_line = reader.line_num + 1
@@ -105,7 +115,14 @@ def parse_object(line: str, *, at: str) -> dict[str, Any]:
     """The JSON object on a line."""
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        if "\\u" in line:  # JSON may spell half of a character, which no text can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{at}: half of a character, a lone surrogate such as \\ud800",
+            hint="correct or remove it",
+        ) from error
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is the former
         raise DataError(
             f"{at}: not valid JSON: {error}", hint="one JSON object a line; correct or remove it"
         ) from error

@@ -15,9 +15,10 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from plugin_trainer.data.texts.broken import BrokenRows
+from plugin_trainer.data.texts.columns import Columns
 from plugin_trainer.data.texts.labels import Labels, label_names
 from plugin_trainer.data.texts.loaders import loader
-from plugin_trainer.data.texts.reading import Row, check_pairs
+from plugin_trainer.data.texts.reading import READERS, Row, check_pairs, read_rows
 from plugin_trainer.data.texts.sources import Place, Reader, all_labels_known
 from plugin_trainer.data.texts.tokenized import Padding, TokenizedTexts, tokenize
 from plugin_trainer.data.texts.tokenizers import (
@@ -171,6 +172,21 @@ class TextClassification:
         by_length = Subset(tokenized, tokenized.lengths().argsort(stable=True).tolist())
         for batch in self._loader(by_length):
             yield {**batch, "line": batch["row"]}
+
+    def read_table(self, path: Path) -> list[tuple[int, str]] | None:
+        """The texts of a .csv, .tsv or .jsonl file, each with its line; labels are not looked at.
+
+        They are in the columns that the run was trained on. None for a file of another kind.
+        Raises DataError for rows without a text.
+        """
+        if path.suffix not in READERS or not path.is_file():
+            return None
+        settings = self.settings
+        pair = settings.text_pair if self.pairs else ""
+        columns = Columns(settings.text, "", "", pair)
+        rows = read_rows(path, key="INPUT", columns=columns, header=settings.header)
+        texts = ("\t".join(filter(None, (row.text, row.text_pair))) for row in rows)
+        return list(zip((row.line for row in rows), texts, strict=True))
 
     def decode(self, outputs: Mapping[str, Any], batch: Batch) -> list[dict[str, Any]]:
         """Label, probabilities and exit block of each row of a predicted batch."""

@@ -96,7 +96,7 @@ def fields_of(path: Path, *, broken: BrokenRows) -> Iterator[tuple[int, list[str
 
 def is_comment(line: str, fields: list[str]) -> bool:
     """Whether a line is a comment, and not the word "#" with its tag."""
-    if not line.startswith("# ") or "\t" in line:
+    if fields[0] != "#" or not line.startswith("#"):
         return False
     last = fields[-1]
     return last != OUTSIDE and last.partition("-")[0] not in PREFIXES

@@ -32,6 +32,19 @@ def test_words_and_tags_with_tabs_or_spaces_between_and_white_space_between_sent
     assert sentences[1].places == (f"{tmp_path}/a.conll:5", f"{tmp_path}/a.conll:6")
 
 
+def test_comments_with_tabs_are_left_out_and_a_tagged_number_sign_is_a_word(tmp_path: Path) -> None:
+    """As GermEval 2014 has them: a number, the word, two tags."""
+    path = tmp_path / "g.conll"
+    lines = ["#\thttp://example.org/a [2009-10-17]", "1\tAnna\tB-PER\tO", "2\t#\tO\tO", ""]
+    path.write_text("\n".join([*lines, *lines]) + "\n")
+    read = read_conll(path, key="train", table="tasks.ner", tokens=1, tags=2)
+    assert [sentence.words for sentence in read] == [("Anna", "#")] * 2
+    plain = tmp_path / "p.conll"
+    plain.write_text("#\tO\n# 5\nAnna\tB-PER\n")
+    (sentence,) = read_conll(plain, key="train", table="tasks.ner")
+    assert sentence.words == ("#", "Anna")
+
+
 def test_four_columns_document_lines_and_comments(tmp_path: Path) -> None:
     content = (
         "-DOCSTART- -X- -X- O\n\n# id 7 domain=en\nMaria NNP I-NP B-x\n# NN I-NP O\n\nso RB O O\n"

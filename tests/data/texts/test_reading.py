@@ -80,8 +80,10 @@ def test_a_unicode_line_separator_does_not_end_a_line(write: Write) -> None:
     assert [row.line for row in read(path)] == [1, 2]
 
 
-def test_a_text_may_be_empty(write: Write) -> None:
-    assert pairs(read(write("a.tsv", "\t1\ndull\t0\n"))) == [("", "1"), ("dull", "0")]
+@pytest.mark.parametrize("text", ["", "  "])
+def test_a_text_is_not_empty(write: Write, text: str) -> None:
+    with pytest.raises(DataError, match=r"a\.tsv:1: no text"):
+        read(write("a.tsv", f"{text}\t1\ndull\t0\n"))
 
 
 def test_a_difficulty_column_is_read(write: Write) -> None:

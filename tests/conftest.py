@@ -42,6 +42,8 @@ os.environ["KINETO_LOG_LEVEL"] = "6"
 # process they start: tests that send it would wait in vain.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # by nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 GROUPS = ("plugin_trainer.plugins", "plugin_trainer.commands")
 

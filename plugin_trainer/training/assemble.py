@@ -339,6 +339,10 @@ def _run(
     notify: Callable[[str], None],
 ) -> Run:
     settings = configuration.settings
+    if isinstance(model, nn.DataParallel):
+        notify(
+            "DataParallel is left out; on several devices: ptrain run --processes N, or torchrun"
+        )
     model, already_compiled = unwrapped(model)
     model = model.to(device)
     criterion = build_criterion(settings.loss if criterion is None else criterion, model=model)

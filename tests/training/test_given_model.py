@@ -99,3 +99,12 @@ def test_lazy_modules_get_their_shapes_and_resume_exactly(toy, tmp_path):
     assert whole["0.weight"].shape == (8, 4)
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
     assert int(whole["1.num_batches_tracked"]) == 6
+
+
+def test_what_is_left_of_data_parallel_is_said(toy, tmp_path):
+    lines = []
+    plugin_trainer.fit(
+        nn.DataParallel(toy.net()), toy.loader(), loss="CrossEntropyLoss", length="1 step",
+        out=tmp_path / "run", callbacks=QUIET["callbacks"], notify=lines.append,
+    )  # fmt: skip
+    assert len(lines) == 1 and lines[0].startswith("DataParallel is left out")

@@ -46,7 +46,11 @@ from plugin_trainer.training.checkpoints import CheckpointStore
 from plugin_trainer.training.criterion import Criterion, build_criterion
 from plugin_trainer.training.ema import Ema
 from plugin_trainer.training.forward import Forward
-from plugin_trainer.training.given_model import initialize_lazy, unwrapped
+from plugin_trainer.training.given_model import (
+    give_buffers_memory,
+    initialize_lazy,
+    unwrapped,
+)
 from plugin_trainer.training.guard import build_guard
 from plugin_trainer.training.hooks import RunHooks
 from plugin_trainer.training.initial_weights import start_from
@@ -370,6 +374,7 @@ def _run(
         notify=notify,
     )
     initialize_lazy(forward, model, stream, seed=settings.seed)
+    give_buffers_memory(model)
     same_weights(model, world)
     check_saves_what_it_trains(model)
     checkpoint_activations(model, settings.activation_checkpointing)

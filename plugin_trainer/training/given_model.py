@@ -33,6 +33,18 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, Callable[..., Any] | None]:
             return model, compiled
 
 
+def give_buffers_memory(model: nn.Module) -> None:
+    """Give each expanded buffer all of its elements: one that repeats a few cannot be loaded."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            repeats = (
+                step == 0 and size > 1
+                for step, size in zip(buffer.stride(), buffer.shape, strict=True)
+            )
+            if buffer.layout is torch.strided and any(repeats):
+                module._buffers[name] = buffer.contiguous()
+
+
 def initialize_lazy(forward: Forward, model: nn.Module, stream: TrainStream, *, seed: int) -> None:
     """Give the lazy modules of a model their shapes, by its first batch of training data."""
     tensors = [*model.parameters(), *model.buffers()]

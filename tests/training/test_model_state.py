@@ -131,3 +131,36 @@ def test_a_checkpoint_is_what_its_manifest_names(toy, tmp_path, stray):
     with pytest.raises(CheckpointError, match=r"is not sound: .* is not in its manifest"):
         verify(newest)
     assert store.find("last").step == 1
+
+
+class Odd(nn.Module):
+    """Names with slashes and dots, expanded, scalar and empty buffers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.ParameterDict({"a/b": torch.randn(4, 2), "exp_avg/step": torch.zeros(2)})
+        self.register_buffer("expanded", torch.ones(1).expand(3))
+        self.register_buffer("rows", torch.zeros(1, 2).expand(3, 2))
+        self.register_buffer("scalar", torch.tensor(2.0))
+        self.register_buffer("empty", torch.zeros(0, 3))
+
+    def forward(self, x):
+        if self.training:
+            self.scalar += self.expanded.sum()
+        return x @ self.weights["a/b"] + self.weights["exp_avg/step"] + self.rows[0]
+
+
+def test_odd_names_and_buffers_come_back(toy, tmp_path):
+    def trained(folder, *callbacks):
+        model = Odd()
+        plugin_trainer.fit(
+            model, toy.loader(), toy.loader(), loss=nn.CrossEntropyLoss(), length="6 steps",
+            out=tmp_path / folder, resume="auto", ema={"decay": 0.5}, optimizer="adamw",
+            **{**QUIET, "callbacks": [*QUIET["callbacks"], *callbacks]},
+        )  # fmt: skip
+        return model.state_dict()
+
+    whole, _, resumed = trained("whole"), trained("parts", INTERRUPT), trained("parts")
+    assert whole["scalar"] == 2 + 6 * 3 and whole["empty"].shape == (0, 3)
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())

@@ -18,11 +18,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 import torch
@@ -47,6 +47,8 @@ from plugin_trainer.training.sharding.tensors import empty_like, is_sharded, loc
 from plugin_trainer.training.state_codec import decode, encode
 
 FORMAT = 1
+Read = TypeVar("Read")
+_READS = 100  # of a run that saves all the time, one in ten fails
 _ALWAYS = {
     "whole": {"model.safetensors", "optimizer.safetensors", "state.json"},
     "sharded": {"state.json"},
@@ -209,6 +211,21 @@ class CheckpointStore:
         if which:
             return self.find(best if which == "best" else which)
         return self.find(best if self.pointer(best) is not None else "last")
+
+    def reading(self, read: Callable[[], Read]) -> Read:
+        """What `read` gives, read again where checkpoints came or went while it failed: a run that
+        trains deletes its old ones.
+
+        Raises as `read` does.
+        """
+        for _ in range(_READS):
+            names = self._names()
+            try:
+                return read()
+            except (OSError, SafetensorError, CheckpointError):
+                if self._names() == names:
+                    raise
+        return read()
 
     def newest_sound(self) -> tuple[Found | None, list[str]]:
         """The newest checkpoint whose files are whole, and why each newer one was passed over."""

@@ -222,14 +222,20 @@ def load_run(
         refuse_run_of_fit(folder, written)
     admit(folder, written, overrides=overrides, trust=trust)
     configuration = configure(written, overrides=overrides, parts=not is_of_fit(written))
-    found = CheckpointStore(folder).choose(checkpoint, weights=weights)
+    store = CheckpointStore(folder)
+
+    def read() -> tuple[Found, dict[str, Any]]:
+        found = store.choose(checkpoint, weights=weights)
+        return found, read_model_state(found.path, weights=weights)
+
+    found, state = store.reading(read)  # now: building the model takes a while
     assets = folder / "assets"
     assets_there = assets if assets.is_dir() else None
     if data is None and not is_of_fit(written):
         data = build_part(configuration.data, assets=assets_there)
     if model is None:
         model = build_part(configuration.model, data=data, assets=assets_there)
-    _load(model, found, weights)
+    _load(model, found, state)
     settings = configuration.settings
     where = pick_device(device if device != "auto" else settings.device)
     model.to(where).eval()
@@ -252,9 +258,9 @@ def load_run(
     )
 
 
-def _load(model: nn.Module, found: Found, weights: Weights) -> None:
+def _load(model: nn.Module, found: Found, state: Mapping[str, Any]) -> None:
     try:
-        load_model_state(model, read_model_state(found.path, weights=weights))
+        load_model_state(model, state)
     except RuntimeError as error:
         raise CheckpointError(
             f"the weights of {found.path} do not fit the model {type(model).__name__}",

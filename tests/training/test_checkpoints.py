@@ -6,6 +6,7 @@ import json
 import os
 import pickletools
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -338,3 +339,40 @@ def test_saving_a_step_again_replaces_it(store):
     verify(path)
     assert read_weights(path, weights="raw")["w"] == 1
     assert kept(store) == [1] and list(store.folder.glob(".*")) == []
+
+
+# ----------------------------------------------------------------------------- read while it trains
+
+
+def test_what_retention_deletes_meanwhile_is_read_from_a_newer_checkpoint(tmp_path):
+    """A writer that saves all the time and keeps one: without another try some reads fail."""
+    writer, reader = CheckpointStore(tmp_path, keep=1), CheckpointStore(tmp_path)
+    writer.save(snapshot(), step=1)
+    done = threading.Event()
+
+    def save():
+        step = 1
+        while not done.is_set():
+            step += 1
+            writer.save(snapshot({"w": torch.full((2,), float(step))}), step=step)
+            writer.prune()
+
+    def read():
+        found = reader.choose("", weights="raw")
+        return found, read_weights(found.path, weights="raw")["w"]
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    try:
+        for _ in range(150):
+            found, weights = reader.reading(read)
+            assert weights.tolist() == [found.step] * 2
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_what_is_not_there_is_not_waited_for(store):
+    store.save(snapshot(), step=1)
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        store.reading(lambda: store.choose("step-7", weights="raw"))

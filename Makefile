@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: run test quick check lint format bench soak clean
+.PHONY: run test quick check lint format bench soak fuzz clean
 run: $(STAMP)
 	$(BIN)/ptrain run --plugin dactbert
 
@@ -42,6 +42,10 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-enable
 
 # Kills, signals, full disks and corruption at random, for 20 minutes; then compares every bit.
+# What the tests of damaged files do a hundred times, 5,000 times.
+fuzz: $(STAMP)
+	FUZZ=5000 $(PYTEST) --dist load tests/reliability/test_damage.py
+
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
 

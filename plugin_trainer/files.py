@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,26 @@ def in_json(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's value; None if there is no such file or it is not JSON."""
+    """A JSON file's value; None if there is no such file, or it is not JSON, or no regular file, or
+    larger than any of ours.
+    """
     try:
+        about = path.stat()
+        # A FIFO would be waited for.
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+            return None
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where `read_json` finds none."""
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
+
+
+_LARGEST = 64 << 20
 
 
 def sha256_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from plugin_trainer.errors import NotSaved, RunFolderError
-from plugin_trainer.files import in_json, read_json, write_json, write_text
+from plugin_trainer.files import in_json, read_object, write_json, write_text
 
 RUNS = Path("runs")
 METRICS = "metrics.jsonl"
@@ -147,7 +147,7 @@ class RunFolder:
 
     def read_about(self) -> dict[str, Any]:
         """What run.json says; empty if there is none."""
-        self._about = read_json(self.path / "run.json") or {}
+        self._about = read_object(self.path / "run.json")
         return self._about
 
     # --------------------------------------------------------------------------------- failures
@@ -263,8 +263,12 @@ def list_runs(folder: Path = RUNS) -> list[Path]:
     """The run folders in a folder, the oldest first."""
     if not folder.is_dir():
         return []
-    found = [entry for entry in folder.iterdir() if is_run(entry)]
-    return sorted(found, key=lambda entry: ((entry / "run.toml").stat().st_mtime, entry.name))
+    found = []
+    for entry in folder.iterdir():
+        with contextlib.suppress(OSError):  # one that may not be looked into hides no other
+            if is_run(entry):
+                found.append(((entry / "run.toml").stat().st_mtime, entry.name, entry))
+    return [entry for *_, entry in sorted(found)]
 
 
 def new_folder(base: str, *, under: Path = RUNS) -> Path:

@@ -144,12 +144,12 @@ def _asked_again(asked: _Asked) -> _Asked:
 
 def _begun_by_this_launch() -> Path | None:
     """The run that the same launch began, before its processes were started again."""
-    from plugin_trainer.files import read_json
+    from plugin_trainer.files import read_object
     from plugin_trainer.run_folder import list_runs
     from plugin_trainer.training.parallel.joining import launch_id
 
     for folder in reversed(list_runs()):
-        if launch_id() and (read_json(folder / "run.json") or {}).get("launch") == launch_id():
+        if launch_id() and read_object(folder / "run.json").get("launch") == launch_id():
             return folder
     return None
 

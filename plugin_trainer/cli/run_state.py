@@ -18,10 +18,10 @@ def state_of(folder: Path) -> dict[str, Any]:
     """What run.json says of a run, with the step, the last evaluation and the best so far of one
     that trains, was killed, or failed.
     """
-    from plugin_trainer.files import read_json
+    from plugin_trainer.files import read_object
     from plugin_trainer.run_folder import is_held
 
-    about = read_json(folder / "run.json") or {}
+    about = read_object(folder / "run.json")
     if about.get("status") not in ("running", "failed"):
         return about
     if about["status"] == "running" and not is_held(folder):
@@ -45,10 +45,9 @@ def state_of(folder: Path) -> dict[str, Any]:
 
 
 def _pointer(folder: Path, name: str) -> dict[str, Any]:
-    from plugin_trainer.files import read_json
+    from plugin_trainer.files import read_object
 
-    pointer = read_json(folder / "checkpoints" / f"{name}.json")
-    return pointer if isinstance(pointer, dict) else {}
+    return read_object(folder / "checkpoints" / f"{name}.json")
 
 
 def _last_lines(folder: Path) -> Iterator[Mapping[str, Any]]:

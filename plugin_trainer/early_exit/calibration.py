@@ -11,7 +11,7 @@ from typing import Any
 from plugin_trainer.early_exit.agreement import AgreementMap
 from plugin_trainer.early_exit.certify import Certified
 from plugin_trainer.early_exit.tolerance import ToleranceMap
-from plugin_trainer.files import read_json, write_json
+from plugin_trainer.files import read_object, write_json
 
 FILE = "early_exit.json"
 
@@ -46,7 +46,7 @@ class Calibration:
 def key_of(checkpoint: Path, weights: str) -> str:
     """Which weights a calibration is of, by their content: "step-00000300/raw/db082d8307c7"."""
     prefix = "ema" if weights == "ema" else "model"
-    files = (read_json(checkpoint / "manifest.json") or {}).get("files", {})
+    files = read_object(checkpoint / "manifest.json").get("files", {})
     hashes = sorted(about["sha256"] for name, about in files.items() if name.startswith(prefix))
     digest = hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:12]
     return f"{checkpoint.name}/{weights}/{digest}"
@@ -59,7 +59,7 @@ def key_of_task(key: str, task: str) -> str:
 
 def read_calibration(folder: Path, key: str) -> Calibration | None:
     """The calibration of these weights in a run folder; None if there is none."""
-    entry = (read_json(folder / FILE) or {}).get(key)
+    entry = read_object(folder / FILE).get(key)
     return _from_json(entry) if entry is not None else None
 
 
@@ -75,7 +75,7 @@ def write_calibration(folder: Path, key: str, calibration: Calibration) -> Calib
         ]
         promises = sorted([*kept, *calibration.certified], key=lambda item: item.max_disagreement)
         calibration = replace(calibration, certified=tuple(promises))
-    known: Mapping[str, Any] = read_json(folder / FILE) or {}
+    known: Mapping[str, Any] = read_object(folder / FILE)
     write_json(folder / FILE, {**known, key: asdict(calibration)})
     return calibration
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plugin_trainer.files import fsync_file, read_json, sha256_of, write_json
+from plugin_trainer.files import fsync_file, read_object, sha256_of, write_json
 from plugin_trainer.model_store.errors import StoreError
 from plugin_trainer.run_folder import is_held
 from plugin_trainer.settings.layers import read_toml
@@ -61,7 +61,7 @@ def pack(
 
     found = CheckpointStore(run).choose(checkpoint, weights=weights)
     settings = dict(read_toml(run / "run.toml").values)
-    about = {**(read_json(run / "run.json") or {}), **news}
+    about = {**read_object(run / "run.json"), **news}
     small = folder / "checkpoints" / found.path.name
     small.mkdir(parents=True)
     try:
@@ -96,7 +96,7 @@ def _write_calibration(run: Path, checkpoint: Path, small: Path, *, weights: str
     """
     from plugin_trainer.early_exit.calibration import FILE, key_of
 
-    known = read_json(run / FILE) or {}
+    known = read_object(run / FILE)
     key, new_key = key_of(checkpoint, weights), key_of(small, "raw")
     entries = {
         new_key + name.removeprefix(key): entry  # behind the key may stand a task's name
@@ -168,7 +168,7 @@ def _write_manifest(small: Path, checkpoint: Path, *, step: int) -> None:
     for path in sorted(small.iterdir()):
         fsync_file(path)
         files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
-    torch = (read_json(checkpoint / "manifest.json") or {}).get("torch", "")
+    torch = read_object(checkpoint / "manifest.json").get("torch", "")
     write_json(
         small / "manifest.json", {"format": FORMAT, "step": step, "torch": torch, "files": files}
     )

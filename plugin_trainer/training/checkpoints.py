@@ -34,6 +34,7 @@ from plugin_trainer.files import (
     fsync_file,
     fsync_folder,
     read_json,
+    read_object,
     sha256_of,
     write_json,
 )
@@ -170,8 +171,9 @@ class CheckpointStore:
 
     def pointer(self, name: str) -> dict[str, Any] | None:
         """What a pointer says, or None if there is none."""
-        value = read_json(self.folder / f"{name}.json")
-        return value if isinstance(value, dict) and "checkpoint" in value else None
+        value = read_object(self.folder / f"{name}.json")
+        place = value.get("checkpoint")
+        return value if isinstance(place, str) and _NAME.fullmatch(place) else None
 
     def find(self, which: str) -> Found:
         """The checkpoint called best, best_ema, last or step-N, verified.
@@ -419,7 +421,7 @@ def _read_manifest(checkpoint: Path) -> dict[str, tuple[int, str]]:
             for name, file in manifest["files"].items()
         }
         always = _ALWAYS[manifest.get("layout", "whole")]
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise CheckpointError(f"{checkpoint} is not sound: its manifest is broken") from None
     if version != FORMAT:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.configuration import Configuration
 from plugin_trainer.errors import RunFolderError, StudyError
-from plugin_trainer.files import read_json, write_json, write_text
+from plugin_trainer.files import read_object, write_json, write_text
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.settings.render import flatten, to_toml
 from plugin_trainer.tuning.claims import ABOUT, Place
@@ -176,7 +176,7 @@ def _text(value: Any) -> str:
 def _write_down(study: OpenStudy) -> None:
     """Say in the folder what the study is, and where its database is unless that lies there."""
     elsewhere = study.url != sqlite_url(study.folder / DATABASE)
-    about = read_json(study.folder / ABOUT) or {}
+    about = read_object(study.folder / ABOUT)
     new = {**about, **({"storage": without_password(study.url)} if elsewhere else {})}
     try:
         if not (study.folder / SETTINGS).is_file():

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plugin_trainer.errors import RunFolderError, StudyError
-from plugin_trainer.files import read_json, write_json
+from plugin_trainer.files import read_object, write_json
 from plugin_trainer.run_folder import RunFolder, is_held
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class Place:
     @classmethod
     def find(cls, folder: Path) -> Place:
         """The place as it is."""
-        return cls(folder, str((read_json(folder / ABOUT) or {}).get("id", "")))
+        return cls(folder, str(read_object(folder / ABOUT).get("id", "")))
 
     @classmethod
     def make(cls, folder: Path) -> Place:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plugin_trainer.errors import StudyError
-from plugin_trainer.files import read_json, write_text
+from plugin_trainer.files import read_object, write_text
 from plugin_trainer.settings.layers import Layer, Merged, merge, read_toml
 from plugin_trainer.settings.render import in_one_line, to_toml
 from plugin_trainer.tuning.claims import ABOUT, Place, signs_of_life
@@ -193,7 +193,7 @@ def storage_of(folder: Path, storage: str = "") -> str:
     """
     if storage:
         return storage
-    about = read_json(folder / ABOUT) or {}
+    about = read_object(folder / ABOUT)
     url = str(about.get("storage") or sqlite_url(folder / DATABASE))
     if "***" in url:
         raise StudyError(

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "plugin_trainer"
 # From the bottom up. What stands on one line may import each other.
 LAYERS = [
     {"errors", "quoting"},
-    {"files", "run_folder", "ownership"},
+    {"files", "run_folder", "run_assets", "ownership"},
     {"specs", "hookspecs", "outcome", "cadence", "settings", "watching"},
     {"registry"},
     {"configuration"},

@@ -17,6 +17,7 @@ from typing import Any
 
 from plugin_trainer.files import fsync_file, read_object, sha256_of, write_json
 from plugin_trainer.model_store.errors import StoreError
+from plugin_trainer.run_assets import sound_assets
 from plugin_trainer.run_folder import is_held
 from plugin_trainer.settings.layers import read_toml
 
@@ -115,8 +116,8 @@ def _write_around(run: Path, small: Path, packed: Packed, *, weights: str) -> No
     was = {"step": packed.step, "watch": packed.watch, "value": packed.metrics.get(packed.watch)}
     for pointer in ("best", "latest"):
         CheckpointStore(folder).point(pointer, small, **was)
-    if (run / "assets").is_dir():
-        shutil.copytree(run / "assets", folder / "assets", copy_function=shutil.copyfile)
+    if assets := sound_assets(run):
+        shutil.copytree(assets, folder / "assets", copy_function=shutil.copyfile)
     shutil.copyfile(run / "run.toml", folder / "run.toml")
     best = {"raw": {**was, "checkpoint": small.name}} if was["value"] is not None else {}
     changed = {"weights_only": weights, "metrics": packed.metrics, "best": best}

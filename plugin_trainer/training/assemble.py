@@ -34,8 +34,9 @@ from plugin_trainer.errors import (
     SettingsError,
 )
 from plugin_trainer.ownership import key_file, signature
-from plugin_trainer.registry.blame import SEE_DEBUG
+from plugin_trainer.registry.blame import SEE_DEBUG, hint_for
 from plugin_trainer.registry.building import build, import_target
+from plugin_trainer.run_assets import seal, sound_assets
 from plugin_trainer.run_folder import RUNS, RunFolder, is_run, new_folder
 from plugin_trainer.settings import BestSettings, RunSettings
 from plugin_trainer.settings.render import to_toml
@@ -203,7 +204,7 @@ def _build(
             "the model is split over processes already, by a run before",
             hint="build it anew, and begin with that run's weights: init_from",
         )
-    assets = disk.assets if resuming and disk.assets.is_dir() else None
+    assets = sound_assets(disk.path) if resuming else None
     data = data if data is not None else build_part(configuration.data, assets=assets)
     if model is None:
         model = build_part(configuration.model, data=data, assets=assets)
@@ -302,7 +303,15 @@ def build_part(choice: Choice | None, *, assets: Path | None = None, **context: 
     if assets is not None:
         target = import_target(choice.offer.spec.target, plugin=choice.offer.owner)
         if hasattr(target, "from_assets"):
-            return target.from_assets(choice.settings, *context.values(), assets)
+            try:
+                return target.from_assets(choice.settings, *context.values(), assets)
+            except PtrainError:
+                raise
+            except Exception as error:
+                raise RunFolderError(
+                    f"{choice.address} cannot be made of {assets}",
+                    hint=hint_for(error, target=choice.offer.spec.target),
+                ) from error
     return build(choice.offer, choice.settings, **context)
 
 
@@ -686,6 +695,7 @@ def _write_down(
     else:
         run.disk.begin_about()
     run.disk.forget_traceback()
+    assets: dict[str, Any] = {}
     if not resumed or not run.disk.assets.is_dir():
         # A run that ended before its first checkpoint may have left some, of other settings.
         shutil.rmtree(run.disk.assets, ignore_errors=True)
@@ -693,10 +703,12 @@ def _write_down(
         for part in (run.data, run.model):
             if hasattr(part, "save_assets"):
                 part.save_assets(run.disk.assets)
+        assets = seal(run.disk.assets)
     text = to_toml(configuration.values())
     run.disk.write_about(
         **around,
         signature=signature(text),
+        **assets,
         parameters=sum(p.numel() for p in run.model.parameters()),
         trainable=sum(p.numel() for p in run.model.parameters() if p.requires_grad),
         steps=run.plan.total_steps,

@@ -19,6 +19,7 @@ from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
 from plugin_trainer.early_exit.windows import AnswersWindows, windows
 from plugin_trainer.errors import CheckpointError, DataError, PtrainError
 from plugin_trainer.registry.blame import hint_for
+from plugin_trainer.run_assets import sound_assets
 from plugin_trainer.run_folder import find_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
@@ -229,12 +230,11 @@ def load_run(
         return found, read_model_state(found.path, weights=weights)
 
     found, state = store.reading(read)  # now: building the model takes a while
-    assets = folder / "assets"
-    assets_there = assets if assets.is_dir() else None
+    assets = sound_assets(folder)
     if data is None and not is_of_fit(written):
-        data = build_part(configuration.data, assets=assets_there)
+        data = build_part(configuration.data, assets=assets)
     if model is None:
-        model = build_part(configuration.model, data=data, assets=assets_there)
+        model = build_part(configuration.model, data=data, assets=assets)
     _load(model, found, state)
     settings = configuration.settings
     where = pick_device(device if device != "auto" else settings.device)

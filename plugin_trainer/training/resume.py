@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from plugin_trainer.errors import CheckpointError, ResumeError, RunFolderError
-from plugin_trainer.run_folder import TRACEBACK, RunFolder, is_run
+from plugin_trainer.run_folder import METRICS, TRACEBACK, RunFolder, is_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import read_toml
 from plugin_trainer.settings.render import flatten
 from plugin_trainer.settings.validation import unknown
 from plugin_trainer.training.checkpoints import CheckpointStore, Found
 
+# What a run writes: through a link it would write elsewhere.
+_OWN = ("run.toml", "run.json", METRICS, TRACEBACK, "checkpoints", "assets", ".lock")
 # What a run is called changes nothing about it.
 _FREE = ("name",)
 # What changes nothing about the steps that a run makes, only what is shown or kept of them.
@@ -204,6 +206,12 @@ def open_folder(path: Path, *, occupied: bool) -> RunFolder:
         )
     if path.exists() and not path.is_dir():
         raise RunFolderError(f"{path} is a file", hint="choose another with --out")
+    for name in _OWN:
+        if (path / name).is_symlink():
+            raise RunFolderError(
+                f"{path / name} is a link: a run folder holds its own files",
+                hint="choose another with --out",
+            )
     disk = RunFolder(path)
     disk.hold()
     try:

@@ -101,3 +101,20 @@ def test_files_that_cannot_be_read_are_named(
 
 def test_a_long_field_of_a_csv_file_is_read(run: str, capsys: Any) -> None:
     assert len(answers(capsys, run, "in.csv", f"text,label\n{'word ' * 40_000},pos\n")) == 1
+
+
+@pytest.mark.parametrize("name", ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "5", "null", "{}", "\x00", '{"model": {}}'])
+def test_a_tokenizer_that_is_none_is_one_message(
+    run: str, capsys: Any, name: str, content: str
+) -> None:
+    """With a hash that fits: whoever changed the file may have changed run.json too."""
+    path = Path(run, "assets", name)
+    path.write_text(content)
+    about = json.loads(Path(run, "run.json").read_text())
+    Path(run, "run.json").write_text(json.dumps({**about, "assets": {}}))
+    capsys.readouterr()
+    code = main(["evaluate", run])
+    error = capsys.readouterr().err
+    assert code in (0, 2) and "internal error" not in error and "Traceback" not in error
+    assert code == 0 or "error: " in error

@@ -29,10 +29,13 @@ def pretrained_tokenizer(name: str) -> Any:
     source = locate(name, key=key)
     with reading(name, key=key, what="tokenizer") as options:
         tokenizer: Any = AutoTokenizer.from_pretrained(source, **options)
+    return _with_padding(tokenizer, named=f"{key}: the tokenizer in {name}")
+
+
+def _with_padding(tokenizer: Any, *, named: str) -> Any:
     if tokenizer.pad_token_id is None:
         raise PtrainError(
-            f"{key}: the tokenizer in {name} has no padding token",
-            hint="give the tokenizer of a BERT-family encoder",
+            f"{named} has no padding token", hint="give the tokenizer of a BERT-family encoder"
         )
     return tokenizer
 
@@ -73,4 +76,5 @@ def trained_tokenizer(texts: Iterable[str], *, vocabulary_size: int, pairs: bool
 def saved_tokenizer(folder: Path) -> Any:
     """The tokenizer that `save_pretrained` wrote there."""
     with quiet_transformers():
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return _with_padding(tokenizer, named=f"the tokenizer in {folder}")

@@ -108,12 +108,13 @@ def configured(
     """
     from plugin_trainer.configuration import configure, read_run_file
     from plugin_trainer.configuration.admission import admit
-    from plugin_trainer.run_folder import is_run
     from plugin_trainer.settings.layers import from_assignments
 
     layer = read_run_file(run_file) if run_file else None
     overrides = from_assignments(assignments) if assignments else None
     folder = Path(run_file).parent if run_file and Path(run_file).name == "run.toml" else None
-    if layer and folder and is_run(folder) and (folder / "run.json").exists():
+    # Of a folder with nothing else in it, the run file is the user's own as any other.
+    beside = ("run.json", "checkpoints", "assets")
+    if layer and folder and any((folder / name).exists() for name in beside):
         admit(folder, layer, overrides=overrides, plugins=plugins, trust=is_trusted())
     return configure(layer, plugins=plugins, overrides=overrides, space=space, over=over)

@@ -143,6 +143,14 @@ def test_neither_do_load_run_and_models_of_the_store(here, line):
     assert not here.exists()
 
 
+@pytest.mark.parametrize("command", [COMMANDS["check"], COMMANDS["resume"]])
+def test_a_folder_without_its_record_is_not_taken_for_ones_own(here, command):
+    rewrite(NAMES["loss"])
+    Path("run/run.json").unlink()
+    assert main(command) == 2
+    assert not here.exists()
+
+
 def test_a_run_of_installed_parts_is_opened_whoever_made_it(here):
     assert main(["evaluate", "run"]) == 0
     assert not is_own(Path("run"))

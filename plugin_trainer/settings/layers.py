@@ -91,7 +91,7 @@ def read_toml(path: Path, *, where: str = "") -> Layer:
         raise RunFolderError(
             f"there is no run file {path}", hint="give the path of a TOML file, or --plugin NAME"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"the run file {path} cannot be read: {error}") from None
     try:
         values = tomllib.loads(text)

@@ -15,7 +15,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
-.PHONY: run test quick check lint format bench soak clean
+.PHONY: run test quick check lint format bench soak fuzz clean
 run: $(STAMP)
 	$(BIN)/ptrain run --plugin dactbert
 
@@ -44,6 +44,10 @@ bench: $(STAMP)
 # Kills, signals, full disks and corruption at random, for 20 minutes; then compares every bit.
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
+
+# What `make test` tries of hostile input, with new examples and many more of them.
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=2000 $(PYTEST) tests/cli/test_fuzz.py --timeout 3600
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

@@ -108,6 +108,7 @@ def test_a_run_file_of_any_values(toy, capsys, table):
 
 @hostile
 @given(st.sampled_from(KEYS) | st.text(max_size=8), VALUES.map(toml) | RAW)
+@example("model_settings", "0x" + "f" * 5000)
 def test_any_assignment(toy, capsys, key, value):
     check(capsys, "config", "check", "--plugin", "./toy.py", f"--set={key}={value}")
 

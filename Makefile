@@ -49,6 +49,10 @@ fuzz: $(STAMP)
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
 
+# What `make test` tries of hostile input, with new examples and many more of them.
+fuzz: $(STAMP)
+	FUZZ_EXAMPLES=2000 $(PYTEST) tests/cli/test_fuzz.py --timeout 3600
+
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache
 

@@ -6,6 +6,7 @@ metadata: it imports neither torch nor any plugin.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,7 +19,7 @@ import click
 from plugin_trainer import __version__
 from plugin_trainer.cli.interrupts import noting_ctrl_c
 from plugin_trainer.cli.launching import refuse_several, speaks
-from plugin_trainer.cli.printing import print_error
+from plugin_trainer.cli.printing import print_error, printable, shortened
 from plugin_trainer.errors import PluginBroken, PluginDuplicate, PtrainError
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ COMMANDS = {
 
 _IN_ONE_PROCESS = ("evaluate", "predict", "calibrate", "tune")
 """Commands that work, and would do all of it in each of several processes."""
+
+# What is said beside the system's own words for what it refused.
+_SURROUNDINGS = {
+    errno.ENOSPC: "make room where it was to be written, or write elsewhere",
+    errno.EDQUOT: "make room within your quota, or write elsewhere",
+    errno.EFBIG: "raise the limit of a file's size: ulimit -f",
+    errno.EMFILE: "raise the limit of open files: ulimit -n",
+    errno.ENAMETOOLONG: "give a shorter path",
+    errno.EACCES: "ask for the permission, or use another path",
+    errno.EROFS: "write elsewhere",
+}
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
@@ -129,6 +141,8 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     typed = list(sys.argv[1:] if args is None else args)
     debug = _take_debug(typed) or os.environ.get("PTRAIN_DEBUG", "") not in ("", "0")
+    if sys.stdout is None:  # Python's, where it was closed before the start
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     with noting_ctrl_c() as ctrl_c:
         try:
             result = ptrain.main(typed, prog_name="ptrain", standalone_mode=False)
@@ -163,7 +177,25 @@ def _report(error: Exception, *, debug: bool) -> int:
             traceback.print_exc()
         print_error(error.message, error.hint)
         return error.exit_code
+    if isinstance(error, OSError) and error.errno in _SURROUNDINGS:
+        if debug:
+            traceback.print_exc()
+        return _report_surroundings(error)
     return _report_internal(error, debug=debug)
+
+
+def _report_surroundings(error: OSError) -> int:
+    """What the machine refused: not ours, and not the user's to report."""
+    place = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else ""
+    print_error(
+        ": ".join(filter(None, (place, str(error.strerror).lower()))),
+        [_SURROUNDINGS[error.errno or 0]],
+    )
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try once more at exit
+        _close_quietly()
+    return 2
 
 
 def _take_debug(args: list[str]) -> bool:
@@ -195,7 +227,8 @@ def _report_internal(error: Exception, *, debug: bool) -> int:
 
     if debug:
         traceback.print_exc()
-    click.echo(f"internal error: {in_words(error)} at {raised_at(error)}", err=True)
+    what = shortened(printable(in_words(error)))
+    click.echo(f"internal error: {what} at {raised_at(error)}", err=True)
     click.echo("  this is a mistake in ptrain or in a plugin, not in what you typed", err=True)
     if not debug:
         click.echo("  please report it with the output of the same command and --debug", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from plugin_trainer.cli.options import (
     trust_option,
     which_weights,
 )
+from plugin_trainer.cli.printing import json_text
 from plugin_trainer.errors import DataError
 
 _PIPE_BYTES = 1 << 16  # what a pipe holds
@@ -88,7 +88,7 @@ def read_table(data: Any, input_: str) -> list[tuple[int, str]] | None:
 
 def _write(file: IO[Any], answers: Iterable[Mapping[str, Any]]) -> None:
     for answer in answers:
-        file.write(json.dumps(answer, ensure_ascii=False) + "\n")
+        file.write(json_text(answer) + "\n")
     file.flush()
 
 

@@ -91,10 +91,10 @@ def read_toml(path: Path, *, where: str = "") -> Layer:
         raise RunFolderError(
             f"there is no run file {path}", hint="give the path of a TOML file, or --plugin NAME"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunFolderError(f"the run file {path} cannot be read: {error}") from None
     try:
-        values = tomllib.loads(text)
+        values = _loads(text)
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits is the former
         raise SettingsError([Problem(where, "", f"not TOML: {error}")]) from None
     return Layer(where, values, key_lines(text))
@@ -125,9 +125,23 @@ def from_assignments(assignments: Sequence[str]) -> Layer:
     return Layer("--set", layer, texts=texts)
 
 
+def _loads(text: str) -> dict[str, Any]:
+    """The TOML text's table. Raises ValueError or RecursionError where it is none."""
+    values = tomllib.loads(text)
+    if _has_long_integer(values):  # tomllib reads them, and Python refuses to print the longest
+        raise ValueError("an integer has more than 64 bits")
+    return values
+
+
+def _has_long_integer(value: Any) -> bool:
+    if isinstance(value, (dict, list)):
+        return any(map(_has_long_integer, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
 def _value(text: str) -> Any:
     try:
-        table = tomllib.loads(f"value = {text}")
+        table = _loads(f"value = {text}")
     except (ValueError, RecursionError):
         return text
     # No setting is a date, but a name may look like one; a second key is text with a line break.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 
 Key = tuple[str, ...]
 
-_HEADER = re.compile(r"\s*\[(?P<key>[^\[\]].*?)\]\s*(#.*)?$")
-_ARRAY_HEADER = re.compile(r"\s*\[\[(?P<key>.+?)\]\]\s*(#.*)?$")
-_PART = r"(?:[A-Za-z0-9_-]+|\"[^\"]*\"|'[^']*')"
-_ASSIGNMENT = re.compile(rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*=")
+_PART = r"(?:[A-Za-z0-9_-]+|\"(?:[^\"\\]|\\.)*\"|'[^']*')"
+_KEY = rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*"
+_HEADER = re.compile(rf"\s*\[{_KEY}\]\s*(#.*)?$")
+_ARRAY_HEADER = re.compile(rf"\s*\[\[{_KEY}\]\]\s*(#.*)?$")
+_ASSIGNMENT = re.compile(rf"{_KEY}=")
 
 
 def key_lines(text: str) -> dict[Key, int]:
@@ -64,7 +66,11 @@ def split_key(dotted: str) -> Key:
 
 def join_key(key: Key) -> str:
     """The dotted spelling of a key, with quotes where TOML needs them."""
-    return ".".join(part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f'"{part}"' for part in key)
+    # JSON's escapes are TOML's, too.
+    return ".".join(
+        part if re.fullmatch(r"[A-Za-z0-9_-]+", part) else json.dumps(part, ensure_ascii=False)
+        for part in key
+    )
 
 
 def _continuation(rows: list[str], *, start: int) -> int:

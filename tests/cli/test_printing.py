@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from plugin_trainer.cli.printing import table
+from plugin_trainer.cli.printing import emit_json, facts, print_error, printable, table
 
 PROSE = "labelled texts or pairs: files, Hugging Face data sets, a generated task, and others"
 
@@ -36,3 +38,30 @@ def test_what_has_no_place_to_be_broken_is_broken_anywhere_and_nothing_is_lost()
     text = "".join(lines)
     assert (text.count("a"), text.count("b")) == (70, 70)
     assert len({line.count("a") for line in lines[:-1]}) == 1
+
+
+ESCAPES = ["\x1b[2J", "\x07", "\r", "\x7f", "\x9b2J", "\u202e", "\ud800", "\x00"]
+
+
+@pytest.mark.parametrize("escape", ESCAPES, ids=ascii)
+def test_what_could_act_on_a_terminal_is_printed_as_an_escape(capsys, escape):
+    print_error(f"no model {escape}", [f"did you mean {escape}?"])
+    emit_json({"name": escape})
+    out, err = capsys.readouterr()
+    listed = table([[f"a{escape}b"]], ["name"]) + facts([("name", f"a{escape}b")])
+    assert escape not in out + err + listed
+    assert escape.encode("unicode_escape").decode()[1:] in err
+    assert json.loads(out) == {"name": escape}
+
+
+def test_letters_of_every_script_tabs_and_line_ends_stay(capsys):
+    assert printable("größe\tΩ\n字🙂") == "größe\tΩ\n字🙂"
+    emit_json("größe 字")
+    assert capsys.readouterr().out == '"größe 字"\n'
+
+
+def test_the_middle_of_a_long_line_is_left_out(capsys):
+    print_error("run.toml:3: " + "x" * 9000 + ": is too long", ["short"])
+    first, hint = capsys.readouterr().err.splitlines()
+    assert first.startswith("error: run.toml:3: xxx") and first.endswith("x: is too long")
+    assert "characters)" in first and len(first) < 1100 and hint == "  short"

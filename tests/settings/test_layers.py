@@ -195,12 +195,16 @@ def test_a_run_file_that_cannot_be_read_is_named(tmp_path, content):
         read_toml(file)
 
 
-@pytest.mark.parametrize("text", [f"seed = {'9' * 5000}", f"a = {'[' * 5000}", "seed = ["])
+@pytest.mark.parametrize(
+    "text",
+    [f"seed = {'9' * 5000}", f"a = [{{b = 0x{'f' * 5000}}}]", f"a = {'[' * 5000}", "seed = ["],
+)
 def test_a_file_that_is_no_toml_is_one_mistake(tmp_path, text):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(SettingsError, match="not TOML"):
         read_toml(tmp_path / "run.toml")
 
 
-def test_a_number_that_is_too_long_is_text():
-    assert from_assignments([f"seed={'9' * 5000}"]).values == {"seed": "9" * 5000}
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, str(2**63)])
+def test_a_number_that_is_too_long_is_text(number):
+    assert from_assignments([f"seed={number}"]).values == {"seed": number}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+
+import pytest
+
 from plugin_trainer.settings.toml_lines import join_key, key_lines, split_key
 
 TEXT = '''# a comment with [brackets] and a = sign
@@ -77,3 +81,23 @@ def test_a_line_separator_inside_a_text_does_not_shift_the_lines():
 def test_a_key_is_split_at_its_dots_and_joined_with_the_quotes_it_needs():
     assert split_key('a."b/c".d') == ("a", "b/c", "d")
     assert join_key(("a", "b/c", "d")) == 'a."b/c".d'
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ('"a\\"b" = [\n[1, 2],\n[3]\n]\nc = 1', {('a"b',): 1, ("c",): 5}),
+        ('a = [\n["x"],\n["y.z"]\n]\nb = 1', {("a",): 1, ("b",): 5}),
+        ('["a]#b"]\nc = 1', {("a]#b",): 1, ("a]#b", "c"): 2}),
+        ('[["a]]"]]\nc = 1', {("a]]",): 1, ("a]]", "0"): 1, ("a]]", "0", "c"): 2}),
+        ("a = [[\n[1]\n]]\n[ b . c ]\nd = 1", {("a",): 1, ("b", "c"): 4, ("b", "c", "d"): 5}),
+    ],
+)
+def test_rows_that_look_like_headers_and_quoted_brackets_are_told_apart(text, lines):
+    tomllib.loads(text)
+    assert key_lines(text) == lines
+
+
+@pytest.mark.parametrize("part", ['a"b', "a\\b", "a.b", "a\tb", "", "größe"])
+def test_a_joined_key_is_split_again(part):
+    assert split_key(join_key((part, "x"))) == (part, "x")

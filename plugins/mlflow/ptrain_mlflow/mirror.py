@@ -6,6 +6,7 @@ or the process was killed, can be sent later from there.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import tomllib
@@ -261,8 +262,9 @@ def _on_top(text: str, before: str | None) -> str:
 def _settings_of(folder: Path) -> dict[str, str]:
     """The run's settings, flat, as MLflow's parameters."""
     values = tomllib.loads((folder / "run.toml").read_text(encoding="utf-8"))
-    # Without TOML's quotes, which MLflow refuses: callback_settings."mlflow/logger".send
-    flat = {key.replace('"', ""): value for key, value in flatten(values).items()}
+    # Without TOML's quotes, which MLflow refuses: callback_settings."mlflow/logger".send. A dot in
+    # quotes does not separate keys, so there they stay.
+    flat = {re.sub(r'"([^".]*)"', r"\1", key): value for key, value in flatten(values).items()}
     return {name_for(key): parameter(value) for key, value in flat.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
 import re
 from typing import Any
@@ -13,17 +14,25 @@ from plugin_trainer.settings.render import in_one_line
 NAME_LENGTH = 250
 PARAMETER_LENGTH = 6000
 TAG_LENGTH = 5000
+_HASH_LENGTH = 8
 
 _REFUSED = re.compile(r"[^/\w.\- :]")
 
 
 def name_for(name: str) -> str:
-    """A metric's or a setting's name with what MLflow refuses in it made "_"."""
+    """A metric's or a setting's name with what MLflow refuses in it made "_".
+
+    A changed name ends in a hash of the original: "a@b" and "a%b" stay two, in every process.
+    """
     taken = _REFUSED.sub("_", name)[:NAME_LENGTH]
     # MLflow takes names for paths, too, and refuses those that lead elsewhere: "/a", "a//b", "..".
     if posixpath.normpath(taken) != taken or taken.startswith(("/", "..")) or taken == ".":
         taken = taken.replace("/", "_").replace("..", "__").strip(".") or "_"
-    return taken
+    return taken if taken == name else f"{taken[: NAME_LENGTH - _HASH_LENGTH - 1]}-{_hash(name)}"
+
+
+def _hash(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:_HASH_LENGTH]
 
 
 def parameter(value: Any) -> str:

@@ -54,7 +54,7 @@ def test_the_commands_can_be_typed(fit, store):
 
 
 def test_names_settings_and_waits_are_as_the_page_says(capsys):
-    assert name_for("val/f1@5") == "val/f1_5"
+    assert name_for("val/f1@5") == "val/f1_5-67db1a99"
     assert [spec.name for spec in hooks.ptrain_callbacks()] == ["logger"]
     assert (logger._START_S, logger._END_S, logger._UPLOAD_S) == (30, 30, 600)
     assert store.METRICS["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"

@@ -13,6 +13,7 @@ import numpy
 import pytest
 import sqlalchemy
 import torch
+from ptrain_mlflow.naming import name_for
 from torch.utils.data import DataLoader, TensorDataset
 
 import plugin_trainer
@@ -64,7 +65,7 @@ def test_the_settings_are_parameters(fit, store, tmp_path):
     parameters = store.run().data.params
     assert parameters["optimizer.learning_rate"] == "0.003"
     assert parameters["length"] == "4 epochs"
-    assert parameters["optimizer.groups.0._.frozen"] == "true"
+    assert parameters[name_for('optimizer.groups."0.*".frozen')] == "true"
     assert parameters["callbacks"] == '["-progress_bar", "-tensorboard"]'
     leaves = (tmp_path / "run" / "run.toml").read_text().count(" = ")
     assert len(parameters) == leaves

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from mlflow.utils import validation
-from ptrain_mlflow.naming import name_for, parameter, without_password
+from ptrain_mlflow.mirror import _settings_of
+from ptrain_mlflow.naming import NAME_LENGTH, name_for, parameter, without_password
 
 NAMES = [
     "train/loss",
@@ -37,6 +38,30 @@ def test_mlflow_takes_every_name(name):
 @pytest.mark.parametrize("name", ["train/loss", "val/a/b.c", "größe/Ω", "seconds/data", "a b:c-d"])
 def test_a_name_that_it_takes_stays_as_it_is(name):
     assert name_for(name) == name
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("val/f1@5", "val/f1_5"),
+        ("val/f1@5", "val/f1%5"),
+        ("x" * 260 + "a", "x" * 260 + "b"),
+        ("/a", "_a"),
+        ("a//b", "a__b"),
+        ("..", "__"),
+        ("", "_"),
+        ("\ud800", "_"),
+    ],
+)
+def test_two_names_stay_two(one, other):
+    assert name_for(one) != name_for(other)
+    assert len(name_for(one)) <= NAME_LENGTH and name_for(name_for(one)) == name_for(one)
+
+
+def test_a_dot_in_quotes_is_no_dot_between_settings(tmp_path):
+    text = '[model_settings."a.b"]\nc = 1\n[model_settings.a.b]\nc = 2\n'
+    (tmp_path / "run.toml").write_text(text)
+    assert sorted(_settings_of(tmp_path).values()) == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -42,16 +42,12 @@ bench: $(STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-enable
 
 # Kills, signals, full disks and corruption at random, for 20 minutes; then compares every bit.
-# What the tests of damaged files do a hundred times, 5,000 times.
-fuzz: $(STAMP)
-	FUZZ=5000 $(PYTEST) --dist load tests/reliability/test_damage.py
-
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
 
-# What `make test` tries of hostile input, with new examples and many more of them.
+# Damaged files and hostile input: 5,000 new cases of each, where `make test` has a hundred.
 fuzz: $(STAMP)
-	FUZZ_EXAMPLES=2000 $(PYTEST) tests/cli/test_fuzz.py --timeout 3600
+	FUZZ=5000 $(PYTEST) --dist load --timeout 3600 tests/reliability/test_damage.py tests/cli/test_fuzz.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache

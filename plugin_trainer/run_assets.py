@@ -40,9 +40,20 @@ def sound_assets(run: Path) -> Path | None:
                 hint="put the file itself there",
             )
     hashes = read_object(run / "run.json").get(_KEY)
-    for name, sha256 in hashes.items() if isinstance(hashes, dict) else ():
+    if hashes is None:
+        return folder
+    if not isinstance(hashes, dict):
+        raise RunFolderError(
+            f"{run / 'run.json'}: {_KEY} is no table", hint="copy the whole run folder again"
+        )
+    present = {
+        path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()
+    }
+    if stray := sorted(present.keys() - hashes.keys()):
+        raise RunFolderError(f"{folder / stray[0]} is no asset of this run", hint="delete it")
+    for name, sha256 in hashes.items():
         path = folder / name
-        if not path.is_file():
+        if name not in present or not path.is_file():
             raise RunFolderError(f"{path} is missing", hint="copy the whole run folder again")
         if sha256_of(path) != sha256:
             raise RunFolderError(

@@ -54,8 +54,11 @@ def _last_lines(folder: Path) -> Iterator[Mapping[str, Any]]:
     """The lines of metrics.jsonl, the newest first; not one that is being written."""
     from plugin_trainer.run_folder import METRICS
 
+    path = folder / METRICS
     try:
-        with (folder / METRICS).open("rb") as file:
+        if not path.is_file():  # a FIFO would be waited for
+            return
+        with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(size - _TAIL_BYTES, 0))
             tail = file.read()

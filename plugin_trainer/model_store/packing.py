@@ -60,24 +60,31 @@ def pack(
 
     from plugin_trainer.training.checkpoints import CheckpointStore
 
-    found = CheckpointStore(run).choose(checkpoint, weights=weights)
+    store = CheckpointStore(run)
     settings = dict(read_toml(run / "run.toml").values)
     about = {**read_object(run / "run.json"), **news}
-    small = folder / "checkpoints" / found.path.name
-    small.mkdir(parents=True)
-    try:
+
+    def read() -> tuple[Path, Path, int, str, dict[str, float]]:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of a read that failed
+        found = store.choose(checkpoint, weights=weights)
+        small = folder / "checkpoints" / found.path.name
+        small.mkdir(parents=True)
         state = json.loads((found.path / "state.json").read_text(encoding="utf-8"))
         metrics = _metrics(state, about, step=found.step, weights=weights)
         content = _write_weights(found.path, small, state, step=found.step, weights=weights)
         _write_state(small, state, step=found.step, metrics=metrics)
         _write_manifest(small, found.path, step=found.step)
+        return found.path, small, found.step, content, metrics
+
+    try:
+        path, small, step, content, metrics = store.reading(read)
     except FileNotFoundError as error:
-        raise _went_away(run, found.path) from error
+        raise _went_away(run) from error
     except SafetensorError as error:  # what the disk answered is in its text
-        raise StoreError(f"the weights of {found.path} cannot be copied: {error}") from error
+        raise StoreError(f"the weights of {run} cannot be copied: {error}") from error
     best = settings.get("best", {})
     packed = Packed(
-        step=found.step,
+        step=step,
         content=content,
         metrics=metrics,
         watch=best.get("watch", "val/loss"),
@@ -86,7 +93,7 @@ def pack(
         about=about,
     )
     _write_around(run, small, packed, weights=weights)
-    _write_calibration(run, found.path, small, weights=weights)
+    _write_calibration(run, path, small, weights=weights)
     return packed
 
 
@@ -195,6 +202,6 @@ def _metrics(
     return found
 
 
-def _went_away(run: Path, checkpoint: Path) -> StoreError:
+def _went_away(run: Path) -> StoreError:
     hint = "the run goes on and has newer ones: try again" if is_held(run) else ()
-    return StoreError(f"{checkpoint} was deleted while it was read", hint=hint)
+    return StoreError(f"a checkpoint of {run} was deleted while it was read", hint=hint)

@@ -212,6 +212,8 @@ def open_folder(path: Path, *, occupied: bool) -> RunFolder:
                 f"{path / name} is a link: a run folder holds its own files",
                 hint="choose another with --out",
             )
+        if not ((path / name).is_file() or (path / name).is_dir() or not (path / name).exists()):
+            raise RunFolderError(f"{path / name} is no regular file", hint="delete it")  # a FIFO
     disk = RunFolder(path)
     disk.hold()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,26 @@ def test_a_run_does_not_write_through_a_link(trained, tmp_path, capsys, name):
     assert main(USES["resume"]) == 2
     assert f"{place} is a link" in capsys.readouterr().err
     assert before == (target.read_bytes() if target.is_file() else sorted(target.iterdir()))
+
+
+def test_a_file_that_is_no_asset_of_the_run_is_named(asset, capsys):
+    stray = asset.with_name("stray.json")
+    stray.write_text("{}")
+    assert main(["evaluate", str(RUN)]) == 2
+    assert f"{stray} is no asset of this run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("hashes", [[], 5, {"x" * 300: "a" * 64}, {"../run.json": 5}, {"a\0": ""}])
+def test_a_damaged_table_of_assets_is_answered_in_words(asset, capsys, hashes):
+    path = RUN / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "assets": hashes}))
+    assert main(["evaluate", str(RUN)]) == 2
+    assert "internal error" not in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("command", [USES["resume"], ["runs", "show", str(RUN)]])
+def test_a_pipe_in_place_of_the_metrics_is_not_waited_for(trained, command):
+    (RUN / "metrics.jsonl").unlink()
+    os.mkfifo(RUN / "metrics.jsonl")
+    assert main(command) in (0, 2)

@@ -19,7 +19,7 @@ from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import from_assignments
 from plugin_trainer.settings.toml_lines import join_key, key_lines, split_key
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
+EXAMPLES = int(os.environ.get("FUZZ", "0"))
 """How many new ones; 0: a few, the same each time."""
 
 hostile = settings(

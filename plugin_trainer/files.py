@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,19 @@ def fsync_file(path: Path) -> None:
     """Make a file's content last."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+@contextmanager
+def os_errors(path: Path) -> Iterator[None]:
+    """Raise as OSError what libraries in Rust hand on as text: "... (os error 28)"."""
+    try:
+        yield
+    except Exception as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), str(path)) from error
 
 
 def write_text(path: Path, text: str) -> None:

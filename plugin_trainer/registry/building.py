@@ -142,7 +142,7 @@ def wrong_keywords(
     ]
     wrong = [(key, _takes_no(key, accepted)) for key in keywords if key not in parameters]
     wrong += [
-        (name, "it cannot be made without")
+        (name, "it is required")
         for name in accepted
         if parameters[name].default is inspect.Parameter.empty and name not in keywords
     ]

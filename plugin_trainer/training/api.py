@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from plugin_trainer.configuration import configure
+from plugin_trainer.errors import RunFolderError
+from plugin_trainer.registry.blame import in_words
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.training import inference
 from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
@@ -179,15 +181,21 @@ def _result_of(done: AlreadyDone, model: nn.Module) -> Result:
     inner, _ = unwrapped(model)
     inner.eval()
     inner.load_state_dict(read_model_state(found.path, weights="raw"), strict=False)
-    return Result(
-        status=about["status"],
-        reason=about["reason"],
-        step=about["step"],
-        epoch=about["epoch"],
-        samples=about["samples"],
-        metrics=about["metrics"],
-        best={weights: BestCheckpoint(**best) for weights, best in about["best"].items()},
-        folder=done.folder,
-        model=model,
-        seconds=0.0,
-    )
+    try:
+        return Result(
+            status=about["status"],
+            reason=about["reason"],
+            step=about["step"],
+            epoch=about["epoch"],
+            samples=about["samples"],
+            metrics=about["metrics"],
+            best={weights: BestCheckpoint(**best) for weights, best in about["best"].items()},
+            folder=done.folder,
+            model=model,
+            seconds=0.0,
+        )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RunFolderError(
+            f"{done.folder / 'run.json'} does not say how the run ended: {in_words(error)}",
+            hint="copy the whole run folder again",
+        ) from error

@@ -33,6 +33,7 @@ from plugin_trainer.errors import (
     RunFolderError,
     SettingsError,
 )
+from plugin_trainer.files import os_errors
 from plugin_trainer.ownership import key_file, signature
 from plugin_trainer.registry.blame import SEE_DEBUG, hint_for
 from plugin_trainer.registry.building import build, import_target
@@ -702,7 +703,8 @@ def _write_down(
         run.disk.assets.mkdir()
         for part in (run.data, run.model):
             if hasattr(part, "save_assets"):
-                part.save_assets(run.disk.assets)
+                with os_errors(run.disk.assets):
+                    part.save_assets(run.disk.assets)
         assets = seal(run.disk.assets)
     text = to_toml(configuration.values())
     run.disk.write_about(

@@ -33,6 +33,7 @@ from plugin_trainer.errors import CheckpointError
 from plugin_trainer.files import (
     fsync_file,
     fsync_folder,
+    os_errors,
     read_json,
     read_object,
     sha256_of,
@@ -287,9 +288,9 @@ def write_rest(snapshot: Snapshot, folder: Path, *, step: int) -> None:
     state = encode(snapshot.state, extra)
     model, aliases = _without_aliases(snapshot.model)
     if not snapshot.is_sharded:
-        _write_tensors(folder / "model.safetensors", model, about={"weights": "raw"})
+        _write_tensors(folder / "model.safetensors", model)
         if snapshot.ema is not None:
-            _write_tensors(folder / "ema.safetensors", snapshot.ema, about={"weights": "ema"})
+            _write_tensors(folder / "ema.safetensors", snapshot.ema)
         _write_tensors(folder / "optimizer.safetensors", snapshot.optimizer)
     if extra:
         _write_tensors(folder / "extra.safetensors", extra)
@@ -318,9 +319,7 @@ def _write_manifest(folder: Path, *, step: int) -> None:
     write_json(folder / "manifest.json", manifest)
 
 
-def _write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, about: Mapping[str, str] = {}
-) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     # A copy of its own for each: safetensors refuses tensors that share memory or are not
     # contiguous.
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -330,21 +329,11 @@ def _write_tensors(
         if tensor.numel() and memory in seen:
             whole[name] = tensor.clone()
         seen.add(memory)
-    try:
-        safetensors.torch.save_file(whole, path, metadata={"format": "pt", **about})
-    except SafetensorError as error:
-        raise _as_os_error(error, path) from error
+    with os_errors(path):
+        # One key: several would come in any order, and the hashes of equal files differ.
+        safetensors.torch.save_file(whole, path, metadata={"format": "pt"})
     # The library makes its files readable by the owner alone; a user's umask says who may read.
     path.chmod(0o666 & ~_umask())
-
-
-def _as_os_error(error: SafetensorError, path: Path) -> Exception:
-    """What the disk answered, which the library hands on as text: "... (os error 28)"."""
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    if found is None:
-        return error
-    number = int(found[1])
-    return OSError(number, os.strerror(number), str(path))
 
 
 def _umask() -> int:

@@ -254,7 +254,11 @@ def optimizer_state(
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     values: dict[str, dict[str, Any]] = {}
+    others: dict[Any, Any] = {}  # what an optimizer keeps under a key that is no parameter
     for index, entries in state["state"].items():
+        if not isinstance(index, int):
+            others[index] = entries
+            continue
         for key, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"{names[index]}/{key}"] = (
@@ -266,7 +270,8 @@ def optimizer_state(
         {**group, "params": [names[index] for index in group["params"]]}
         for group in state["param_groups"]
     ]
-    return tensors, {"class": class_name(optimizer), "values": values, "groups": groups}
+    rest = {"class": class_name(optimizer), "values": values, "groups": groups}
+    return tensors, {**rest, "others": others} if others else rest
 
 
 def class_name(thing: object) -> str:
@@ -305,7 +310,7 @@ def load_optimizer_state(
             hint=[f"these are on one side only: {', '.join(differing)}", *_AS_STARTED],
         )
     index_of = {name: index for index, name in enumerate(names)}
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[Any, Any] = dict(rest.get("others", {}))
     for name, entries in rest["values"].items():
         state.setdefault(index_of[name], {}).update(entries)
     for full_name, tensor in tensors.items():

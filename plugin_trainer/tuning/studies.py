@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from plugin_trainer.errors import StudyError
 from plugin_trainer.files import read_object, write_text
+from plugin_trainer.registry.blame import in_words
 from plugin_trainer.settings.layers import Layer, Merged, merge, read_toml
 from plugin_trainer.settings.render import in_one_line, to_toml
-from plugin_trainer.tuning.claims import ABOUT, Place, signs_of_life
+from plugin_trainer.tuning.claims import ABOUT, Place, Signs, signs_of_life
 from plugin_trainer.tuning.objectives import Objective
 from plugin_trainer.tuning.ranges import as_layer
 from plugin_trainer.tuning.storage import (
@@ -140,7 +142,7 @@ def list_studies(storage: str = "") -> list[str]:
     if storage:
         with told_shortly(storage):
             opened = open_storage(storage)
-            return list(dict.fromkeys(about["study"] for about in _abouts(opened)))
+            return list(dict.fromkeys(str(about.get("study")) for about in _abouts(opened)))
     if not STUDIES.is_dir():
         return []
     return sorted(entry.name for entry in STUDIES.iterdir() if (entry / SETTINGS).is_file())
@@ -158,8 +160,20 @@ def open_study(name: str, *, storage: str = "") -> Study:
         raise _no_study(name)
     url = storage_of(folder, storage)
     refuse_lost_trials(folder, url)
-    with told_shortly(url):
+    with told_shortly(url), _damage_said(f"the study {folder.name}"):
         return read_study(folder, open_for_signs(folder, url), url=url)
+
+
+@contextmanager
+def _damage_said(what: str) -> Iterator[None]:
+    """Raise StudyError where the database holds values that nobody here wrote."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise StudyError(
+            f"{what} cannot be read: {in_words(error)}",
+            hint="its database holds what ptrain did not write: restore it from a copy",
+        ) from error
 
 
 def open_for_signs(folder: Path, url: str) -> BaseStorage:
@@ -302,32 +316,38 @@ def _trials(
     life = signs_of_life(opened, place, stage_folder)
     found = []
     for frozen in opened.get_trials(deepcopy=False):
-        attributes = frozen.user_attrs
-        state: State = "waiting"
-        match frozen.state.name:
-            case "RUNNING":
-                state = "running" if life.of(frozen) in ("alive", "elsewhere") else "killed"
-            case "COMPLETE":
-                state = "finished"
-            case "PRUNED":
-                state = "pruned"
-            case "FAIL":
-                state = "failed"
-        where = folder / attributes["folder"] if attributes.get("folder") else None
-        found.append(
-            Trial(
-                number=frozen.number,
-                state=state,
-                values=tuple(frozen.values or ()),
-                params=dict(frozen.params),
-                reason=str(attributes.get("reason", "")),
-                folder=where if where is not None and where.is_dir() else None,
-                steps=attributes.get("steps"),
-                seconds=frozen.duration.total_seconds() if frozen.duration else None,
-                reports=dict(sorted(frozen.intermediate_values.items())),
-            )
-        )
+        with _damage_said(f"trial {frozen.number} of the study {opened.study_name}"):
+            found.append(_trial(frozen, life, folder, count=len(opened.directions)))
     return tuple(found)
+
+
+def _trial(frozen: optuna.trial.FrozenTrial, life: Signs, folder: Path, *, count: int) -> Trial:
+    attributes = frozen.user_attrs
+    state: State = "waiting"
+    match frozen.state.name:
+        case "RUNNING":
+            state = "running" if life.of(frozen) in ("alive", "elsewhere") else "killed"
+        case "COMPLETE":
+            state = "finished"
+            if len(frozen.values) != count:
+                raise ValueError(f"it has {len(frozen.values)} values in place of {count}")
+        case "PRUNED":
+            state = "pruned"
+        case "FAIL":
+            state = "failed"
+    where = folder / attributes["folder"] if attributes.get("folder") else None
+    steps = attributes.get("steps")
+    return Trial(
+        number=frozen.number,
+        state=state,
+        values=tuple(float(value) for value in frozen.values or ()),
+        params=dict(frozen.params),
+        reason=str(attributes.get("reason", "")),
+        folder=where if where is not None and where.is_dir() else None,
+        steps=None if steps is None else int(steps),
+        seconds=frozen.duration.total_seconds() if frozen.duration else None,
+        reports=dict(sorted(frozen.intermediate_values.items())),
+    )
 
 
 def _no_study(name: str, *, storage: str = "") -> StudyError:

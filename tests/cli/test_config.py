@@ -106,7 +106,7 @@ WRONG = [
     ("optimizer.settings.lr=1", "optimizer.settings.lr: it is given by optimizer.learning_rate"),
     ("loss=CrossEntropy", "loss: torch.nn has no loss 'CrossEntropy'; there are: "),
     ("loss=nowhere:Loss", "loss: nowhere:Loss could not be imported; ModuleNotFoundError"),
-    ("schedule.name=OneCycleLR", "schedule_settings.max_lr: it cannot be made without"),
+    ("schedule.name=OneCycleLR", "schedule_settings.max_lr: it is required"),
     ("schedule.name=StepLR", "schedule_settings.step_sz: it takes no 'step_sz'; did yo"),
     (
         "schedule.warmup='2 epochs'",
@@ -148,7 +148,7 @@ def test_check_names_all_that_torch_would_refuse_with_the_place(toy, ptrain):
 def test_check_looks_for_what_is_missing_in_the_run_file(toy, ptrain):
     Path("run.toml").write_text('[schedule]\nname = "OneCycleLR"\n')
     typed = ptrain("config", "check", "run.toml", *PLUGIN)
-    missing = "run.toml: schedule_settings.max_lr: it cannot be made without"
+    missing = "run.toml: schedule_settings.max_lr: it is required"
     assert typed.err.splitlines()[1].strip().startswith(missing)
 
 

@@ -749,3 +749,49 @@ def test_autograd_notices_that_an_average_has_moved():
     optimizer.step()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_under_torch_compile_a_step_breaks_the_graph(halves):
+    def run(optimizer, model, batch):
+        backward(model, batch)
+        if halves:
+            optimizer.apply(optimizer.measure(), max_norm=0.5)
+        else:
+            optimizer.step()
+
+    results = []
+    for once in (run, torch.compile(run, backend="eager")):
+        model = make_model()
+        optimizer = FusedAdamW(model.parameters(), max_norm=0.5)
+        for batch in batches(3):
+            once(optimizer, model, batch)
+        results.append(bits(model, optimizer))
+    assert equal(*results)
+
+
+@pytest.mark.parametrize("value", [{"count": 1}, 7, [1, 2]], ids=repr)
+def test_a_state_that_is_of_no_parameter_is_left_alone(value):
+    (model, optimizer), (other, plain) = (
+        (model, FusedAdamW(model.parameters())) for model in (make_model(), make_model())
+    )
+    for place, batch in enumerate(batches(3)):
+        if place != 1:
+            optimizer.state["mine"] = copy.copy(value)
+        backward(model, batch)
+        optimizer.step()
+        backward(other, batch)
+        plain.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state.pop("mine") == value
+    assert equal(bits(model, optimizer), bits(other, plain))
+
+
+def test_a_state_that_is_of_no_parameter_may_come_first():
+    model = make_model()
+    optimizer = FusedAdamW(model.parameters())
+    optimizer.state["mine"] = 7
+    for batch in batches(2):
+        backward(model, batch)
+        optimizer.step()
+    assert int(optimizer.state[model[0].weight]["step"]) == 2

@@ -127,7 +127,7 @@ def test_every_keyword_mistake_is_named_with_its_key_and_what_is_accepted(catalo
         "model 'toy/plain': model_settings.widht: it takes no 'widht'; did you mean 'width'? "
         "(it takes: width, depth)",
         "model 'toy/plain': model_settings.colour: it takes no 'colour' (it takes: width, depth)",
-        "model 'toy/plain': model_settings.width: it cannot be made without",
+        "model 'toy/plain': model_settings.width: it is required",
     ]
 
 

@@ -135,7 +135,7 @@ def test_R14_a_run_with_any_schedule_resumes_exactly(toy, differences, folder, n
 def test_R14_a_schedule_that_settings_cannot_make_is_refused_by_what_it_lacks(toy, folder, name):
     with pytest.raises(SettingsError) as caught:
         toy.train(folder / "run", length=LENGTH, schedule={"name": name})
-    assert all(name in line and "it cannot be made without" in line for line in caught.value.hint)
+    assert all(name in line and "it is required" in line for line in caught.value.hint)
     assert not (folder / "run" / "run.toml").exists()
 
 

@@ -79,6 +79,24 @@ def test_it_resumes_exactly(toy, trained):
     assert torch.equal(whole, resumed)
 
 
+@pytest.mark.parametrize("optimizer", ["AdamW", "SGD"])
+def test_what_an_optimizer_keeps_beside_its_parameters_resumes(trained, optimizer):
+    kept = {}
+
+    class Keeps:
+        def ptrain_step_end(self, run):
+            state = run.optimizer.state.setdefault("mine", {"steps": 0, "sum": torch.zeros(2)})
+            state["steps"] += 1
+            state["sum"] += 1
+            kept.update(state)
+            if run.progress.step == 2 and not run.disk.read_about().get("resumed"):
+                run.interrupt("enough", signal=15)
+
+    for steps in (2, 6):
+        trained(optimizer, resume="auto", callbacks=[*QUIET["callbacks"], Keeps()])
+        assert kept["steps"] == steps and kept["sum"].tolist() == [steps, steps]
+
+
 def test_what_settings_cannot_describe_is_refused(toy, trained):
     model, other = toy.net(), toy.net(1)
     two = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.1}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -82,6 +83,38 @@ def test_a_study_that_cannot_be_read_hides_no_other(ptrain):
     assert code == 0
     assert "has no study.db" in " ".join(out.split())
     assert "val/loss 2.5" in out
+
+
+DAMAGES = {
+    "a step of text": "UPDATE trial_user_attributes SET value_json = '\"x\"' WHERE key = 'steps'",
+    "a list as folder": "UPDATE trial_user_attributes SET value_json = '[5]' WHERE key = 'folder'",
+    "no JSON": "UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'steps'",
+    "an unknown distribution": 'UPDATE trial_params SET distribution_json = \'{"name": "x"}\'',
+    "a distribution of a number": "UPDATE trial_params SET distribution_json = '5'",
+    "no values": "DELETE FROM trial_values",
+    "an unknown state": "UPDATE trials SET state = 'ODD'",
+    "a value of text": "UPDATE trial_values SET value = 'x'",
+    "a study of nothing": 'UPDATE study_user_attributes SET value_json = \'{"study": "odd"}\'',
+    "settings of a list": "UPDATE study_user_attributes SET value_json = "
+    '\'{"study": "odd", "stage": "", "settings": [], "start": {}, "total": 1}\'',
+    "a total of text": "UPDATE study_user_attributes SET value_json = "
+    'replace(value_json, \'"total": 10\', \'"total": "x"\')',
+}
+
+
+@pytest.mark.usefixtures("mixed")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
+def test_a_database_that_holds_odd_values_is_said(damage, ptrain):
+    folder = make_study("odd", [trial(1.0, params={"model_settings.x": 1.0}, folder="0000")])
+    with sqlite3.connect(folder / "study.db") as database:
+        assert database.execute(damage).rowcount > 0
+    database.close()
+    for command in (["show", "odd"], ["best", "odd"]):
+        code, _, err = ptrain(*command)
+        assert code == 2 and err.startswith("error: ") and "odd" in err
+        assert "internal error" not in err
+    code, out, _ = ptrain("list")
+    assert code == 0 and "val/loss 2.5" in out and "odd" in out
 
 
 @pytest.mark.usefixtures("mixed")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from operator import is_
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,31 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 _WAYS = {"foreach": None, "fused": None, "capturable": False, "differentiable": False}
 # Other steps.
 _VARIANTS = ("amsgrad", "maximize")
+
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _eagerly(method: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    return torch.compiler.disable(method)(*args, **named)
+
+
+_eagerly._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+
+def _breaks_graphs(method: _Method) -> _Method:
+    """Under torch.compile the method runs by itself: traced tensors have no memory to plan with.
+
+    Not `torch.compiler.disable`, which imports torch._dynamo wherever this file is imported.
+    """
+
+    @functools.wraps(method)
+    def call(*args: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return _eagerly(method, *args, **named)
+        return method(*args, **named)
+
+    return call  # type: ignore[return-value]
 
 
 class _Plan(Protocol):
@@ -66,7 +92,7 @@ class FusedAdamW(torch.optim.AdamW):
     torch's optimizers, loading does not copy tensors that fit already. State tensors may be changed
     in place, and a parameter's state or a parameter of a group replaced; who puts another tensor
     into a parameter's state calls `load_state_dict`, or `forget_plans` after. `param.data = other`
-    is followed too, also to another layout or dtype.
+    is followed too, also to another layout or dtype. Under torch.compile a step breaks the graph.
 
     A step that cannot be done raises ValueError, naming group and position, before anything is
     written: where a shape does not fit, memory was given back or two tensors share it.
@@ -121,6 +147,7 @@ class FusedAdamW(torch.optim.AdamW):
 
     # The step.
 
+    @_breaks_graphs
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step with `max_norm`, `average_decay`, `zero_grads`; returns the closure's loss."""
         given: tuple[Any, ...] = (self,) if closure is None else (self, closure)
@@ -153,6 +180,7 @@ class FusedAdamW(torch.optim.AdamW):
     # torch would wrap it, and record each step, for 15 us, also where no profiler looks.
     step.hooked = True  # type: ignore[attr-defined]
 
+    @_breaks_graphs
     @torch.no_grad()
     def measure(self) -> Tensor:
         """Gathers the gradients and returns their norm, 0-dim float64: the first half of a step.
@@ -172,6 +200,7 @@ class FusedAdamW(torch.optim.AdamW):
         self._measured = True
         return self.grad_norm
 
+    @_breaks_graphs
     def apply(
         self,
         norm: Tensor,
@@ -435,8 +464,9 @@ class FusedAdamW(torch.optim.AdamW):
 
     def _things(self) -> list[Any]:
         """The state as a whole, and, as they cost nothing, the tensors of the first parameter's."""
-        first: dict[str, Any] = next(iter(self.state.values()), {})
-        return [self.state, *(first.get(key) for key in _STATE)]
+        first = next(iter(self.state.values()), None)
+        # What is no tensor's may be anything.
+        return [self.state, *(first.get(key) for key in _STATE if isinstance(first, dict))]
 
     def _params(self) -> Iterable[Tensor]:
         return chain.from_iterable([group["params"] for group in self.param_groups])
@@ -615,12 +645,12 @@ def _are_the_same(some: list[Any], others: list[Any], doubtful: list[int]) -> bo
         return False
 
 
-def _doubtful(params: list[Tensor]) -> list[int]:
+def _doubtful(params: list[Any]) -> list[int]:
     """Where a gradient or a state can equal another: of one element, or of an unknown class."""
     return [
         place
         for place, param in enumerate(params)
-        if param.numel() < 2 or type(param) not in (Tensor, torch.nn.Parameter)
+        if type(param) not in (Tensor, torch.nn.Parameter) or param.numel() < 2
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,3 +72,21 @@ def test_a_run_on_pairs_of_a_data_set_predicts_pairs(streaming: str, ptrain: Any
     code, _, error = ptrain("predict", "run", "input.txt")
     assert code == 2
     assert "line 2: no tab in 'it rains'" in error
+
+
+def test_a_disk_that_refuses_the_tokenizer_is_said(ptrain: Any) -> None:
+    generated = {key: value for key, value in SETTINGS.items() if key != "data_settings.dataset"}
+    sets = [part for key, value in generated.items() for part in ("--set", f"{key}={value}")]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        code, _, err = ptrain("run", "--plugin", "dactbert", *sets, "--out", "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (code, err.splitlines()[-2:]) == (
+        2,
+        [
+            "error: the run folder run cannot be written: File too large",
+            "  make room there, or choose another with --out",
+        ],
+    )

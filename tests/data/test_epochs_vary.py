@@ -135,7 +135,7 @@ class Shards(IterableDataset):
 @pytest.mark.filterwarnings("ignore:Length of IterableDataset")
 @pytest.mark.parametrize("promised", [12, 8, 20])
 @pytest.mark.parametrize("drop_last", [False, True])
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
 def test_a_sized_iterable_ends_where_it_ends(tmp_path, promised, drop_last, workers):
     """Batches of four: three, or of two workers' six rows two each, the second short."""
     loader = DataLoader(Shards(promised), 4, drop_last=drop_last, num_workers=workers)
@@ -167,6 +167,7 @@ class Rows(Dataset):
         return torch.full((4,), float(self.epoch)), torch.tensor(i % 2)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}],
     ids=["none", "workers", "persistent"],

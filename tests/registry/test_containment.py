@@ -36,6 +36,7 @@ def listed(capsys):
     return {row["name"]: row for row in json.loads(out)}
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:careful")
 @pytest.mark.parametrize("hooks", NOISY.values(), ids=NOISY.keys())
 def test_what_it_prints_warns_of_or_closes_leaves_json_alone(installed, capsys, hooks):

@@ -78,6 +78,7 @@ class Notes:
             run.interrupt("enough", signal=15)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("make", LOADERS.values(), ids=LOADERS.keys())
 def test_every_evaluation_is_given_the_same_and_a_resumed_one_too(toy, tmp_path, make):
     def trained(folder, stop=0):

@@ -6,13 +6,20 @@
 inline int failures = 0;
 
 // The thread sanitizer takes ten times as long and finds what threads do to each other: what one thread checks
-// is left to the other builds.
+// is left to the other builds. The address sanitizer finds what is read and written: whether a value is that of
+// a long formula is left to the build without sanitizers.
 #if defined(__SANITIZE_THREAD__)
 constexpr bool threads_only = true;
+constexpr bool addresses_only = false;
+#elif defined(__SANITIZE_ADDRESS__)
+constexpr bool threads_only = false;
+constexpr bool addresses_only = true;
 #elif defined(__has_feature)
 constexpr bool threads_only = __has_feature(thread_sanitizer);
+constexpr bool addresses_only = __has_feature(address_sanitizer);
 #else
 constexpr bool threads_only = false;
+constexpr bool addresses_only = false;
 #endif
 
 #define CHECK(condition, ...)                                             \

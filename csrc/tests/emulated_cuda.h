@@ -171,12 +171,13 @@ struct Emulator {
   }
 
   void run_block(int threads) {
-    fibers.resize(static_cast<std::size_t>(threads));
+    if (fibers.size() < static_cast<std::size_t>(threads)) fibers.resize(static_cast<std::size_t>(threads));
     exchange[0].assign(static_cast<std::size_t>(threads), 0.0);
     exchange[1] = exchange[0];
     turn.assign(static_cast<std::size_t>(threads), 0);
-    for (Fiber& fiber : fibers) {
-      if (fiber.stack == nullptr) fiber.stack = std::make_unique<char[]>(stack_bytes);
+    for (int i = 0; i < threads; ++i) {
+      Fiber& fiber = fibers[static_cast<std::size_t>(i)];
+      if (fiber.stack == nullptr) fiber.stack = std::make_unique_for_overwrite<char[]>(stack_bytes);
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = stack_bytes;

@@ -42,7 +42,8 @@ _IMPORTED = (
     *("plugin_trainer.cli.tune", "plugin_trainer.cli.study", "plugin_trainer.registry.blame"),
     *("plugin_trainer.training.api", "plugin_trainer.tuning.search", "torchmetrics.classification"),
     *("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp"),
-    *("torch.distributed.checkpoint", "torch.utils.tensorboard", "optuna"),
+    *("torch.distributed.checkpoint", "torch.utils.tensorboard", "torch.profiler"),
+    *("optuna.storages._rdb.storage", "alembic.command"),
     *(
         "ptrain_dactbert.classifier",
         "ptrain_multitask_bert.model",
@@ -88,7 +89,7 @@ class Popen(_SubprocessPopen):
         names = (stdin, stdout, stderr)
         descriptors = [own if own >= 0 else number for number, own in enumerate(names)]
         self._connection = socket.socket(socket.AF_UNIX)
-        self._connection.connect(_address())
+        self._connection.connect(start())
         order = json.dumps(self._forked).encode()
         socket.send_fds(self._connection, [len(order).to_bytes(8)], descriptors)
         self._connection.sendall(order)
@@ -230,11 +231,13 @@ def _order(args: Any, options: dict[str, Any]) -> dict[str, Any]:
 _server: _SubprocessPopen[bytes] | None = None
 
 
-def _address() -> str:
-    """The server's socket; it is started where there is none yet."""
+def start() -> str:
+    """The server's socket; it is started where there is none yet, and imports nothing before it is
+    asked for a process.
+    """
     global _server
     if (address := os.environ.get(ADDRESS)) and _server is None:
-        return address  # of the server that has forked this process
+        return address  # of the server that has forked this process, or that its parent has started
     if _server is None:
         folder = tempfile.TemporaryDirectory(prefix="forkserver-")
         atexit.register(folder.cleanup)
@@ -258,6 +261,12 @@ def _serve(path: str) -> None:
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(path)
     listening.listen(100)
+    waiting = selectors.DefaultSelector()
+    waiting.register(listening, selectors.EVENT_READ)
+    waiting.register(os.pidfd_open(parent), selectors.EVENT_READ, "parent")
+    print("ready", flush=True)
+    if any(key.data == "parent" for key, _ in waiting.select()):
+        return
     subprocess.Popen = Popen  # type: ignore[misc]  # before anything imports it by name
     for name in _IMPORTED:
         with suppress(ImportError):
@@ -273,10 +282,6 @@ def _serve(path: str) -> None:
         finalizer.atexit = False  # clearing torch's caches would take every forked process 40 ms
     gc.collect()
     gc.freeze()  # what collecting garbage touches, a forked process must copy
-    waiting = selectors.DefaultSelector()
-    waiting.register(listening, selectors.EVENT_READ)
-    waiting.register(os.pidfd_open(parent), selectors.EVENT_READ, "parent")
-    print("ready", flush=True)
     while True:
         for key, _ in waiting.select():
             if key.data == "parent":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import forkserver
+
 # What inductor caches and asks of the compiler takes longer than the graphs of these tests.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
@@ -23,6 +25,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if not os.access(MEMORY, os.W_OK) or shutil.disk_usage(MEMORY).free < ENOUGH_BYTES:
         return
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """One fork server for all workers. Where durations are taken each has one, as its child."""
+    if not config.pluginmanager.has_plugin("tests.durations"):
+        forkserver.start()
 
 
 @pytest.fixture(autouse=True, scope="session")

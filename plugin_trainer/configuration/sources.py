@@ -35,14 +35,16 @@ def laid_over(
     over     what goes over everything else
     """
     given = [layer for layer in (run_file, overrides, *over) if layer is not None]
-    values = merge(given).values
-    catalog, _ = open_usable(values, plugins, folder=folder)  # one of them may have the recipe
-    recipe = recipe_for(catalog, values, plugins=plugins)
+    merged = merge(given)
+    # One of these may have the recipe, and the recipe may name more.
+    catalog, unusable = open_usable(merged.values, plugins, folder=folder)
+    recipe = recipe_for(catalog, merged.values, plugins=plugins)
     below = [recipe] if recipe else []
     if space is not None and (found := _space_for(catalog, merge([*below, *given]), space)):
         below.append(found)
-    merged = merge([*below, *given])
-    catalog, unusable = open_usable(merged.values, plugins, folder=folder)
+    if below:
+        merged = merge([*below, *given])
+        catalog, unusable = open_usable(merged.values, plugins, folder=folder)
     values = with_texts(RunSettings, merged.values, merged.texts)
     return dataclasses.replace(merged, values=values), catalog, unusable
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests import forkserver
 
-STEPS = 24
+STEPS = 16
 # The recipe in short: as it is, but for these.
 SETTINGS = {
     "model_settings.hidden_size": "32",
@@ -24,10 +24,10 @@ SETTINGS = {
     "evaluate": "8 steps",
     "save": "4 steps",
     "log": "2 steps",
-    "data_settings.examples": "2000",
-    "data_settings.validation_examples": "200",
+    "data_settings.examples": "1000",
+    "data_settings.validation_examples": "100",
 }
-KILLED_AFTER = 10
+KILLED_AFTER = 6
 
 
 def command(out: Path, *more: str) -> list[str]:

@@ -81,7 +81,7 @@ def is_alive(pid: str) -> bool:
 
 
 def test_a_signal_ends_it_as_it_ends_a_run_of_one_process(start, tmp_path):
-    launcher = start("length=100_000 steps", "log=1 step", "evaluate=never", cold=True)
+    launcher = start("length=100_000 steps", "log=1 step", "evaluate=never")
     log = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 200
     while not (log.is_file() and log.read_text().count("\n") > 3):

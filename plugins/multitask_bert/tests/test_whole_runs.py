@@ -81,7 +81,8 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_recipe_learns_its_three_tasks(ptrain: Ptrain) -> None:
-    code, _, error = ptrain("run", "--plugin", "multitask_bert", "--out", "run")
+    half = ["--set", "length=2 epochs"]
+    code, _, error = ptrain("run", "--plugin", "multitask_bert", "--out", "run", *half)
     assert code == 0, error
     last = metrics_of(Path("run"))[-1]
     # By chance: 0.5, next to nothing, and 0.5 for the most frequent relation.

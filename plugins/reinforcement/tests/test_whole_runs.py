@@ -221,5 +221,5 @@ def test_cartpole_is_solved_over_a_hundred_episodes(ptrain: Typed) -> None:
     """The recipe itself, cut short: balanced for 195 steps and more on the average."""
     quiet = 'callbacks=["-progress_bar", "-tensorboard"]'
     command = ["run", "--plugin", "reinforcement", "--out", "run"]
-    assert main([*command, "--set", "length=4_000 steps", "--set", quiet]) == 0
+    assert main([*command, "--set", "length=2_500 steps", "--set", quiet]) == 0
     assert metrics("run")[-1]["test/episode_reward"] >= 195

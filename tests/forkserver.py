@@ -43,6 +43,7 @@ _IMPORTED = (
     *("plugin_trainer.training.api", "plugin_trainer.tuning.search", "torchmetrics.classification"),
     *("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp"),
     *("torch.distributed.checkpoint", "torch.utils.tensorboard", "torch.profiler"),
+    *("torch._inductor.compile_fx", "networkx"),
     *("optuna.storages._rdb.storage", "alembic.command"),
     *(
         "ptrain_dactbert.classifier",

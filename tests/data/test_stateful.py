@@ -300,7 +300,7 @@ def test_a_map_style_loader_of_torchdata_resumes_exactly(loader_class, options, 
     assert_resumes_exactly(
         lambda: loader_class(rows, batch_size=3, **options(), **workers),
         steps=9,
-        entered_at=(2, 4, 5) if workers else None,
+        entered_at=(4, 5) if workers else None,  # where an epoch ends, and inside a later one
         limit=limit,
     )
 
@@ -312,6 +312,6 @@ def test_a_loader_of_torchdata_without_a_length_resumes_exactly(loader_class, wo
     assert_resumes_exactly(
         lambda: loader_class(Unsized(), batch_size=2, **workers),
         steps=13,
-        entered_at=(2, 6, 7, 8) if workers else None,
+        entered_at=(6, 7) if workers else None,
         limit=limit,
     )

@@ -88,7 +88,7 @@ class RunFolderError(PtrainError):
 
 
 class UntrustedRun(PtrainError):
-    """A run folder of somebody else's that names code to be loaded."""
+    """A run or a study of somebody else's that names code to be loaded."""
 
 
 class CheckpointError(PtrainError):

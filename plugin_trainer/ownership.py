@@ -1,4 +1,4 @@
-"""Whether this user made a run folder: it bears a hash that only the user's own key can make."""
+"""Whether this user made a run or a study: it bears a hash that only the user's key can make."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pathlib import Path
 
 import click
 
-from plugin_trainer.files import read_json
+from plugin_trainer.files import read_object
 
 _KEY = "run-folders.key"
 
 
-def signature(run_toml: str) -> str:
-    """The keyed hash of a run file; empty where no key can be kept."""
+def signature(text: str) -> str:
+    """The keyed hash of a run file, or of what a study is; empty where no key can be kept."""
     key = _key(make=True)
-    return _hash(key, run_toml) if key else ""
+    return _hash(key, text) if key else ""
 
 
 def is_own(folder: Path) -> bool:
@@ -28,8 +28,12 @@ def is_own(folder: Path) -> bool:
         text = (folder / "run.toml").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return False
-    about, key = read_json(folder / "run.json"), _key(make=False)
-    given = about.get("signature") if isinstance(about, dict) else None
+    return is_signed(text, read_object(folder / "run.json").get("signature"))
+
+
+def is_signed(text: str, given: object) -> bool:
+    """Whether a signature is this user's of this text."""
+    key = _key(make=False)
     if not key or not isinstance(given, str):
         return False
     return hmac.compare_digest(given.encode(), _hash(key, text).encode())

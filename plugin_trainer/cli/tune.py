@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from plugin_trainer.cli.options import configured, what_to_run
+from plugin_trainer.cli.options import configured, is_trusted, what_to_run
 from plugin_trainer.cli.outlasting import outlasting_readers
 from plugin_trainer.errors import PtrainError, SettingsError
 
@@ -106,7 +106,7 @@ def tune(
     )
     if worker is not None:
         _stop_without_parent()
-        study = open_for_work(name, storage=storage)
+        study = open_for_work(name, storage=storage, trust=is_trusted())
         try:
             stopped = work(study, worker, manner)
         except GivenUp:
@@ -118,7 +118,7 @@ def tune(
                 "nothing says what to search",
                 hint="name a run file, a plugin with --plugin NAME, or a study with --study NAME",
             )
-        study = open_for_work(name, storage=storage)
+        study = open_for_work(name, storage=storage, trust=is_trusted())
     else:
         study = _from_sources(run_file, plugins, assignments, space, name=name, storage=storage)
     _say(f"study {study.name} in {study.folder}")
@@ -155,7 +155,10 @@ def _from_sources(
     made = None if name else new_folder(_owner(configuration), under=STUDIES)
     try:
         return open_for_work(
-            name or (made.name if made else ""), storage=storage, configuration=configuration
+            name or (made.name if made else ""),
+            storage=storage,
+            configuration=configuration,
+            trust=is_trusted(),
         )
     finally:
         if made is not None and not (made / SETTINGS).is_file():

@@ -1,9 +1,9 @@
-"""Which code a run folder may have loaded: that of the user's own runs, and what is named again."""
+"""Which code a run or a study may have loaded: that of the user's own, and what is named again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ def admit(
         return
     typed = {*plugins, *_texts(overrides.values if overrides else {})}
     code = [(key, name) for key, name in code_named(run_file.values) if name not in typed]
-    if not code or is_own(folder):
-        return
-    raise UntrustedRun(
+    if code and not is_own(folder):
+        raise untrusted(folder, code)
+
+
+def untrusted(folder: Path, code: Iterable[tuple[str, str]]) -> UntrustedRun:
+    """What to say of a folder that names this code, as `code_named` gives it."""
+    return UntrustedRun(
         f"{folder} names code that is not installed, and was not made by you on this machine",
         hint=[
             *(f"{key}: {name}" for key, name in code),

@@ -14,6 +14,7 @@ checkpoint.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -216,8 +217,8 @@ class CheckpointStore:
         return self.find(best if self.pointer(best) is not None else "last")
 
     def reading(self, read: Callable[[], Read]) -> Read:
-        """What `read` gives, read again where checkpoints came or went while it failed: a run that
-        trains deletes its old ones.
+        """What `read` gives, read again where what it read was gone and checkpoints have come or
+        gone meanwhile: a run that trains deletes its old ones.
 
         Raises as `read` does.
         """
@@ -225,8 +226,8 @@ class CheckpointStore:
             names = self._names()
             try:
                 return read()
-            except (OSError, SafetensorError, CheckpointError):
-                if self._names() == names:
+            except (OSError, SafetensorError, CheckpointError) as error:
+                if _refused(error) or self._names() == names:
                     raise
         return read()
 
@@ -252,6 +253,12 @@ class CheckpointStore:
     def _listing(self) -> str:
         names = self._names()
         return f"there are: {', '.join(names)}" if names else "there is none at all"
+
+
+def _refused(error: Exception) -> bool:
+    """Whether a disk refused what was asked, which another try would not change."""
+    gone = isinstance(error, FileNotFoundError) or getattr(error, "errno", 0) == errno.ESTALE
+    return isinstance(error, OSError) and not gone
 
 
 POINTERS = ("latest", "best", "best_ema")

@@ -205,8 +205,7 @@ def _predicts_next(model: nn.Module) -> bool:
     It shifts the labels: the first of each row is predicted by nothing. No class name tells which
     models use it (the decoders of some encoder-decoders do not), but their forward does.
     """
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()  # of an adapter around it, such as LoRA's
+    model = _underneath(model)
     code = getattr(inspect.unwrap(type(model).forward), "__code__", None)
     if code is None or "loss_function" not in code.co_names:
         return False
@@ -223,10 +222,14 @@ def _makes_its_own_loss(model: nn.Module) -> PtrainError:
     )
 
 
+def _underneath(model: nn.Module) -> nn.Module:
+    """The model under an adapter such as LoRA's, which passes on whatever it is called with."""
+    base: nn.Module = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return base
+
+
 def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()  # an adapter passes on whatever it is called with
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = inspect.signature(_underneath(model).forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return set(), True
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -235,7 +238,7 @@ def _keywords_of(model: nn.Module) -> tuple[set[str], bool]:
 
 def _positional_of(model: nn.Module) -> float:
     """How many positional arguments the model's forward takes."""
-    parameters = inspect.signature(model.forward).parameters.values()
+    parameters = inspect.signature(_underneath(model).forward).parameters.values()
     if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
         return math.inf
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.configuration import Configuration
+from plugin_trainer.configuration.admission import code_named, untrusted
 from plugin_trainer.errors import RunFolderError, StudyError
 from plugin_trainer.files import read_object, write_json, write_text
+from plugin_trainer.ownership import is_signed, signature
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.settings.render import flatten, to_toml
 from plugin_trainer.tuning.claims import ABOUT, Place
@@ -86,14 +88,19 @@ class OpenStudy:
 
 
 def open_for_work(
-    name: str, *, storage: str = "", configuration: Configuration | None = None
+    name: str,
+    *,
+    storage: str = "",
+    configuration: Configuration | None = None,
+    trust: bool = False,
 ) -> OpenStudy:
     """The study of this name, made if there is none.
 
     configuration  what it is to be made of, or must have been made of; left out, what it was
+    trust          the code that it names may be loaded, whoever made it
 
     Raises StudyError if it has changed since, SettingsError for a sampler or pruner that Optuna
-    does not have.
+    does not have, UntrustedRun for code that somebody else has it name.
     """
     if not _NAME.fullmatch(name) or name.startswith("."):
         raise StudyError(
@@ -117,8 +124,28 @@ def open_for_work(
         if before is None and settings is not None:
             opened = open_storage(url, heartbeat_seconds=settings["tune"]["heartbeat"])
         study = OpenStudy(name, folder, url, opened, place, before or settings or {})
+        if before is not None and not trust:
+            _admit(study, made_here=settings is not None)
         _write_down(study)
     return study
+
+
+def _admit(study: OpenStudy, *, made_here: bool) -> None:
+    """Raise UntrustedRun for a study that names code, unless this user made it.
+
+    made_here  the code that its run names was typed again; what its stages begin with was not
+    """
+    if is_signed(_signed(study), read_object(study.folder / ABOUT).get("signature")):
+        return
+    begin = {stage.name: dict(stage.start) for stage in study.read().stages}
+    code = [*code_named({} if made_here else study.settings), *code_named(begin)]
+    if code:
+        raise untrusted(study.folder, code)
+
+
+def _signed(study: OpenStudy) -> str:
+    """What a study is, as the text that its user signs."""
+    return json.dumps(study.settings, sort_keys=True)
 
 
 def settings_of(configuration: Configuration) -> dict[str, Any]:
@@ -177,7 +204,9 @@ def _write_down(study: OpenStudy) -> None:
     """Say in the folder what the study is, and where its database is unless that lies there."""
     elsewhere = study.url != sqlite_url(study.folder / DATABASE)
     about = read_object(study.folder / ABOUT)
-    new = {**about, **({"storage": without_password(study.url)} if elsewhere else {})}
+    new = {**about, "signature": signature(_signed(study))}
+    if elsewhere:
+        new["storage"] = without_password(study.url)
     try:
         if not (study.folder / SETTINGS).is_file():
             write_text(study.folder / SETTINGS, to_toml(study.settings))

@@ -162,7 +162,8 @@ def _work_in_processes(
     assert stage.optuna is not None
     with told_shortly(study.url):
         failed_before = failed_in(stage.optuna) if manner.failed is None else manner.failed
-    command = [sys.executable, "-m", "plugin_trainer", "tune", "--study", study.name]
+    # What it may load was settled when this process opened the study.
+    command = [sys.executable, "-m", "plugin_trainer", "tune", "--trust", "--study", study.name]
     command += ["--worker", str(number), "--failed-before", str(failed_before)]
     command += [part for kind in manner.allow for part in ("--allow", kind)]
     command += ["--restart-lost"] if manner.restart_lost else []

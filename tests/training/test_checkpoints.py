@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickletools
@@ -378,6 +379,18 @@ def test_what_retention_deletes_meanwhile_is_read_from_a_newer_checkpoint(tmp_pa
     finally:
         done.set()
         thread.join()
+
+
+def test_a_disk_that_refuses_is_not_asked_again(store):
+    tries = []
+
+    def read():
+        tries.append(store.save(snapshot(), step=len(tries) + 1))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        store.reading(read)
+    assert len(tries) == 1
 
 
 def test_what_is_not_there_is_not_waited_for(store):

@@ -78,7 +78,8 @@ def fields_of(path: Path, *, broken: BrokenRows) -> Iterator[tuple[int, list[str
         if not line.strip(BLANK):
             yield None
             continue
-        fields = line.split("\t") if "\t" in line else line.split()
+        # A no-break space is part of a word, as in "10 000".
+        fields = line.split("\t") if "\t" in line else [part for part in line.split(" ") if part]
         if fields[0] == DOCUMENT or is_comment(line, fields):
             continue
         width = width or len(fields)

@@ -52,6 +52,12 @@ def test_four_columns_document_lines_and_comments(tmp_path: Path) -> None:
     assert plain(read(tmp_path, content)) == [[("Maria", "B-x"), ("#", "O")], [("so", "O")]]
 
 
+@pytest.mark.parametrize("between", [" ", "\t"])
+def test_a_no_break_space_is_part_of_a_word(tmp_path: Path, between: str) -> None:
+    sentences = read(tmp_path, f"10\xa0000{between}B-x\nkroner{between}O\n\xa0\nin{between}O\n")
+    assert plain(sentences) == [[("10\xa0000", "B-x"), ("kroner", "O")], [("in", "O")]]
+
+
 def test_columns_by_position(tmp_path: Path) -> None:
     assert plain(read(tmp_path, "0 Maria B-x NNP\n", tokens=1, tags=2)) == [[("Maria", "B-x")]]
 

@@ -6,8 +6,8 @@
 inline int failures = 0;
 
 // The thread sanitizer takes ten times as long and finds what threads do to each other: what one thread checks
-// is left to the other builds. The address sanitizer finds what is read and written: whether a value is that of
-// a long formula is left to the build without sanitizers.
+// is left to the other builds, and so is one of three instruction sets. The address sanitizer finds what is
+// read and written: whether a value is that of a long formula is left to the build without sanitizers.
 #if defined(__SANITIZE_THREAD__)
 constexpr bool threads_only = true;
 constexpr bool addresses_only = false;

@@ -368,6 +368,7 @@ int main() {
   const Isa best = isa();
   for (Isa wanted : {Isa::baseline, Isa::avx2, Isa::avx512}) {
     if (wanted > best) continue;
+    if (threads_only && wanted == Isa::avx2) continue;
     use_isa(wanted);
     every_type_matches_the_loop(0.999, of_awkward_sizes, threaded_for);
     neither_threads_nor_instruction_sets_change_a_bit();

@@ -204,6 +204,7 @@ void rounding_to_16_bits() {
 
 int main() {
   for (Isa wanted : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+    if (threads_only && wanted == Isa::avx2) continue;
     use_isa(wanted);
     every_type_is_the_formula(1.0, false);
     every_type_is_the_formula(0.3, true);

@@ -98,6 +98,7 @@ def test_bad_input_is_named(bad, message):
         grad_norm([torch.ones(3), bad])
 
 
+@pytest.mark.process
 def test_torch_compile_takes_it_whole():
     gradients = make([(5,), (40_000,)], torch.float32)
     compiled = torch.compile(lambda some: grad_norm(some) * 2, fullgraph=True, backend="aot_eager")

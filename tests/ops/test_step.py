@@ -294,6 +294,7 @@ def test_lists_of_other_lengths_and_shared_memory_are_refused():
         fused_step_(**make(torch.float32), max_norm=1.0)
 
 
+@pytest.mark.process
 def test_torch_compile_takes_it_whole_and_no_new_value_compiles_again():
     compiles = []
 

@@ -751,6 +751,7 @@ def test_autograd_notices_that_an_average_has_moved():
         loss.backward()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("halves", [False, True])
 def test_under_torch_compile_a_step_breaks_the_graph(halves):
     def run(optimizer, model, batch):

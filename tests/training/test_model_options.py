@@ -96,7 +96,9 @@ class Counted(nn.Module):
         return self.head(features)
 
 
-@pytest.mark.parametrize("compile", [False, {"backend": "aot_eager"}])
+@pytest.mark.parametrize(
+    "compile", [False, pytest.param({"backend": "aot_eager"}, marks=pytest.mark.process)]
+)
 def test_what_is_recomputed_changes_the_buffers_once(fit, toy, compile):
     plain, recomputed = Counted(), Counted()
     scale = recomputed.layers[0].scale

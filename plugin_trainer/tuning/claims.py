@@ -292,6 +292,8 @@ class Claims:
         return self._claim(trial, copy=copy if here else 0, begun=True)
 
     def _claim(self, trial: FrozenTrial, *, copy: int, begun: bool) -> Claim | None:
+        from optuna.exceptions import UpdateFinishedTrialError
+
         lock = RunFolder(lock_folder(self.stage_folder, trial.number, copy))
         try:
             lock.hold()
@@ -319,6 +321,9 @@ class Claims:
             self._prepare(trial)
             opened = _open(self.study, trial._trial_id)
             return Claim(opened, folder=folder, lock=lock, token=token, begun=begun, url=self._url)
+        except UpdateFinishedTrialError:  # its worker has ended it since we looked
+            lock.release()
+            return None
         except BaseException:
             lock.release()
             raise

@@ -3,23 +3,19 @@
 
 #include <cstdio>
 
+#include "sanitizers.h"
+
 inline int failures = 0;
 
 // The thread sanitizer takes ten times as long and finds what threads do to each other: what one thread checks
 // is left to the other builds, and so is one of three instruction sets. The address sanitizer finds what is
 // read and written: whether a value is that of a long formula is left to the build without sanitizers.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool threads_only = true;
-constexpr bool addresses_only = false;
-#elif defined(__SANITIZE_ADDRESS__)
-constexpr bool threads_only = false;
-constexpr bool addresses_only = true;
-#elif defined(__has_feature)
-constexpr bool threads_only = __has_feature(thread_sanitizer);
-constexpr bool addresses_only = __has_feature(address_sanitizer);
+#if defined(PTRAIN_THREAD_SANITIZER)
+constexpr bool threads_only = true, addresses_only = false;
+#elif defined(PTRAIN_ADDRESS_SANITIZER)
+constexpr bool threads_only = false, addresses_only = true;
 #else
-constexpr bool threads_only = false;
-constexpr bool addresses_only = false;
+constexpr bool threads_only = false, addresses_only = false;
 #endif
 
 #define CHECK(condition, ...)                                             \

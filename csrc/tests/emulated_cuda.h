@@ -17,15 +17,9 @@
 #include <memory>
 #include <vector>
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define EMULATED_ASAN 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__)
-#define EMULATED_ASAN 1
-#endif
-#if defined(EMULATED_ASAN)
+#include "sanitizers.h"
+
+#if defined(PTRAIN_ADDRESS_SANITIZER)
 #include <sanitizer/common_interface_defs.h>
 #endif
 
@@ -123,11 +117,11 @@ struct Emulator {
     current = thread;
     threadIdx.x = static_cast<unsigned>(thread);
     Fiber& fiber = fibers[static_cast<std::size_t>(thread)];
-#if defined(EMULATED_ASAN)
+#if defined(PTRAIN_ADDRESS_SANITIZER)
     __sanitizer_start_switch_fiber(&scheduler_sanitizer, fiber.stack.get(), stack_bytes);
 #endif
     swapcontext(&scheduler, &fiber.context);
-#if defined(EMULATED_ASAN)
+#if defined(PTRAIN_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(scheduler_sanitizer, nullptr, nullptr);
 #endif
   }
@@ -135,19 +129,19 @@ struct Emulator {
   void wait(Waits what) {
     Fiber& fiber = fibers[static_cast<std::size_t>(current)];
     fiber.waits = what;
-#if defined(EMULATED_ASAN)
+#if defined(PTRAIN_ADDRESS_SANITIZER)
     __sanitizer_start_switch_fiber(what == Waits::is_done ? nullptr : &fiber.sanitizer, scheduler_stack,
                                    scheduler_stack_bytes);
 #endif
     swapcontext(&fiber.context, &scheduler);
-#if defined(EMULATED_ASAN)
+#if defined(PTRAIN_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(fiber.sanitizer, nullptr, nullptr);
 #endif
   }
 
   static void enter() {
     Emulator& emulator = get();
-#if defined(EMULATED_ASAN)
+#if defined(PTRAIN_ADDRESS_SANITIZER)
     __sanitizer_finish_switch_fiber(nullptr, &emulator.scheduler_stack, &emulator.scheduler_stack_bytes);
 #endif
     emulator.body();

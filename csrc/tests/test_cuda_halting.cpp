@@ -11,7 +11,6 @@
 #include "../cuda/exit.cu"
 #include "../cuda/halting.cu"
 #include "check.h"
-#include "normals.h"
 
 namespace gpu = ptrain::cuda;
 using gpu::NumberType;
@@ -22,9 +21,9 @@ namespace {
 std::mt19937 random_numbers(11);
 
 std::vector<float> normal(std::int64_t size, double spread) {
-  static Normals numbers;
+  std::normal_distribution<double> numbers(0.0, spread);
   std::vector<float> out(static_cast<std::size_t>(size));
-  for (float& x : out) x = static_cast<float>(spread * numbers());
+  for (float& x : out) x = static_cast<float>(numbers(random_numbers));
   return out;
 }
 

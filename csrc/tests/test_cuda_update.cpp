@@ -15,7 +15,6 @@
 #include "../cuda/step.cu"
 #include "../cuda/table.cu"
 #include "check.h"
-#include "normals.h"
 
 namespace gpu = ptrain::cuda;
 using gpu::Type;
@@ -30,7 +29,6 @@ std::int64_t value_bytes(Type type) { return type == Type::float64 ? 8 : type ==
 std::int64_t state_bytes(Type type) { return type == Type::float64 ? 8 : 4; }
 
 std::mt19937 random_numbers(7);
-Normals normal;
 
 void put(char* to, Type type, double value) {
   if (type == Type::float64) {
@@ -71,7 +69,8 @@ struct Memory {
       : type(type_of_values), size(elements) {
     bytes.resize(static_cast<std::size_t>(elements * value_bytes(type)) + misalignment);
     offset = misalignment;
-    for (std::int64_t i = 0; i < size; ++i) put(at(i), type, spread * normal());
+    std::normal_distribution<double> normal(0.0, spread);
+    for (std::int64_t i = 0; i < size; ++i) put(at(i), type, normal(random_numbers));
   }
   char* at(std::int64_t i) { return bytes.data() + offset + i * value_bytes(type); }
   void* start() { return size == 0 ? nullptr : at(0); }

@@ -15,7 +15,6 @@
 #include "../core/numeric.h"
 #include "../core/probe.h"
 #include "check.h"
-#include "normals.h"
 #include "threads.h"
 
 using namespace ptrain;
@@ -53,15 +52,14 @@ void put(std::vector<unsigned char>& bytes, std::int64_t i, Value value) {
   std::memcpy(bytes.data() + sizeof(Value) * i, &value, sizeof(Value));
 }
 
-Normals normal;
-
 // Weights of any size and sign; 16-bit ones are random bits without infinity and NaN.
 std::vector<unsigned char> random_weights(WeightType type, std::int64_t size, std::mt19937& random) {
   const int width = type == WeightType::float64 ? 8 : type == WeightType::float32 ? 4 : 2;
   std::vector<unsigned char> bytes(static_cast<std::size_t>(size * width));
+  std::normal_distribution<double> normal;
   for (std::int64_t i = 0; i < size; ++i) {
-    if (width == 8) put(bytes, i, normal());
-    if (width == 4) put(bytes, i, static_cast<float>(normal()));
+    if (width == 8) put(bytes, i, normal(random));
+    if (width == 4) put(bytes, i, static_cast<float>(normal(random)));
     if (width == 2) put(bytes, i, static_cast<std::uint16_t>(random() & 0xbbffu));
   }
   return bytes;
@@ -74,10 +72,11 @@ struct Model {
   std::vector<WeightType> types;
 
   void add(WeightType type, std::int64_t size, std::mt19937& random) {
+    std::normal_distribution<double> normal;
     types.push_back(type);
     weights.push_back(random_weights(type, size, random));
     std::vector<double> start(static_cast<std::size_t>(size));
-    for (double& value : start) value = normal();
+    for (double& value : start) value = normal(random);
     shadows.emplace_back(start.begin(), start.end());
     double_shadows.push_back(start);
   }

@@ -11,7 +11,6 @@
 #include "../core/halting.h"
 #include "../core/isa.h"
 #include "check.h"
-#include "normals.h"
 
 using namespace ptrain;
 
@@ -47,12 +46,12 @@ struct Problem {
   Problem(const Shape& shape, double scale, double smoothing, bool supervised)
       : shape(shape), smoothing(smoothing) {
     std::mt19937 random(11);
-    Normals normal;
+    std::normal_distribution<float> normal;
     const std::int64_t rows = shape.units * shape.tokens;
     logits.resize(static_cast<std::size_t>(shape.blocks * rows * shape.classes));
     halting.resize(static_cast<std::size_t>(shape.blocks * shape.units));
-    for (float& z : logits) z = static_cast<float>(scale * normal());
-    for (float& u : halting) u = static_cast<float>(scale * normal());
+    for (float& z : logits) z = static_cast<float>(scale) * normal(random);
+    for (float& u : halting) u = static_cast<float>(scale) * normal(random);
     for (std::int64_t row = 0; row < rows; ++row) {
       const bool ignored = row % 5 == 3;
       labels.push_back(ignored ? -100 : static_cast<std::int64_t>(random() % static_cast<unsigned>(shape.classes)));

@@ -3,13 +3,13 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <random>
 #include <thread>
 #include <vector>
 
 #include "../core/isa.h"
 #include "../core/norm.h"
 #include "check.h"
-#include "normals.h"
 #include "threads.h"
 
 using namespace ptrain;
@@ -23,10 +23,11 @@ struct Gradients {
   std::vector<NormTensor> tensors;
   long double exact = 0.0L;
 
-  void add(FloatType type, std::int64_t size, Normals& normal) {
+  void add(FloatType type, std::int64_t size, std::mt19937& random) {
+    std::normal_distribution<double> normal;
     std::vector<unsigned char> memory(static_cast<std::size_t>(size * bytes_of(type)));
     for (std::int64_t i = 0; i < size; ++i) {
-      double value = normal();
+      double value = normal(random);
       if (type == FloatType::float64) {
         std::memcpy(&memory[8 * i], &value, 8);
       } else if (type == FloatType::float32) {
@@ -86,11 +87,11 @@ void nothing_is_zero() {
 }  // namespace
 
 int main() {
-  Normals normal;
+  std::mt19937 random(3);
   Gradients all;
   for (FloatType type : {FloatType::float32, FloatType::bfloat16, FloatType::float16, FloatType::float64}) {
     Gradients one;
-    for (std::int64_t size : sizes) one.add(type, size, normal), all.add(type, size, normal);
+    for (std::int64_t size : sizes) one.add(type, size, random), all.add(type, size, random);
     every_type_is_exact_and_always_the_same(one, "one type");
   }
   every_type_is_exact_and_always_the_same(all, "all types");

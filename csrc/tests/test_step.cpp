@@ -2,13 +2,13 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <random>
 #include <thread>
 #include <vector>
 
 #include "../core/isa.h"
 #include "../core/step.h"
 #include "check.h"
-#include "normals.h"
 #include "threads.h"
 
 using namespace ptrain;
@@ -62,12 +62,13 @@ struct Tensor {
 struct Model {
   std::vector<Tensor> tensors;
 
-  void add(FloatType type, std::int64_t size, Normals& normal) {
+  void add(FloatType type, std::int64_t size, std::mt19937& random) {
+    std::normal_distribution<double> normal;
     const FloatType state = type == FloatType::float64 ? type : FloatType::float32;
     const auto part = [&](FloatType kind, double scale, bool squared) {
       Part made{kind, std::vector<unsigned char>(static_cast<std::size_t>(size * bytes_of(kind)))};
       for (std::int64_t i = 0; i < size; ++i) {
-        const double value = scale * normal();
+        const double value = scale * normal(random);
         write(kind, made.bytes, i, squared ? value * value : value);
       }
       return made;
@@ -151,10 +152,10 @@ bool same(const Model& one, const Model& other) {
 }
 
 void every_type_is_the_formula(double clip, bool zero) {
-  Normals normal;
+  std::mt19937 random(5);
   Model before;
   for (FloatType type : {FloatType::float32, FloatType::bfloat16, FloatType::float16, FloatType::float64}) {
-    for (std::int64_t size : sizes) before.add(type, size, normal);
+    for (std::int64_t size : sizes) before.add(type, size, random);
   }
   Model after = before, threaded = before;
   threaded.step(clip, zero, threaded_for);

@@ -257,8 +257,9 @@ class CheckpointStore:
 
 def _refused(error: Exception) -> bool:
     """Whether a disk refused what was asked, which another try would not change."""
-    gone = isinstance(error, FileNotFoundError) or getattr(error, "errno", 0) == errno.ESTALE
-    return isinstance(error, OSError) and not gone
+    if not isinstance(error, OSError):
+        return False
+    return not (isinstance(error, FileNotFoundError) or error.errno == errno.ESTALE)
 
 
 POINTERS = ("latest", "best", "best_ema")

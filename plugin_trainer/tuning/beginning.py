@@ -122,23 +122,24 @@ def open_for_work(
         if before is not None and settings is not None:
             _refuse_changes(name, before, settings)
         if before is None and settings is not None:
-            opened = open_storage(url, heartbeat_seconds=settings["tune"]["heartbeat"])
+            heartbeat = settings["tune"]["heartbeat"]
+            opened = open_storage(url, heartbeat_seconds=heartbeat, again=True)
         study = OpenStudy(name, folder, url, opened, place, before or settings or {})
         if before is not None and not trust:
-            _admit(study, made_here=settings is not None)
+            _admit(study, typed=settings is not None)
         _write_down(study)
     return study
 
 
-def _admit(study: OpenStudy, *, made_here: bool) -> None:
+def _admit(study: OpenStudy, *, typed: bool) -> None:
     """Raise UntrustedRun for a study that names code, unless this user made it.
 
-    made_here  the code that its run names was typed again; what its stages begin with was not
+    typed  the run and its code were named again; what the stages begin with was not
     """
     if is_signed(_signed(study), read_object(study.folder / ABOUT).get("signature")):
         return
     begin = {stage.name: dict(stage.start) for stage in study.read().stages}
-    code = [*code_named({} if made_here else study.settings), *code_named(begin)]
+    code = [*code_named({} if typed else study.settings), *code_named(begin)]
     if code:
         raise untrusted(study.folder, code)
 

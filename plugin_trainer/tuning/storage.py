@@ -29,9 +29,6 @@ _MADE_MEANWHILE = re.compile("already exists|UNIQUE|duplicate key", re.IGNORECAS
 
 _AGAIN_AFTER_SECONDS = (0.1, 0.3, 1.0, 3.0)
 
-_checked: set[tuple[str, Path]] = set()
-"""The databases, seen from a current folder, whose version this process has checked: 25 ms each."""
-
 _PASSWORD = re.compile(r"(?P<before>://[^/@\s]*?:)(?P<secret>[^/@\s][^@\s]*)(?=@)")
 _SECRET_ARGUMENT = re.compile(
     r"(?P<before>[?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)(?P<secret>[^&\s]+)", re.IGNORECASE
@@ -63,11 +60,14 @@ def without_password(url: str) -> str:
     return _SECRET_ARGUMENT.sub(r"\g<before>***", hidden)
 
 
-def open_storage(url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> BaseStorage:
+def open_storage(
+    url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS, again: bool = False
+) -> BaseStorage:
     """The database under an Optuna URL; its tables are made if it has none.
 
     heartbeat_seconds  how often its users give signs of life; twice that is how long one may be
                        silent
+    again              it was open a moment ago, so that its version is right: saves 25 ms
 
     Raises StudyError if it cannot be reached, and MissingExtra without Optuna.
     """
@@ -84,7 +84,7 @@ def open_storage(url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Bas
         make = partial(
             optuna.storages.RDBStorage,
             url,
-            skip_compatibility_check=(url, Path.cwd()) in _checked,
+            skip_compatibility_check=again,
             engine_kwargs=options,
             heartbeat_interval=heartbeat_seconds,
             grace_period=2 * heartbeat_seconds,
@@ -101,7 +101,6 @@ def open_storage(url: str, *, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Bas
                 f"the database {without_password(url)} is of another version of Optuna",
                 hint=_first_line(error, url),
             ) from None
-        _checked.add((url, Path.cwd()))
         return optuna.storages.get_storage(storage)  # type: ignore[no-any-return]
 
 

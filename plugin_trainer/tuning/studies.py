@@ -181,7 +181,9 @@ def open_for_signs(folder: Path, url: str) -> BaseStorage:
     opened = open_storage(url)
     settings = settings_in(folder, opened)
     seconds = int(settings["tune"]["heartbeat"]) if settings is not None else HEARTBEAT_SECONDS
-    return opened if seconds == HEARTBEAT_SECONDS else open_storage(url, heartbeat_seconds=seconds)
+    if seconds == HEARTBEAT_SECONDS:
+        return opened
+    return open_storage(url, heartbeat_seconds=seconds, again=True)
 
 
 def refuse_lost_trials(folder: Path, url: str) -> None:

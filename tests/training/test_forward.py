@@ -226,8 +226,14 @@ class Adapted(nn.Module):
     def get_base_model(self):
         return self.base
 
-    def forward(self, **batch):
-        return self.base(**batch)
+    def forward(self, *batch, **named):
+        return self.base(*batch, **named)
+
+
+def test_a_batch_is_as_long_as_the_model_under_an_adapter_takes():
+    batch = [torch.ones(2, 4), torch.ones(2, 4), torch.tensor([0, 1])]
+    with pytest.raises(PtrainError, match=r"the batch has 3 entries, .* no more than 1"):
+        Forward(Adapted(nn.Linear(4, 2)))(batch)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

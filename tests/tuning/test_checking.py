@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -209,6 +210,19 @@ def test_a_database_that_cannot_be_reached_is_a_short_error(here, capsys, url, t
     assert len(lines) <= 3
     assert told in "\n".join(lines)
     assert "me:geheim" not in "\n".join(lines)
+
+
+def test_a_database_elsewhere_is_read_from_a_folder_that_is_gone(here, tmp_path, capsys):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    here.folder.joinpath("empty").mkdir()
+    os.chdir("empty")
+    here.folder.joinpath("empty").rmdir()
+    try:
+        assert main(["study", "--storage", url]) == 0
+        assert main(["tune", "--study", "s", "--storage", url]) == 2
+    finally:
+        os.chdir(here.folder)
+    assert "there is no study 's'" in capsys.readouterr().err
 
 
 def test_what_a_driver_says_is_told_without_the_password():

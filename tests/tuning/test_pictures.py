@@ -16,7 +16,7 @@ from plugin_trainer.tuning.studies import open_study
 
 from .studies_made import LOSS, LOSS_AND_DEPTH, make_study, one_stage, trial
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("here")]
+pytestmark = pytest.mark.usefixtures("here")
 
 ACCURACY = [{"metric": "val/accuracy", "mode": "max"}]
 

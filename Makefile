@@ -45,7 +45,7 @@ bench: $(STAMP)
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/reliability/soak.py --minutes 20
 
-# Damaged files and hostile input: 5,000 new cases of each, where `make test` has a hundred.
+# Damaged files and hostile input: 5,000 new cases of each, where `make test` has hundreds.
 fuzz: $(STAMP)
 	FUZZ=5000 $(PYTEST) --dist load --timeout 3600 tests/reliability/test_damage.py tests/cli/test_fuzz.py
 

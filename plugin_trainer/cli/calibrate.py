@@ -14,7 +14,7 @@ from plugin_trainer.cli.options import (
     trust_option,
     which_weights,
 )
-from plugin_trainer.cli.printing import emit_json
+from plugin_trainer.cli.printing import echo, emit_json
 from plugin_trainer.errors import PtrainError
 
 
@@ -97,12 +97,12 @@ def calibrate(
         raise refused[0]
     if json_:
         for error in refused:
-            click.echo(error, err=True)
+            echo(error, err=True)
         emit_json(_as_json(outcomes))
         return
-    click.echo(f"{loaded.checkpoint.path}, {weights} weights")
+    echo(f"{loaded.checkpoint.path}, {weights} weights")
     for task, outcome in outcomes.items():
-        click.echo("\n".join(["", *([task] if task else []), *calibrating.report(outcome)]))
+        echo("\n".join(["", *([task] if task else []), *calibrating.report(outcome)]))
 
 
 def _as_json(outcomes: Any) -> Any:

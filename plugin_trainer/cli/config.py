@@ -14,7 +14,7 @@ from plugin_trainer.cli.options import (
     run_file_argument,
     what_to_run,
 )
-from plugin_trainer.cli.printing import WIDTH, emit_json, facts, table
+from plugin_trainer.cli.printing import WIDTH, echo, emit_json, facts, table
 
 if TYPE_CHECKING:
     from plugin_trainer.registry.explaining import Explanation
@@ -46,7 +46,7 @@ def show(
             }
         )
         return
-    click.echo(to_toml(values, origins=configuration.origins), nl=False)
+    echo(to_toml(values, origins=configuration.origins).removesuffix("\n"))
 
 
 @config.command()
@@ -71,8 +71,8 @@ def check(run_file: str | None, plugins: tuple[str, ...], assignments: tuple[str
         raise SettingsError(problems)
     settings = configuration.settings
     for note in notes_on(configuration):
-        click.echo(f"note: {note}", err=True)
-    click.echo(f"the settings are right: {settings.model} on {settings.data}, {settings.length}")
+        echo(f"note: {note}", err=True)
+    echo(f"the settings are right: {settings.model} on {settings.data}, {settings.length}")
 
 
 @config.command()
@@ -131,7 +131,7 @@ def explain(
     if json_:
         emit_json(_as_json(found))
     else:
-        click.echo(_as_text(found))
+        echo(_as_text(found))
 
 
 def _as_json(found: Explanation) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from plugin_trainer.cli.options import (
     trust_option,
     which_weights,
 )
-from plugin_trainer.cli.printing import emit_json
+from plugin_trainer.cli.printing import echo, emit_json
 
 
 @click.command()
@@ -59,5 +59,5 @@ def evaluate(
     if json_:
         emit_json({"checkpoint": str(loaded.checkpoint.path), "weights": weights, **metrics})
         return
-    click.echo(f"{loaded.checkpoint.path}, {weights} weights\n")
-    click.echo(metrics_table(metrics))
+    echo(f"{loaded.checkpoint.path}, {weights} weights\n")
+    echo(metrics_table(metrics))

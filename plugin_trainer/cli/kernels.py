@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from plugin_trainer.cli.options import json_option
-from plugin_trainer.cli.printing import emit_json
+from plugin_trainer.cli.printing import echo, emit_json
 
 if TYPE_CHECKING:
     from plugin_trainer.ops.library import Status
@@ -50,13 +50,13 @@ def build(force: bool, into_package: bool) -> None:
             force=force,
             retry=True,
             carried=not into_package,
-            say=lambda line: click.echo(line, err=True),
+            say=lambda line: echo(line, err=True),
         )
     except Unavailable as error:
         reason, *more = str(error).removeprefix("the kernels could not be built: ").splitlines()
         raise PtrainError(f"the kernels cannot be built here: {reason}", hint=more) from error
     if not into_package:
-        click.echo(f"{found.path}\n  {found.reason}")
+        echo(f"{found.path}\n  {found.reason}")
         return
     try:
         carried = prebuilt.write_prebuilt(found.path.parent)
@@ -65,7 +65,7 @@ def build(force: bool, into_package: bool) -> None:
             f"the library cannot be put into the package: {error}",
             hint="use a copy of the repository that you may write to",
         ) from error
-    click.echo(f"{carried}\n  a wheel built now carries it, and is for this platform only")
+    echo(f"{carried}\n  a wheel built now carries it, and is for this platform only")
 
 
 @kernels.command()
@@ -74,7 +74,7 @@ def bench(json_: bool) -> None:
     """Time each kernel beside what torch offers, in one run. Takes about a minute."""
     from plugin_trainer.ops.bench import run_short_bench
 
-    run_short_bench(click.echo, as_json=json_)
+    run_short_bench(echo, as_json=json_)
 
 
 def _print_status(*, json_: bool) -> None:
@@ -86,7 +86,7 @@ def _print_status(*, json_: bool) -> None:
         emit_json(about)
         return
     first, *more = found.reason.splitlines()
-    click.echo(f"{about['used']}: {first}\n")
+    echo(f"{about['used']}: {first}\n")
     rows = [
         ("library", about["library"] or ""),
         ("instructions", about["instruction_set"] or ""),
@@ -99,11 +99,11 @@ def _print_status(*, json_: bool) -> None:
     ]
     for label, text in rows:
         if text:
-            click.echo(f"  {label:<12}  {text}")  # paths are not wrapped: they are to be copied
+            echo(f"  {label:<12}  {text}")  # paths are not wrapped: they are to be copied
     for line in more:
-        click.echo(f"\n{line}")
+        echo(f"\n{line}")
     if about["used"] == "reference" and about["compiler"]:
-        click.echo("\nnext: ptrain kernels build")
+        echo("\nnext: ptrain kernels build")
 
 
 def _about(found: Status) -> dict[str, Any]:

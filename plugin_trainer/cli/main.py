@@ -19,7 +19,7 @@ import click
 from plugin_trainer import __version__
 from plugin_trainer.cli.interrupts import noting_ctrl_c
 from plugin_trainer.cli.launching import refuse_several, speaks
-from plugin_trainer.cli.printing import print_error, printable, shortened
+from plugin_trainer.cli.printing import echo, print_error, printable, shortened
 from plugin_trainer.errors import PluginBroken, PluginDuplicate, PtrainError
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class LazyGroup(click.Group):
 def ptrain(ctx: click.Context, debug: bool) -> None:
     """Train PyTorch models whose parts are plugins."""
     if ctx.invoked_subcommand is None:
-        click.echo(ctx.get_help())
+        echo(ctx.get_help())
     elif ctx.invoked_subcommand in _IN_ONE_PROCESS:
         refuse_several(ctx.invoked_subcommand)
 
@@ -228,10 +228,10 @@ def _report_internal(error: Exception, *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     what = shortened(printable(in_words(error)))
-    click.echo(f"internal error: {what} at {raised_at(error)}", err=True)
-    click.echo("  this is a mistake in ptrain or in a plugin, not in what you typed", err=True)
+    echo(f"internal error: {what} at {raised_at(error)}", err=True)
+    echo("  this is a mistake in ptrain or in a plugin, not in what you typed", err=True)
     if not debug:
-        click.echo("  please report it with the output of the same command and --debug", err=True)
+        echo("  please report it with the output of the same command and --debug", err=True)
     return 1
 
 

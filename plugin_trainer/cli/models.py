@@ -18,7 +18,7 @@ from plugin_trainer.cli.options import (
     trust_option,
     which_weights,
 )
-from plugin_trainer.cli.printing import emit_json, facts, table
+from plugin_trainer.cli.printing import echo, emit_json, facts, table
 
 if TYPE_CHECKING:
     from plugin_trainer.model_store.artifacts import Cleaned
@@ -88,7 +88,7 @@ def versions(name: str, store: str | None, json_: bool) -> None:
         )
         for version in found
     ]
-    click.echo(table(rows, ("version", "aliases", "metric", "from", "registered")))
+    echo(table(rows, ("version", "aliases", "metric", "from", "registered")))
 
 
 @models.command()
@@ -103,11 +103,11 @@ def show(model: str, store: str | None, json_: bool) -> None:
     if json_:
         emit_json(version.as_json())
         return
-    click.echo(f"{version}{''.join(f' @{alias}' for alias in version.aliases)}\n")
-    click.echo(facts(_facts(version)))
-    click.echo(f"  {'run':<10}  {_run(version)}")  # not wrapped: it is to be copied
+    echo(f"{version}{''.join(f' @{alias}' for alias in version.aliases)}\n")
+    echo(facts(_facts(version)))
+    echo(f"  {'run':<10}  {_run(version)}")  # not wrapped: it is to be copied
     if version.metrics:
-        click.echo("\n" + metrics_table(version.metrics))
+        echo("\n" + metrics_table(version.metrics))
 
 
 @models.command()
@@ -148,7 +148,7 @@ def register(
     if json_:
         emit_json({**registered.version.as_json(), "new": registered.is_new})
         return
-    click.echo(str(registered))
+    echo(str(registered))
 
 
 @models.command()
@@ -166,11 +166,11 @@ def alias(model: str, name: str, remove: bool, store: str | None) -> None:
     opened = _open(store)
     if remove:
         holder, of = opened.remove_alias(model, name), parse_reference(model).name
-        click.echo(f"{of}@{name} is no more (was {of}:{holder})")
+        echo(f"{of}@{name} is no more (was {of}:{holder})")
         return
     version, before = opened.set_alias(model, name)
     was = f" (was {version.name}:{before})" if before is not None else ""
-    click.echo(f"{version.name}@{name} is {version}{was}")
+    echo(f"{version.name}@{name} is {version}{was}")
 
 
 @models.command()
@@ -184,7 +184,7 @@ def tag(model: str, tags: tuple[str, ...], remove: tuple[str, ...], store: str |
     Such as: ptrain models tag sst2:3 owner=ann.
     """
     version = _open(store).set_tags(model, _tags(tags), remove=remove)
-    click.echo(f"{version}: {_listed(version.tags) or 'no tags'}")
+    echo(f"{version}: {_listed(version.tags) or 'no tags'}")
 
 
 @models.command()
@@ -238,8 +238,8 @@ def export(
         if value:
             raise click.UsageError(f"{option} is for --format onnx")
     version = opened.export(model, folder)
-    click.echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
-    click.echo(f"  {version.cannot_predict or f'use it: ptrain predict {folder} INPUT.txt'}")
+    echo(f"{version} is in {folder}: {_counted(len(version.files), version.size)}")
+    echo(f"  {version.cannot_predict or f'use it: ptrain predict {folder} INPUT.txt'}")
 
 
 def _export_onnx(
@@ -255,11 +255,11 @@ def _export_onnx(
     else:
         loaded = store.load(model, device="cpu", overrides=overrides, trust=is_trusted())
     for line in export_onnx(loaded, folder, **options):
-        click.echo(line)
+        echo(line)
     files = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
-    click.echo(f"\n{model} is in {folder}: {_counted(len(files), size)}")
-    click.echo(f"  use it: python {folder}/runtime.py {folder} INPUT.txt")
+    echo(f"\n{model} is in {folder}: {_counted(len(files), size)}")
+    echo(f"  use it: python {folder}/runtime.py {folder} INPUT.txt")
 
 
 @models.command()
@@ -291,7 +291,7 @@ def verify(model: str, store: str | None, json_: bool) -> None:
         files = {file for version in looked_at for file in version.files.values()}
         size = sum(file.size for file in files)
         count = _plural(len(looked_at), "version")
-        click.echo(f"{count} whole: {_counted(len(files), size)}")
+        echo(f"{count} whole: {_counted(len(files), size)}")
     if damages:
         broken = dict.fromkeys(str(damage.version) for damage in damages)
         raise StoreError(
@@ -319,14 +319,14 @@ def remove(model: str, all_: bool, yes: bool, store: str | None) -> None:
         raise StoreError(f"--all is for a whole model, and {wanted} is one version")
     there = opened.versions(wanted.name) if all_ else [opened.removable(model)]
     if not _is_sure(f"remove {_shown(there)}?", yes=yes):
-        click.echo("nothing was removed")
+        echo("nothing was removed")
         return
     if all_:
         removed, cleaned = opened.remove_all(wanted.name)
     else:
         version, cleaned = opened.remove(str(there[0]))
         removed = [version]
-    click.echo(f"removed {_shown(removed)}: {_freed(cleaned)}")
+    echo(f"removed {_shown(removed)}: {_freed(cleaned)}")
 
 
 # ------------------------------------------------------------------------------------------ words
@@ -342,13 +342,13 @@ def _print_list(store: Store, *, json_: bool) -> None:
     damaged: list[str] = []
     found = store.versions(damaged=damaged)
     for line in damaged:
-        click.echo(line, err=True)
+        echo(line, err=True)
     groups = [list(group) for _, group in groupby(found, key=lambda version: version.name)]
     if json_:
         emit_json([_summary(group) for group in groups])
         return
     if not groups:
-        click.echo(
+        echo(
             f"there is no model in {store.folder}/; "
             "register one: ptrain models register RUN --name NAME"
         )
@@ -362,7 +362,7 @@ def _print_list(store: Store, *, json_: bool) -> None:
         )
         for group in groups
     ]
-    click.echo(table(rows, ("newest", "metric", "aliases", "registered")))
+    echo(table(rows, ("newest", "metric", "aliases", "registered")))
 
 
 def _summary(group: list[Version]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from string import Template
 import click
 
 from plugin_trainer import API_VERSION, __version__
+from plugin_trainer.cli.printing import echo
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.names import NAME, NAME_RULE, RESERVED_NAMES
 
@@ -25,10 +26,10 @@ SUFFIX = ".template"
 def new(name: str, to: Path | None) -> None:
     """Start a plugin called NAME that trains a small model at once."""
     folder = write_plugin(name, to=to)
-    click.echo(f"wrote {folder}")
-    click.echo(f"  pip install -e {folder}")
-    click.echo(f"  ptrain run --plugin {name}")
-    click.echo(f"or without installing it: ptrain run --plugin {_as_path(folder)}")
+    echo(f"wrote {folder}")
+    echo(f"  pip install -e {folder}")
+    echo(f"  ptrain run --plugin {name}")
+    echo(f"or without installing it: ptrain run --plugin {_as_path(folder)}")
 
 
 def write_plugin(name: str, *, to: Path | None = None) -> Path:

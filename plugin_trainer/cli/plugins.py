@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from plugin_trainer.cli.new import new
-from plugin_trainer.cli.printing import as_json, emit_json, table
+from plugin_trainer.cli.printing import as_json, echo, emit_json, table
 from plugin_trainer.errors import PluginIncompatible, PtrainError
 from plugin_trainer.registry.blame import in_words
 from plugin_trainer.registry.catalog import KINDS, Catalog, Offer
@@ -64,14 +64,14 @@ def show(name: str, json_: bool) -> None:
         emit_json(_as_json(plugin))
         return
     source = plugin.source
-    click.echo(f"{plugin.name} {source.version}".rstrip())
-    click.echo(f"  from {source.distribution or source.target}, {source.path}")
+    echo(f"{plugin.name} {source.version}".rstrip())
+    echo(f"  from {source.distribution or source.target}, {source.path}")
     offers = [(kind, offer) for kind in KINDS for offer in Catalog((plugin,)).offers(kind)]
     rows = [
         (KINDS[kind].noun, offer.address, offer.spec.summary, _default(offer.spec))
         for kind, offer in offers
     ]
-    click.echo(table(rows, ("kind", "name", "what it is", "default")))
+    echo(table(rows, ("kind", "name", "what it is", "default")))
     for kind, offer in offers:
         if kind not in ("recipe", "space"):
             _show_settings(offer)
@@ -86,9 +86,9 @@ def _show_settings(offer: Offer[Any]) -> None:
     keys = describe(cls) if cls is not None else []
     if not keys:
         return
-    click.echo(f"\n{offer.address} takes")
+    echo(f"\n{offer.address} takes")
     rows = [(key.key, "required" if key.required else key.default, key.meaning) for key in keys]
-    click.echo(table(rows, ("key", "default", "meaning")))
+    echo(table(rows, ("key", "default", "meaning")))
 
 
 @plugins.command()
@@ -105,11 +105,11 @@ def check(names: tuple[str, ...], json_: bool) -> int:
         emit_json([{"name": name, "problems": problems} for name, problems in results])
         return int(wrong > 0)
     for name, problems in results:
-        click.echo(f"{name}: {'ok' if not problems else 'wrong'}")
+        echo(f"{name}: {'ok' if not problems else 'wrong'}")
         for line in problems:
-            click.echo(f"  {line}")
+            echo(f"  {line}")
     if not results:
-        click.echo("no plugins are installed")
+        echo("no plugins are installed")
     return int(wrong > 0)
 
 
@@ -143,17 +143,15 @@ def _print_list(*, json_: bool) -> None:
         return
     if found:
         headers = ("name", "version", "state", "import", "offers", "from")
-        click.echo(table([_row(row) for row in found], headers))
+        echo(table([_row(row) for row in found], headers))
     else:
-        click.echo("no plugins are installed; start one with: ptrain plugins new NAME")
+        echo("no plugins are installed; start one with: ptrain plugins new NAME")
     broken = [row.installed.name for row in found if row.error]
     if broken:
         one = f" {broken[0]}" if len(set(broken)) == 1 else ""
-        click.echo(
-            f"{len(broken)} of {len(found)} plugins cannot be used: ptrain plugins check{one}"
-        )
+        echo(f"{len(broken)} of {len(found)} plugins cannot be used: ptrain plugins check{one}")
     if hidden := hidden_plugins():
-        click.echo(f"{ALLOW_LIST} hides: {', '.join(plugin.name for plugin in hidden)}")
+        echo(f"{ALLOW_LIST} hides: {', '.join(plugin.name for plugin in hidden)}")
 
 
 def _row(row: Found) -> tuple[str, ...]:

@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def echo(text: object = "", *, err: bool = False) -> None:
+    """Print a text and a line end; what could act on the terminal, as an escape."""
+    click.echo(printable(str(text)), err=err)
+
+
 def table(rows: Iterable[Sequence[object]], headers: Sequence[str], *, width: int = WIDTH) -> str:
     """Rows under headers, aligned; the widest columns are wrapped until the table fits: between
     words, where that does not do within names, at their / _ and ., and at last anywhere.

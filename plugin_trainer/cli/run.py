@@ -16,7 +16,7 @@ import click
 from plugin_trainer.cli.launching import is_launched, launch, speaks
 from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.cli.outlasting import outlasting_readers
-from plugin_trainer.cli.printing import facts, table
+from plugin_trainer.cli.printing import echo, facts, table
 from plugin_trainer.errors import RunFolderError, SettingsError
 
 if TYPE_CHECKING:
@@ -200,11 +200,11 @@ def _train(asked: _Asked) -> int:
         )
     except AlreadyDone as done:
         about = done.about
-        click.echo(f"{done.folder} is {about['status']} already: {about['reason']}")
+        echo(f"{done.folder} is {about['status']} already: {about['reason']}")
         if about["status"] == "finished":
-            click.echo("  to train it for longer: --set length=... --allow length")
+            echo("  to train it for longer: --set length=... --allow length")
         else:
-            click.echo("  to go on: change what stopped it with --set, and name that with --allow")
+            echo("  to go on: change what stopped it with --set, and name that with --allow")
         return 0
     _introduce(made)
     result = execute(made)
@@ -221,10 +221,8 @@ def _dry_run(configuration: Configuration) -> int:
     if result.signal:
         return 128 + result.signal
     settings = configuration.settings
-    click.echo(
-        f"the dry run went well: {settings.model} on {settings.data}, {result.seconds:.0f} s"
-    )
-    click.echo(f"  {result.step} steps, an evaluation and a checkpoint; nothing was kept")
+    echo(f"the dry run went well: {settings.model} on {settings.data}, {result.seconds:.0f} s")
+    echo(f"  {result.step} steps, an evaluation and a checkpoint; nothing was kept")
     return 0
 
 
@@ -243,14 +241,14 @@ def _say(line: str) -> None:
     """A line for the user, as it is: what it names can be found and copied."""
     if not speaks():
         return
-    click.echo(f"  {line}", err=True)
+    echo(f"  {line}", err=True)
 
 
 def _tell(label: str, text: str) -> None:
     """A fact of the run, wrapped beside its label."""
     if not speaks():
         return
-    click.echo(facts([(f"{label:<7}", text)]), err=True)
+    echo(facts([(f"{label:<7}", text)]), err=True)
 
 
 def _introduce(run: Run) -> None:
@@ -258,7 +256,7 @@ def _introduce(run: Run) -> None:
     settings = run.settings
     trainable = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     if speaks():
-        click.echo(f"{settings.model} on {settings.data}", err=True)
+        echo(f"{settings.model} on {settings.data}", err=True)
     _say(f"folder   {run.folder}")
     several = f", {run.world.size} processes ({run.together.name})" if run.together else ""
     _tell("device", f"{run.device}, {settings.precision}{several}")
@@ -291,16 +289,16 @@ def _counted(number: int) -> str:
 
 def _conclude(result: Result, *, can_predict: bool, processes: int) -> None:
     """How it ended: the last evaluation, what callbacks report, what to do next."""
-    click.echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
+    echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
     if result.metrics:
-        click.echo("\n" + metrics_table(result.metrics))
+        echo("\n" + metrics_table(result.metrics))
     for best in result.best.values():
-        click.echo(f"best {best.watch} {best.value:.4g} at step {best.step}: {best.checkpoint}")
+        echo(f"best {best.watch} {best.value:.4g} at step {best.step}: {best.checkpoint}")
     for title, text in result.reports.items():
-        click.echo(f"\n{title}\n{text}")
-    click.echo(f"\nthe run is in {result.folder}")
+        echo(f"\n{title}\n{text}")
+    echo(f"\nthe run is in {result.folder}")
     for line in _next_steps(result, can_predict=can_predict, processes=processes):
-        click.echo(f"  {line}")
+        echo(f"  {line}")
 
 
 def _next_steps(result: Result, *, can_predict: bool, processes: int) -> list[str]:

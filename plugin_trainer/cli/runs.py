@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from plugin_trainer.cli.options import json_option
-from plugin_trainer.cli.printing import emit_json, table
+from plugin_trainer.cli.printing import echo, emit_json, table
 from plugin_trainer.cli.run_state import state_of
 
 
@@ -43,20 +43,20 @@ def show(run: str, json_: bool) -> None:
         emit_json(about)
         return
     summary = _summary(folder, about)
-    click.echo(f"{folder}\n")
+    echo(f"{folder}\n")
     if not (summary["model"] or summary["data"]):
         summary["model"] = "given to plugin_trainer.fit"
     for name in ("status", "reason", "model", "data", "steps", "started", "ended"):
-        click.echo(f"  {name:<8} {summary[name]}")
+        echo(f"  {name:<8} {summary[name]}")
     plugins = [
         f"{plugin['name']} {plugin['version']}".rstrip() for plugin in about.get("plugins", [])
     ]
-    click.echo(f"  plugins  {', '.join(plugins)}")
-    click.echo(f"  saved    {', '.join(_checkpoints(folder)) or 'nothing'}")
+    echo(f"  plugins  {', '.join(plugins)}")
+    echo(f"  saved    {', '.join(_checkpoints(folder)) or 'nothing'}")
     if about.get("metrics"):
-        click.echo("\n" + metrics_table(about["metrics"]))
+        echo("\n" + metrics_table(about["metrics"]))
     for best in about.get("best", {}).values():
-        click.echo(f"best {best['watch']} {best['value']:.4g} at step {best['step']}")
+        echo(f"best {best['watch']} {best['value']:.4g} at step {best['step']}")
 
 
 def _print_list(folder: Path, *, json_: bool) -> None:
@@ -67,12 +67,12 @@ def _print_list(folder: Path, *, json_: bool) -> None:
         emit_json(found)
         return
     if not found:
-        click.echo(f"there is no run in {folder}/; start one: ptrain run --plugin NAME")
+        echo(f"there is no run in {folder}/; start one: ptrain run --plugin NAME")
         return
     rows = [
         (run["name"], run["status"], run["steps"], run["best"], run["started"]) for run in found
     ]
-    click.echo(table(rows, ("run", "status", "steps", "best", "started")))
+    echo(table(rows, ("run", "status", "steps", "best", "started")))
 
 
 def _summary(folder: Path, about: dict[str, Any]) -> dict[str, Any]:

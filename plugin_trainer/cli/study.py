@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from plugin_trainer.cli.options import json_option
-from plugin_trainer.cli.printing import emit_json, facts, table
+from plugin_trainer.cli.printing import echo, emit_json, facts, table
 
 if TYPE_CHECKING:
     from plugin_trainer.tuning.objectives import Objective
@@ -75,14 +75,14 @@ def show(study: str, storage: str, json_: bool) -> None:
     if json_:
         emit_json(_as_json(opened))
         return
-    click.echo(f"{opened.name}\n")
-    click.echo(facts(_facts(opened)))
+    echo(f"{opened.name}\n")
+    echo(facts(_facts(opened)))
     for stage in opened.stages:
-        click.echo("\n" + "\n\n".join(_about_stage(opened, stage)))
+        echo("\n" + "\n\n".join(_about_stage(opened, stage)))
     if steps := _next_steps(opened):
-        click.echo()
+        echo()
     for step in steps:
-        click.echo(f"  {step}")
+        echo(f"  {step}")
 
 
 @study.command()
@@ -128,18 +128,18 @@ def best(
         )
         return
     if len(of.objectives) > 1:
-        click.echo(trials_table(of, of.front()) + "\n")
-    click.echo(_introduction(opened, of, chosen) + "\n")
-    click.echo(_as_options(assignments(params)))
-    click.echo()
+        echo(trials_table(of, of.front()) + "\n")
+    echo(_introduction(opened, of, chosen) + "\n")
+    echo(_as_options(assignments(params)))
+    echo()
     if run_file is not None:
-        click.echo(f"run file  {_typed(run_file)}")
+        echo(f"run file  {_typed(run_file)}")
     for path in pictures:
-        click.echo(f"picture   {_typed(path)}")
+        echo(f"picture   {_typed(path)}")
     for line in notes:
-        click.echo(f"          {line}")
+        echo(f"          {line}")
     if run_file is not None:
-        click.echo(f"\ntrain it: ptrain run {shlex.quote(_typed(run_file))}")
+        echo(f"\ntrain it: ptrain run {shlex.quote(_typed(run_file))}")
 
 
 # ------------------------------------------------------------------------------------------- list
@@ -160,10 +160,10 @@ def _print_list(storage: str, *, json_: bool) -> None:
         return
     if not found:
         where = "the database" if storage else "studies/"
-        click.echo(f"there is no study in {where}; start one: ptrain tune --plugin NAME")
+        echo(f"there is no study in {where}; start one: ptrain tune --plugin NAME")
         return
     rows = [_row(summary) for summary in found]
-    click.echo(table(rows, ("study", "trials", "now", "best")))
+    echo(table(rows, ("study", "trials", "now", "best")))
 
 
 def _summary(study: Study) -> dict[str, Any]:

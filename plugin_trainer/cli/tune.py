@@ -13,6 +13,7 @@ import click
 
 from plugin_trainer.cli.options import configured, is_trusted, what_to_run
 from plugin_trainer.cli.outlasting import outlasting_readers
+from plugin_trainer.cli.printing import echo
 from plugin_trainer.errors import PtrainError, SettingsError
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def _stop_without_parent() -> None:
 
 def _say(line: str) -> None:
     """A line for the user; of several workers each comes out whole."""
-    click.echo(line, err=True)
+    echo(line, err=True)
 
 
 def _conclude(study: Study, *, stopped: bool) -> None:
@@ -195,27 +196,25 @@ def _conclude(study: Study, *, stopped: bool) -> None:
         if stage.optuna is None:
             continue
         shown = best_first(stage)
-        click.echo(f"\n{_title(study, stage)}")
+        echo(f"\n{_title(study, stage)}")
         if shown:
-            click.echo(trials_table(stage, shown[:MOST_SHOWN]))
+            echo(trials_table(stage, shown[:MOST_SHOWN]))
         if len(shown) > MOST_SHOWN:
-            click.echo(f"and {len(shown) - MOST_SHOWN} more: ptrain study show {study.name}")
+            echo(f"and {len(shown) - MOST_SHOWN} more: ptrain study show {study.name}")
     best = write_best(study)
-    click.echo()
+    echo()
     left = any(not stage.is_done for stage in study.stages)
     if stopped or left:
-        click.echo(f"  go on with it:   ptrain tune --study {study.name}")
+        echo(f"  go on with it:   ptrain tune --study {study.name}")
     if best is not None:
-        click.echo(f"  see the winner:  ptrain study best {study.name}")
-        click.echo(f"  train with it:   ptrain run {best}")
+        echo(f"  see the winner:  ptrain study best {study.name}")
+        echo(f"  train with it:   ptrain run {best}")
     elif not left:
         reasons = [trial.reason for stage in study.stages for trial in stage.trials if trial.reason]
         of = ", ".join(
             f"{number} {state}" for state, number in counts(study.stages[-1].trials).items()
         )
-        click.echo(
-            f"  no trial has finished ({of}); the last one: {reasons[-1] if reasons else ''}"
-        )
+        echo(f"  no trial has finished ({of}); the last one: {reasons[-1] if reasons else ''}")
 
 
 def _title(study: Study, stage: Stage) -> str:

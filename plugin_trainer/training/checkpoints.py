@@ -156,7 +156,7 @@ class CheckpointStore:
             if not place.exists():  # killed between moving it away and moving its successor in
                 old.rename(place)
         for left in self.folder.glob(".*.tmp-*"):
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
     def prune(self) -> None:
         """Delete all but the newest `keep` checkpoints; the latest and the best are never
@@ -245,9 +245,12 @@ class CheckpointStore:
         return None, passed_over
 
     def _names(self) -> list[str]:
-        if not self.folder.is_dir():
+        try:
+            names = list(filter(_NAME.fullmatch, os.listdir(self.folder)))
+        except (FileNotFoundError, NotADirectoryError):
             return []
-        names = [entry.name for entry in self.folder.iterdir() if _NAME.fullmatch(entry.name)]
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}") from None
         return sorted(names, key=lambda name: int(name.removeprefix("step-")))
 
     def _listing(self) -> str:
@@ -384,8 +387,18 @@ def _put_in_place(beside: Path, place: Path) -> None:
 
 def verify(checkpoint: Path) -> None:
     """Check every file against the manifest. Raises CheckpointError naming the first that does not
-    fit.
+    fit or cannot be read.
     """
+    try:
+        _verify(checkpoint)
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # too many open files: of the process's
+            raise
+        place = error.filename or checkpoint
+        raise CheckpointError(f"{place} cannot be read: {error.strerror}") from None
+
+
+def _verify(checkpoint: Path) -> None:
     files = _read_manifest(checkpoint)
     # A stray file or folder would be read: an empty `ema`, say, has no weights of the average.
     expected = {"manifest.json", *files, *(name.rpartition("/")[0] for name in files)}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
-from plugin_trainer.cli.printing import emit_json, facts, print_error, printable, table
+from plugin_trainer.cli.printing import echo, emit_json, facts, print_error, printable, table
 
+ROOT = Path(__file__).parents[2]
 PROSE = "labelled texts or pairs: files, Hugging Face data sets, a generated task, and others"
 
 
@@ -46,12 +49,19 @@ ESCAPES = ["\x1b[2J", "\x07", "\r", "\x7f", "\x9b2J", "\u202e", "\ud800", "\x00"
 @pytest.mark.parametrize("escape", ESCAPES, ids=ascii)
 def test_what_could_act_on_a_terminal_is_printed_as_an_escape(capsys, escape):
     print_error(f"no model {escape}", [f"did you mean {escape}?"])
+    echo(f"the run is in {escape}", err=True)
     emit_json({"name": escape})
     out, err = capsys.readouterr()
     listed = table([[f"a{escape}b"]], ["name"]) + facts([("name", f"a{escape}b")])
     assert escape not in out + err + listed
     assert escape.encode("unicode_escape").decode()[1:] in err
     assert json.loads(out) == {"name": escape}
+
+
+def test_all_that_commands_print_is_printed_so():
+    files = [*(ROOT / "plugin_trainer/cli").glob("*.py"), *ROOT.glob("plugins/*/ptrain_*/**/*.py")]
+    around = [path for path in files if re.search(r"click\.s?echo\(", path.read_text())]
+    assert around == [ROOT / "plugin_trainer/cli/printing.py"]
 
 
 def test_letters_of_every_script_tabs_and_line_ends_stay(capsys):

@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +21,8 @@ from plugin_trainer.errors import PtrainError
 
 QUIET = {"callbacks": ["-progress_bar", "-tensorboard"], "notify": lambda line: None}
 DATA = DataLoader(TensorDataset(torch.ones(8, 4), torch.arange(8) % 2), batch_size=4)
-SEEDS = int(os.environ.get("FUZZ", "100"))  # `make fuzz` takes thousands
+NOBODY = 65534
+SEEDS = int(os.environ.get("FUZZ", "200"))  # `make fuzz` takes thousands
 VALUES = [
     None, 5, -1, 1e308, True, "", "x" * 5000, "../../x", [], {}, [[]] * 3, {"a": {"b": [1]}},
     float("inf"), float("nan"), "\ud800", "step-00000002", {"checkpoint": 5},
@@ -89,16 +93,9 @@ def damage(path, luck):
     return way
 
 
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_a_damaged_run_folder_is_opened_or_refused_in_words(sound, tmp_path, capsys, seed):
-    luck = random.Random(seed)
-    folder = tmp_path / "runs" / "run"
-    shutil.copytree(sound, folder)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    victim = luck.choice([path for path in files if path.suffix != ".tfevents"])
-    way = damage(victim, luck)
-    what = f"{way} of {victim.relative_to(folder)}"
+def use_all(folder, capsys, what):
+    """Use a run folder in every way; whether one of them was refused."""
+    refused = False
     for use in (
         lambda: plugin_trainer.load_run(folder, model=nn.Linear(4, 2), validation=DATA).evaluate(),
         lambda: train(folder, "3 steps", resume="auto"),
@@ -108,7 +105,58 @@ def test_a_damaged_run_folder_is_opened_or_refused_in_words(sound, tmp_path, cap
             use()
         except PtrainError as error:
             assert len(str(error)) < 5000, what
+            refused = True
     for command in (["runs", "list", str(folder.parent)], ["runs", "show", str(folder)]):
         assert main(command) in (0, 2), what
     said = "".join(capsys.readouterr())
     assert "internal error" not in said and "Traceback" not in said, f"{what}\n{said}"
+    return refused
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_a_damaged_run_folder_is_opened_or_refused_in_words(sound, tmp_path, capsys, seed):
+    luck = random.Random(seed)
+    folder = tmp_path / "runs" / "run"
+    shutil.copytree(sound, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    victim = luck.choice([path for path in files if path.suffix != ".tfevents"])
+    way = damage(victim, luck)
+    use_all(folder, capsys, f"{way} of {victim.relative_to(folder)}")
+
+
+@contextmanager
+def user_who_owns(folder):
+    """As a user who owns the folder and may not read all, which root may."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in [folder, *folder.rglob("*")]:
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_file_that_may_not_be_read_is_refused_in_words(sound, tmp_path, capsys):
+    package = Path(plugin_trainer.__file__)
+    if os.geteuid() == 0 and not all(p.stat().st_mode & 0o001 for p in package.parents):
+        pytest.skip("the folder of the project is closed to other users, and root may read all")
+    whole = tmp_path / "runs" / "run"
+    shutil.copytree(sound, whole)
+    # What is imported on the way is imported now: another user may not read this one's packages.
+    assert not use_all(whole, capsys, "nothing")
+    names = [path.relative_to(sound) for path in sorted(sound.rglob("*")) if path.name != ".lock"]
+    refused = set()
+    for name in names:
+        with tempfile.TemporaryDirectory() as outer:  # others may go into it, unlike pytest's
+            Path(outer).chmod(0o755)
+            folder = Path(outer) / "runs" / "run"
+            shutil.copytree(sound, folder)
+            with user_who_owns(folder.parent):
+                (folder / name).chmod(0)
+                if use_all(folder, capsys, f"{name}, which may not be read"):
+                    refused.add(str(name))
+    assert {"run.toml", "checkpoints", "checkpoints/step-00000003/model.safetensors"} <= refused

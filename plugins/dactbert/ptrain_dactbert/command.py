@@ -8,7 +8,7 @@ import click
 
 from plugin_trainer.cli.calibrate import calibrate
 from plugin_trainer.cli.options import json_option, set_option
-from plugin_trainer.cli.printing import emit_json
+from plugin_trainer.cli.printing import echo, emit_json
 
 
 @click.group(name="dactbert")
@@ -115,13 +115,13 @@ def curve(
         split=split,
         overrides=from_assignments(assignments) if assignments else None,
         timing=options if timing else None,
-        progress=lambda line: click.echo(line, err=True),
+        progress=lambda line: echo(line, err=True),
     )
     written = write_evidence(document, out)
     if json_:
         emit_json(document)
         return
-    click.echo(for_terminal(document))
-    click.echo("")
+    echo(for_terminal(document))
+    echo("")
     for path in written:
-        click.echo(f"wrote {path}")
+        echo(f"wrote {path}")

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from plugin_trainer.cli.printing import echo
+
 if TYPE_CHECKING:
     from ptrain_mlflow.mirror import Mirror
     from ptrain_mlflow.settings import LoggerSettings
@@ -33,9 +35,9 @@ def mlflow(runs: tuple[str, ...], tracking_uri: str, experiment: str) -> None:
     given = {"tracking_uri": tracking_uri, "experiment": experiment}
     for name in runs:
         mirror = send(find_run(name), given={key: value for key, value in given.items() if value})
-        click.echo("\n  ".join((str(mirror.folder), *mirror.place)))
+        echo("\n  ".join((str(mirror.folder), *mirror.place)))
         for note in mirror.notes:
-            click.echo(f"  {note}", err=True)
+            echo(f"  {note}", err=True)
 
 
 def send(folder: Path, *, given: Mapping[str, Any]) -> Mirror:

@@ -246,7 +246,7 @@ class CheckpointStore:
 
     def _names(self) -> list[str]:
         try:
-            names = list(filter(_NAME.fullmatch, os.listdir(self.folder)))
+            names = [path.name for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:

@@ -37,6 +37,7 @@ from plugin_trainer.tuning.studies import (
     STUDIES,
     Stage,
     Study,
+    about_of,
     open_for_signs,
     open_study,
     optuna_name,
@@ -243,14 +244,14 @@ def begin_stage(study: OpenStudy, number: int, *, trials: int | None) -> Stage:
                 directions=[its.direction for its in named["objectives"]],
                 load_if_exists=True,
             )
-        before = found.user_attrs.get(ATTRIBUTE)
+        before = about_of(found) if ATTRIBUTE in found.user_attrs else None
         about = before or {
             "study": study.name,
             "stage": stage,
             "settings": study.settings,
             "start": _start(study, number),
         }
-        total = trials or (before or {}).get("total") or named["total"]
+        total = trials or about.get("total") or named["total"]
         if about.get("total") != total:
             found.set_user_attr(ATTRIBUTE, {**about, "total": total})
         _top_up(found, total)
@@ -283,4 +284,4 @@ def _top_up(study: optuna.Study, total: int) -> None:
 
 def total_of(study: optuna.Study) -> int:
     """How many trials there shall be, as it stands in the database now."""
-    return int(study.user_attrs[ATTRIBUTE]["total"])
+    return int(about_of(study)["total"])

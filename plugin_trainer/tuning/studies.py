@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -142,7 +143,7 @@ def list_studies(storage: str = "") -> list[str]:
     if storage:
         with told_shortly(storage):
             opened = open_storage(storage)
-            return list(dict.fromkeys(str(about.get("study")) for about in _abouts(opened)))
+            return list(dict.fromkeys(its.study_name.partition("/")[0] for its in _ours(opened)))
     if not STUDIES.is_dir():
         return []
     return sorted(entry.name for entry in STUDIES.iterdir() if (entry / SETTINGS).is_file())
@@ -276,17 +277,34 @@ def optuna_name(study: str, stage: str) -> str:
     return f"{study}/{stage}" if stage else study
 
 
-def _abouts(storage: BaseStorage, *, study: str = "") -> list[dict[str, Any]]:
-    """What our studies in a database are, one entry a stage."""
-    found = []
+def _ours(storage: BaseStorage) -> Iterator[optuna.Study]:
+    """The stages of our studies in a database, as Optuna has them."""
     for name in study_names(storage):
-        if study and name != study and not name.startswith(f"{study}/"):
-            continue
         opened = find_optuna_study(storage, name)
-        about = opened.user_attrs.get(ATTRIBUTE) if opened is not None else None
-        if isinstance(about, dict) and study in ("", about.get("study")):
-            found.append(about)
-    return found
+        if opened is not None and ATTRIBUTE in opened.user_attrs:
+            yield opened
+
+
+def _abouts(storage: BaseStorage, *, study: str) -> Iterator[dict[str, Any]]:
+    """What the stages of a study are. Raises as `about_of` does."""
+    for opened in _ours(storage):
+        if opened.study_name.partition("/")[0] == study:
+            yield about_of(opened)
+
+
+def about_of(opened: optuna.Study) -> dict[str, Any]:
+    """What a stage of ours is: its study and name, settings, start and total.
+
+    Raises StudyError if its database says what nobody here wrote.
+    """
+    with _damage_said(f"the study {opened.study_name}"):
+        about = opened.user_attrs[ATTRIBUTE]
+        json.dumps(about, ensure_ascii=False).encode()  # half a character fits into no file
+        study, _, stage = opened.study_name.partition("/")
+        if (about["study"], about["stage"]) != (study, stage):
+            raise ValueError("it is said to be another one")
+        maps = {key: {**about[key]} for key in ("settings", "start")}
+        return {**about, **maps, "total": int(about["total"])}
 
 
 def _stage(
@@ -303,7 +321,7 @@ def _stage(
     return Stage(
         name=name,
         folder=its,
-        total=int(about["total"]) if about else named["total"],
+        total=about["total"] if about else named["total"],
         objectives=named["objectives"],
         winner_by=named["winner_by"],
         optuna=opened,

@@ -94,6 +94,13 @@ DAMAGES = {
     "no values": "DELETE FROM trial_values",
     "an unknown state": "UPDATE trials SET state = 'ODD'",
     "a value of text": "UPDATE trial_values SET value = 'x'",
+    "no study": "UPDATE study_user_attributes SET value_json = '5'",
+    "a stage of nothing": "UPDATE study_user_attributes SET value_json = "
+    'replace(value_json, \'"stage": ""\', \'"stage": null\')',
+    "a start of text": "UPDATE study_user_attributes SET value_json = "
+    'replace(value_json, \'"start": {}\', \'"start": "x"\')',
+    "half a character": "UPDATE study_user_attributes SET value_json = "
+    "replace(value_json, 'bowl/net', '\\ud800')",
     "a study of nothing": 'UPDATE study_user_attributes SET value_json = \'{"study": "odd"}\'',
     "settings of a list": "UPDATE study_user_attributes SET value_json = "
     '\'{"study": "odd", "stage": "", "settings": [], "start": {}, "total": 1}\'',
@@ -104,13 +111,14 @@ DAMAGES = {
 
 @pytest.mark.usefixtures("mixed")
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-def test_a_database_that_holds_odd_values_is_said(damage, ptrain):
+def test_a_database_that_holds_odd_values_is_said(damage, ptrain, capsys):
     folder = make_study("odd", [trial(1.0, params={"model_settings.x": 1.0}, folder="0000")])
     with sqlite3.connect(folder / "study.db") as database:
         assert database.execute(damage).rowcount > 0
     database.close()
-    for command in (["show", "odd"], ["best", "odd"]):
-        code, _, err = ptrain(*command)
+    for command in (["study", "show"], ["study", "best"], ["tune", "--trust", "--study"]):
+        code = main([*command, "odd"])
+        err = capsys.readouterr().err
         assert code == 2 and err.startswith("error: ") and "odd" in err
         assert "internal error" not in err
     code, out, _ = ptrain("list")

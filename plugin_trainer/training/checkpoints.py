@@ -20,6 +20,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -167,7 +168,11 @@ class CheckpointStore:
         safe = {pointer["checkpoint"] for pointer in map(self.pointer, POINTERS) if pointer}
         for name in self._names()[: -self._keep]:
             if name not in safe:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+                # Out of sight in one step: who reads it must not take what is left for damage.
+                gone = self.folder / f".{name}.tmp-gone-{os.getpid()}"
+                with suppress(OSError):
+                    (self.folder / name).rename(gone)
+                shutil.rmtree(gone, ignore_errors=True)
 
     # -------------------------------------------------------------------------------- finding
 

@@ -29,7 +29,8 @@ def test_retention_does_not_take_a_checkpoint_from_under_a_registration(trained)
                 value = {**json.loads(pointer.read_text()), "checkpoint": newer.name}
                 pointer.with_suffix(".new").write_text(json.dumps(value))
                 pointer.with_suffix(".new").replace(pointer)
-            shutil.rmtree(current)
+            current.rename(checkpoints / f".{current.name}.gone")
+            shutil.rmtree(checkpoints / f".{current.name}.gone")
             current = newer
 
     thread = threading.Thread(target=save, args=(current,))

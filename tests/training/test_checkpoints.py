@@ -7,6 +7,7 @@ import json
 import os
 import pickletools
 import re
+import shutil
 import threading
 from pathlib import Path
 
@@ -351,6 +352,22 @@ def test_saving_a_step_again_replaces_it(store):
 
 
 # ----------------------------------------------------------------------------- read while it trains
+
+
+def test_retention_takes_a_checkpoint_out_of_sight_before_it_deletes_any_of_it(
+    tmp_path, monkeypatch
+):
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (1, 2):
+        store.save(snapshot(), step=step)
+    deleted = []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **_: deleted.append(path))
+    store.prune()
+    monkeypatch.undo()
+    (gone,) = deleted
+    assert gone.exists() and not store.path_of(1).exists()
+    store.clean()
+    assert not gone.exists() and store.path_of(2).exists()
 
 
 def test_what_retention_deletes_meanwhile_is_read_from_a_newer_checkpoint(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Generic, Literal, TypeVar
@@ -229,6 +230,7 @@ def _notices(pointed: dict[str, PluginSource]) -> list[str]:
     ]
 
 
+@cache
 def _core() -> LoadedPlugin:
     """This package's own plugin; empty in a checkout that does not have it."""
     source = core_source()

@@ -72,6 +72,12 @@ class PluginManager(pluggy.PluginManager):
             return None
         return dict(_options(static) or {})
 
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        """Look at what may be a hook only."""
+        if not name.startswith(PREFIX):
+            return None
+        return super().parse_hookspec_opts(module_or_class, name)
+
     # Everything below only looks, so that an error finds nothing to undo.
 
     def _refuse_equal(self, plugin: Any, label: str, noun: str) -> None:
@@ -95,7 +101,10 @@ class PluginManager(pluggy.PluginManager):
 
     def _hooks_of(self, plugin: Any, label: str, noun: str) -> Iterator[tuple[str, Any]]:
         """Each hook that the plugin implements, as (name of the hook, bound function)."""
+        known = self._known()
         for name in dir(plugin):
+            if name.startswith("__"):
+                continue
             static = inspect.getattr_static(plugin, name, None)
             function = _function(static)
             options = _options(static)
@@ -105,11 +114,11 @@ class PluginManager(pluggy.PluginManager):
                         f"{noun} '{label}' marks {name} with @hookimpl, but hooks are named "
                         f"{PREFIX}...",
                         plugin=label,
-                        hint=_did_you_mean(PREFIX + name, self._known()),
+                        hint=_did_you_mean(PREFIX + name, known),
                     )
                 continue
             hook = (options or {}).get("specname") or name
-            if hook in self._known():
+            if hook in known:
                 if function is None:
                     raise PluginBroken(
                         f"{noun} '{label}' has {name}, which is not a function but of type "
@@ -121,7 +130,7 @@ class PluginManager(pluggy.PluginManager):
                 raise PluginBroken(
                     f"{noun} '{label}' implements {hook}, which is not a hook",
                     plugin=label,
-                    hint=_did_you_mean(hook, self._known()),
+                    hint=_did_you_mean(hook, known),
                 )
 
     def _check_arguments(self, hook: str, function: Any, label: str, noun: str) -> None:

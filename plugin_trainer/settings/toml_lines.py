@@ -13,6 +13,9 @@ _KEY = rf"\s*(?P<key>{_PART}(?:\s*\.\s*{_PART})*)\s*"
 _HEADER = re.compile(rf"\s*\[{_KEY}\]\s*(#.*)?$")
 _ARRAY_HEADER = re.compile(rf"\s*\[\[{_KEY}\]\]\s*(#.*)?$")
 _ASSIGNMENT = re.compile(rf"{_KEY}=")
+_BARE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+# A number, a date, true or false, or a text without escapes: its line holds all of it.
+_SCALAR = re.compile(r"\s*(?:[A-Za-z0-9+._:-]+|\"[^\"\\]*\"|'[^']*')\s*(#.*)?$")
 
 
 def key_lines(text: str) -> dict[Key, int]:
@@ -40,7 +43,8 @@ def key_lines(text: str) -> dict[Key, int]:
             lines.setdefault(table, number)
         elif assignment := _ASSIGNMENT.match(row):
             lines[table + split_key(assignment["key"])] = number
-            number += _continuation(rows, start=number - 1)
+            if not _SCALAR.match(row, assignment.end()):
+                number += _continuation(rows, start=number - 1)
     return lines
 
 
@@ -56,6 +60,8 @@ def _numbered(key: Key, last: dict[Key, int], *, inside: bool = False) -> Key:
 
 def split_key(dotted: str) -> Key:
     """The parts of a dotted key, quotes taken off: a."b/c".d -> (a, b/c, d)."""
+    if _BARE.fullmatch(dotted):
+        return tuple(dotted.split("."))
     nested = tomllib.loads(f"{dotted} = 0")
     parts: list[str] = []
     while isinstance(nested, dict):

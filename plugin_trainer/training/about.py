@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import socket
 import subprocess
@@ -94,6 +95,10 @@ def packages() -> dict[str, str]:
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit of the folder's repository and whether it has changes; None outside of one."""
+    if "GIT_DIR" not in os.environ and not any(
+        (above / ".git").exists() for above in (folder, *folder.parents)
+    ):
+        return None  # without starting a process
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch"]
     try:
         done = subprocess.run(

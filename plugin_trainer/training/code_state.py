@@ -13,6 +13,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 _DIGITS = 12
 
@@ -35,17 +36,29 @@ def code_of(things: Iterable[object]) -> str:
     Not of the files around them: what else a script says changes nothing about a run.
     """
     written = {
-        code
+        code: source
         for thing in things
         for code in (inspect.getmro(thing) if inspect.isclass(thing) else [thing])
-        if _is_users_own(code)
+        if (source := _own_source(code))
     }
     digest = hashlib.sha256()
     for code in sorted(written, key=lambda code: (code.__module__, code.__qualname__)):  # type: ignore[attr-defined]
-        with contextlib.suppress(TypeError, OSError):
-            digest.update(_meaning(inspect.getsource(code)).encode() + b"\0")  # type: ignore[arg-type]
-    nothing = digest.digest() == hashlib.sha256().digest()
-    return "" if nothing else digest.hexdigest()[:_DIGITS]
+        digest.update(written[code].encode() + b"\0")
+    return digest.hexdigest()[:_DIGITS] if written else ""
+
+
+def _own_source(code: object) -> str:
+    """What the source of a class or function of the user's own means; empty for another's."""
+    if code not in _SOURCES:
+        _SOURCES[code] = ""
+        if _is_users_own(code):
+            with contextlib.suppress(TypeError, OSError):
+                _SOURCES[code] = _meaning(inspect.getsource(code))  # type: ignore[arg-type]
+    return _SOURCES[code]
+
+
+# As they were when the process first saw them: what is edited later is not what it has loaded.
+_SOURCES: WeakKeyDictionary[object, str] = WeakKeyDictionary()
 
 
 def _meaning(source: str) -> str:

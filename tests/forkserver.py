@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import platform
 import resource
 import runpy
 import select
@@ -43,7 +44,8 @@ _IMPORTED = (
     *("plugin_trainer.training.api", "plugin_trainer.tuning.search", "torchmetrics.classification"),
     *("torch._dynamo", "torch.distributed.run", "torch.distributed.fsdp"),
     *("torch.distributed.checkpoint", "torch.utils.tensorboard", "torch.profiler"),
-    *("torch._inductor.compile_fx", "networkx"),
+    *("torch._inductor.compile_fx", "networkx", "numpy.ctypeslib", "torch.profiler._cupti_monitor"),
+    *("plugin_trainer.callbacks.learning_rate_monitor", "plugin_trainer.ops.norm.native"),
     *("optuna.storages._rdb.storage", "alembic.command"),
     *(
         "ptrain_dactbert.classifier",
@@ -275,8 +277,10 @@ def _serve(path: str) -> None:
     import torch
 
     from plugin_trainer.configuration import configure
+    from plugin_trainer.training.about import packages
 
     configure(parts=False)  # pydantic makes what checks the settings, once a process
+    packages(), platform.platform()  # read once a process, too
     torch.set_num_threads(1)
     assert len(os.listdir("/proc/self/task")) == 1, "a thread may hold a lock while this forks"  # noqa: PTH208
     for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from plugin_trainer.settings import schema
 PACKAGE = Path(plugin_trainer.__file__).parent
 
 
+@pytest.fixture(scope="module")
 def read_names() -> set[object]:
     """Every attribute and every key that the code outside of the schema reads."""
     names: set[object] = set()
@@ -32,12 +33,10 @@ CLASSES = [
     for cls in vars(schema).values()
     if dataclasses.is_dataclass(cls) and cls.__module__ == schema.__name__ and cls not in WHOLE
 ]
-READ = read_names()
-
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
-def test_every_key_is_read_somewhere(cls):
-    assert [field.name for field in dataclasses.fields(cls) if field.name not in READ] == []
+def test_every_key_is_read_somewhere(cls, read_names):
+    assert [field.name for field in dataclasses.fields(cls) if field.name not in read_names] == []
 
 
 def test_the_schema_is_all_of_it():

@@ -159,7 +159,7 @@ def _configured(asked: _Asked) -> tuple[_Asked, Configuration]:
     if asked.resume not in ("never", "auto"):
         out = _run_to_resume(asked.resume, asked.out)
         run_file = asked.run_file
-        if run_file is None and not asked.plugins:
+        if run_file is None:
             run_file = str(out / "run.toml")
             _refuse_run_of_fit(out)
         asked = replace(asked, out=out, resume="auto", run_file=run_file)

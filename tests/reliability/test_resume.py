@@ -110,8 +110,8 @@ def test_R01_R06_ptrain_run_killed_from_outside_three_times_equals_one_that_neve
     whole, run = folder / "whole", folder / "run"
 
     def start(out, **options):
-        output = out.with_suffix(".txt")
-        return forkserver.Process(*command, "--out", out, output=output, **options)
+        options |= {"output": out.with_suffix(".txt"), "variables": {"OMP_NUM_THREADS": "1"}}
+        return forkserver.Process(*command, "--out", out, **options)
 
     assert start(whole).wait() == 0
     for steps_more, cold in ((4, True), (9, False), (16, False)):

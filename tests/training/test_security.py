@@ -165,6 +165,21 @@ def test_it_is_loaded_where_the_user_says_so(here, how):
     assert here.exists()
 
 
+def test_a_resume_that_names_the_plugin_again_has_the_runs_own_settings(
+    here, installed, monkeypatch, tmp_path, capsys
+):
+    toy = str(installed.folder / "toy.py")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "theirs"))
+    chosen = ("loss=CrossEntropyLoss", "length=2 steps", "seed=7", "callbacks=['-progress_bar']")
+    settings = [part for setting in chosen for part in ("--set", setting)]
+    assert main(["run", "--plugin", toy, *settings, "--out", "theirs"]) == 0
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "ours"))
+    assert main(["run", "--resume", "theirs"]) == 2
+    capsys.readouterr()
+    assert main(["run", "--resume", "theirs", "--plugin", toy]) == 0
+    assert "theirs is finished already" in capsys.readouterr().out
+
+
 def test_ones_own_runs_are_opened_until_their_run_file_is_changed(here, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "theirs"))
     run_file = Layer("run.toml", {"loss": "evil:Thing"})

@@ -34,6 +34,7 @@ CLASSES = [
     if dataclasses.is_dataclass(cls) and cls.__module__ == schema.__name__ and cls not in WHOLE
 ]
 
+
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_key_is_read_somewhere(cls, read_names):
     assert [field.name for field in dataclasses.fields(cls) if field.name not in read_names] == []

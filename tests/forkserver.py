@@ -277,7 +277,7 @@ def _serve(path: str) -> None:
     import torch
 
     from plugin_trainer.configuration import configure
-    from plugin_trainer.training.about import packages
+    from plugin_trainer.training.setup.environment import packages
 
     configure(parts=False)  # pydantic makes what checks the settings, once a process
     packages(), platform.platform()  # read once a process, too

@@ -29,7 +29,7 @@ class Mutation(NamedTuple):
 CORE, CPP, PLUGINS = "plugin_trainer/", "csrc/", "plugins/"
 MUTATIONS = {
     "the average stands still": Mutation(
-        CORE + "training/update.py",
+        CORE + "training/optim/update.py",
         "self._ema.update()",
         "pass",
         ("tests/training/test_update.py",),
@@ -41,7 +41,7 @@ MUTATIONS = {
         ("tests/training/test_fit.py",),
     ),
     "NaN may be the best": Mutation(
-        CORE + "training/best.py",
+        CORE + "training/checkpointing/best.py",
         "if not math.isfinite(value):",
         "if False:",
         ("tests/training/test_best.py",),
@@ -53,7 +53,7 @@ MUTATIONS = {
         ("tests/training/test_loop.py",),
     ),
     "the folder of a checkpoint is not synced": Mutation(
-        CORE + "training/checkpoints.py",
+        CORE + "training/checkpointing/store.py",
         "fsync_folder(place.parent)",
         "pass",
         ("tests/training/test_checkpoints.py",),

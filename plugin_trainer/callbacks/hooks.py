@@ -8,7 +8,7 @@ PTRAIN_API = 1
 
 _HERE = "plugin_trainer.callbacks"
 _MODEL_STORE = "plugin_trainer.model_store"
-_SCHEDULES = "plugin_trainer.training.schedules"
+_SCHEDULES = "plugin_trainer.training.optim.schedules"
 
 
 def ptrain_callbacks() -> list[CallbackSpec]:

@@ -47,7 +47,7 @@ def notes_on(configuration: Configuration) -> list[str]:
 
 
 def _optimizer(configuration: Configuration) -> Wrong:
-    from plugin_trainer.training.optimizers import optimizer_class
+    from plugin_trainer.training.optim.optimizers import optimizer_class
 
     settings = configuration.settings.optimizer
     try:
@@ -66,7 +66,7 @@ def _optimizer(configuration: Configuration) -> Wrong:
 
 
 def _loss(configuration: Configuration) -> Wrong:
-    from plugin_trainer.training.criterion import build_criterion
+    from plugin_trainer.training.model.criterion import build_criterion
 
     try:
         build_criterion(configuration.settings.loss)

@@ -247,7 +247,7 @@ def _export_onnx(
 ) -> None:
     from plugin_trainer.settings.layers import from_assignments
     from plugin_trainer.training.inference import load_run
-    from plugin_trainer.training.onnx_export import export_onnx
+    from plugin_trainer.training.model.onnx_export import export_onnx
 
     overrides = from_assignments(assignments) if assignments else None
     if (Path(model) / "run.toml").is_file():

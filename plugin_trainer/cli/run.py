@@ -122,7 +122,7 @@ class _Asked:
 
 def _in_one_of_several(asked: _Asked) -> int:
     """The same run in one of the processes that torchrun has started: the first one speaks."""
-    from plugin_trainer.training.parallel.joining import join, leave, restarts
+    from plugin_trainer.training.distributed.init import join, leave, restarts
 
     world = join()
     try:
@@ -146,7 +146,7 @@ def _begun_by_this_launch() -> Path | None:
     """The run that the same launch began, before its processes were started again."""
     from plugin_trainer.files import read_object
     from plugin_trainer.run_folder import list_runs
-    from plugin_trainer.training.parallel.joining import launch_id
+    from plugin_trainer.training.distributed.init import launch_id
 
     for folder in reversed(list_runs()):
         if launch_id() and read_object(folder / "run.json").get("launch") == launch_id():
@@ -174,7 +174,7 @@ def _configured(asked: _Asked) -> tuple[_Asked, Configuration]:
 
 def _refuse_run_of_fit(folder: Path) -> None:
     from plugin_trainer.settings.layers import read_toml
-    from plugin_trainer.training.of_fit import refuse_run_of_fit
+    from plugin_trainer.training.setup.of_fit import refuse_run_of_fit
 
     refuse_run_of_fit(folder, read_toml(folder / "run.toml"))
 
@@ -182,8 +182,8 @@ def _refuse_run_of_fit(folder: Path) -> None:
 def _train(asked: _Asked) -> int:
     asked, configuration = _configured(asked)
 
-    from plugin_trainer.training.assemble import AlreadyDone, assemble
     from plugin_trainer.training.execution import execute
+    from plugin_trainer.training.setup.assemble import AlreadyDone, assemble
 
     for notice in configuration.catalog.notices:
         _say(notice)
@@ -215,7 +215,7 @@ def _train(asked: _Asked) -> int:
 
 
 def _dry_run(configuration: Configuration) -> int:
-    from plugin_trainer.training.dry_run import dry_run
+    from plugin_trainer.training.setup.dry_run import dry_run
 
     result = dry_run(configuration)
     if result.signal:

@@ -58,7 +58,7 @@ def pack(
     """
     from safetensors import SafetensorError
 
-    from plugin_trainer.training.checkpoints import CheckpointStore
+    from plugin_trainer.training.checkpointing.store import CheckpointStore
 
     store = CheckpointStore(run)
     settings = dict(read_toml(run / "run.toml").values)
@@ -117,7 +117,7 @@ def _write_calibration(run: Path, checkpoint: Path, small: Path, *, weights: str
 
 def _write_around(run: Path, small: Path, packed: Packed, *, weights: str) -> None:
     """What makes a run folder of the folder that has the checkpoint."""
-    from plugin_trainer.training.checkpoints import CheckpointStore
+    from plugin_trainer.training.checkpointing.store import CheckpointStore
 
     folder = small.parents[1]
     was = {"step": packed.step, "watch": packed.watch, "value": packed.metrics.get(packed.watch)}
@@ -138,7 +138,7 @@ def _write_weights(
     import safetensors.torch
     from safetensors import safe_open
 
-    from plugin_trainer.training.checkpoints import read_weights
+    from plugin_trainer.training.checkpointing.store import read_weights
 
     tensors = read_weights(checkpoint, weights=weights)
     own = {name: tensor for name, tensor in tensors.items() if name not in state["aliases"]}
@@ -159,8 +159,8 @@ def _write_weights(
 def _write_state(
     small: Path, state: Mapping[str, Any], *, step: int, metrics: Mapping[str, float]
 ) -> None:
-    from plugin_trainer.training.checkpoints import FORMAT
-    from plugin_trainer.training.state_codec import encode
+    from plugin_trainer.training.checkpointing.state_codec import encode
+    from plugin_trainer.training.checkpointing.store import FORMAT
 
     kept = {"model_extra": state["state"]["model_extra"], "metrics": encode(metrics, {})}
     write_json(
@@ -170,7 +170,7 @@ def _write_state(
 
 
 def _write_manifest(small: Path, checkpoint: Path, *, step: int) -> None:
-    from plugin_trainer.training.checkpoints import FORMAT
+    from plugin_trainer.training.checkpointing.store import FORMAT
 
     files = {}
     for path in sorted(small.iterdir()):
@@ -186,7 +186,7 @@ def _metrics(
     state: Mapping[str, Any], about: Mapping[str, Any], *, step: int, weights: str
 ) -> dict[str, float]:
     """What was measured of these weights, as of raw ones: val_ema/loss is val/loss here."""
-    from plugin_trainer.training.state_codec import decode
+    from plugin_trainer.training.checkpointing.state_codec import decode
 
     measured = dict(decode(state["state"]["metrics"], {}))
     # The test split is scored when a run ends, with its best weights, or the last if none is best.

@@ -14,16 +14,16 @@ from plugin_trainer.errors import RunFolderError
 from plugin_trainer.registry.blame import in_words
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.training import inference
-from plugin_trainer.training.assemble import AlreadyDone, Resume, assemble
-from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
-from plugin_trainer.training.criterion import build_criterion
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state
+from plugin_trainer.training.distributed.init import join
 from plugin_trainer.training.execution import execute
-from plugin_trainer.training.given_model import unwrapped
-from plugin_trainer.training.given_optimizer import optimizer_settings, refuse_scheduler
 from plugin_trainer.training.in_python import hints_in_python
 from plugin_trainer.training.inference import LoadedRun, Weights
-from plugin_trainer.training.parallel.joining import join
+from plugin_trainer.training.model.criterion import build_criterion
+from plugin_trainer.training.model.given_model import unwrapped
+from plugin_trainer.training.optim.given_optimizer import optimizer_settings, refuse_scheduler
 from plugin_trainer.training.result import BestCheckpoint, Result
+from plugin_trainer.training.setup.assemble import AlreadyDone, Resume, assemble
 
 __all__ = ["LoadedRun", "Result", "fit", "load_run"]
 

@@ -17,13 +17,13 @@ from plugin_trainer.data.sources import ROWS
 from plugin_trainer.errors import DataError
 from plugin_trainer.outcome import StepOutcome
 from plugin_trainer.settings import RunSettings
-from plugin_trainer.training.ema import Ema
-from plugin_trainer.training.forward import Forward
+from plugin_trainer.training.distributed.world import World
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.numbers import make_numbers
-from plugin_trainer.training.scores import Scores
+from plugin_trainer.training.metrics.evaluation_metrics import Scores
+from plugin_trainer.training.metrics.numbers import make_numbers
+from plugin_trainer.training.model.forward import Forward
+from plugin_trainer.training.optim.ema import Ema
 from plugin_trainer.training.seeding import own_rng
-from plugin_trainer.training.world import World
 
 
 class Scored(Protocol):

@@ -12,13 +12,13 @@ from plugin_trainer.errors import NonFiniteError, NotSaved, PtrainError, Trainin
 from plugin_trainer.registry.blame import in_words, what_and_where
 from plugin_trainer.run_folder import now
 from plugin_trainer.training import signals
+from plugin_trainer.training.distributed.failing import all_can_save, is_lost
+from plugin_trainer.training.distributed.world import PeerFailed, PeerLost
 from plugin_trainer.training.loop import train
-from plugin_trainer.training.parallel.failing import all_can_save, is_lost
 from plugin_trainer.training.result import Result
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import determinism
 from plugin_trainer.training.snapshots import save
-from plugin_trainer.training.world import PeerFailed, PeerLost
 
 
 def execute(run: Run) -> Result:

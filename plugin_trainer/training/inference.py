@@ -23,18 +23,18 @@ from plugin_trainer.run_assets import sound_assets
 from plugin_trainer.run_folder import find_run
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
-from plugin_trainer.training.assemble import build_part, make_hooks, pick_device
-from plugin_trainer.training.checkpoints import CheckpointStore, Found, read_model_state
-from plugin_trainer.training.criterion import Criterion, build_criterion
+from plugin_trainer.training.checkpointing.store import CheckpointStore, Found, read_model_state
+from plugin_trainer.training.distributed.world import ALONE, World
 from plugin_trainer.training.evaluation import score
-from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.model_state import load_model_state
-from plugin_trainer.training.numbers import make_numbers
-from plugin_trainer.training.of_fit import is_of_fit, refuse_run_of_fit
-from plugin_trainer.training.precision import Precision, pick_precision
+from plugin_trainer.training.metrics.numbers import make_numbers
+from plugin_trainer.training.model.criterion import Criterion, build_criterion
+from plugin_trainer.training.model.forward import Forward
+from plugin_trainer.training.model.model_state import load_model_state
+from plugin_trainer.training.optim.precision import Precision, pick_precision
 from plugin_trainer.training.progress import Progress
-from plugin_trainer.training.world import ALONE, World
+from plugin_trainer.training.setup.assemble import build_part, make_hooks, pick_device
+from plugin_trainer.training.setup.of_fit import is_of_fit, refuse_run_of_fit
 
 Weights = Literal["raw", "ema"]
 

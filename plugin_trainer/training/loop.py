@@ -6,11 +6,11 @@ import time
 from contextlib import AbstractContextManager, nullcontext
 
 from plugin_trainer.cadence import Span
+from plugin_trainer.training.distributed.buffers import same_buffers
 from plugin_trainer.training.evaluation import evaluate
-from plugin_trainer.training.parallel.buffers import same_buffers
-from plugin_trainer.training.rehearsal import check_watched, rehearse
 from plugin_trainer.training.result import BestCheckpoint, Result, Status
 from plugin_trainer.training.run import Run
+from plugin_trainer.training.sanity_check import check_watched, rehearse
 from plugin_trainer.training.snapshots import restore_streams, save
 from plugin_trainer.training.test_split import score_test_split
 

@@ -17,27 +17,27 @@ from plugin_trainer.cadence import EpochEnds, Recurrence
 from plugin_trainer.data.stream import TrainStream, Window
 from plugin_trainer.run_folder import RunFolder
 from plugin_trainer.settings import RunSettings
-from plugin_trainer.training.alike import refuse_other_data
 from plugin_trainer.training.artifacts import Content, write_artifact
-from plugin_trainer.training.best import Best
-from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
-from plugin_trainer.training.ema import Ema
-from plugin_trainer.training.forward import Forward
-from plugin_trainer.training.guard import Guard
+from plugin_trainer.training.checkpointing.best import Best
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state
+from plugin_trainer.training.distributed.same_data import refuse_other_data
+from plugin_trainer.training.distributed.sharding import LocalShards, fitted
+from plugin_trainer.training.distributed.together import Together
+from plugin_trainer.training.distributed.world import ALONE, World
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.meter import Meter
-from plugin_trainer.training.numbers import make_numbers
-from plugin_trainer.training.parallel.together import Together
-from plugin_trainer.training.precision import Precision
+from plugin_trainer.training.metrics.numbers import make_numbers
+from plugin_trainer.training.metrics.running_mean import Meter
+from plugin_trainer.training.metrics.speed import Speed
+from plugin_trainer.training.metrics.stopwatch import Stopwatch
+from plugin_trainer.training.metrics.task_shares import TaskShares
+from plugin_trainer.training.model.forward import Forward
+from plugin_trainer.training.optim.ema import Ema
+from plugin_trainer.training.optim.guard import Guard
+from plugin_trainer.training.optim.precision import Precision
+from plugin_trainer.training.optim.schedules import Schedule
+from plugin_trainer.training.optim.update import Update
 from plugin_trainer.training.progress import Progress
 from plugin_trainer.training.result import Status
-from plugin_trainer.training.schedules import Schedule
-from plugin_trainer.training.sharding import LocalShards, fitted
-from plugin_trainer.training.speed import Speed
-from plugin_trainer.training.stopwatch import Stopwatch
-from plugin_trainer.training.task_shares import TaskShares
-from plugin_trainer.training.update import Update
-from plugin_trainer.training.world import ALONE, World
 
 Cadence = Recurrence | EpochEnds | None
 

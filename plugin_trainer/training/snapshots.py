@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 
 from plugin_trainer.errors import CheckpointError, NotSaved, PtrainError, ResumeError
-from plugin_trainer.training.checkpoints import (
+from plugin_trainer.training.checkpointing.store import (
     Snapshot,
     read_own_shards,
     read_snapshot,
     write_own_shards,
     write_rest,
 )
-from plugin_trainer.training.model_state import load_model_state
-from plugin_trainer.training.optimizers import (
+from plugin_trainer.training.distributed.buffers import own_buffers, restore_buffers
+from plugin_trainer.training.model.model_state import load_model_state
+from plugin_trainer.training.optim.optimizers import (
     class_name,
     load_optimizer_state,
     optimizer_state,
 )
-from plugin_trainer.training.parallel.buffers import own_buffers, restore_buffers
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.seeding import capture_rng, restore_rng
 

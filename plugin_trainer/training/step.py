@@ -14,8 +14,8 @@ from plugin_trainer.data.batches import count_rows, move_batch
 from plugin_trainer.data.mixture import TASK
 from plugin_trainer.data.share import StandIn, batch_of
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.meter import sum_of_means
-from plugin_trainer.training.parallel.together import Together
+from plugin_trainer.training.distributed.together import Together
+from plugin_trainer.training.metrics.running_mean import sum_of_means
 
 if TYPE_CHECKING:
     from plugin_trainer.training.run import Run

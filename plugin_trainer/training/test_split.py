@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from plugin_trainer.training.checkpoints import read_model_state
+from plugin_trainer.training.checkpointing.store import read_model_state
+from plugin_trainer.training.distributed.sharding import fitted
 from plugin_trainer.training.evaluation import score
-from plugin_trainer.training.numbers import make_numbers
+from plugin_trainer.training.metrics.numbers import make_numbers
 from plugin_trainer.training.run import Run
-from plugin_trainer.training.sharding import fitted
 
 
 def score_test_split(run: Run) -> dict[str, float]:

@@ -155,8 +155,8 @@ def _train(
     say: Say,
 ) -> Outcome:
     from plugin_trainer.errors import SettingsError
-    from plugin_trainer.training.assemble import AlreadyDone, assemble
     from plugin_trainer.training.execution import execute
+    from plugin_trainer.training.setup.assemble import AlreadyDone, assemble
 
     configuration = configure()
     if problems := check(configuration):
@@ -189,7 +189,7 @@ def _ended(watcher: Watcher, *, steps: int) -> Outcome:
 
 def _last_state(folder: Path) -> Mapping[str, Any]:
     """What callbacks kept in a run's newest checkpoint."""
-    from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+    from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 
     found, _ = CheckpointStore(folder).newest_sound()
     if found is None:

@@ -26,7 +26,7 @@ from transformers import (
 
 import plugin_trainer
 from plugin_trainer.errors import DataError, PtrainError
-from plugin_trainer.training.assemble import pick_device
+from plugin_trainer.training.setup.assemble import pick_device
 
 TINY = {
     "vocab_size": 30,

@@ -149,7 +149,7 @@ def test_early_stopping_is_off_unless_asked_for(fit):
 
 @pytest.mark.parametrize("restore", [True, False])
 def test_the_best_weights_come_back_only_where_asked_for(fit, tmp_path, restore):
-    from plugin_trainer.training.checkpoints import read_weights
+    from plugin_trainer.training.checkpointing.store import read_weights
 
     class Watch(Script):
         """Makes the second evaluation the best by the loss that [best] watches."""

@@ -17,8 +17,8 @@ from torch.utils.data import (
 )
 
 from plugin_trainer.data.stream import training_stream
+from plugin_trainer.training.checkpointing.state_codec import decode, encode
 from plugin_trainer.training.seeding import capture_rng, restore_rng
-from plugin_trainer.training.state_codec import decode, encode
 
 SIZE = 7
 

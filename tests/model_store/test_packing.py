@@ -16,7 +16,7 @@ import plugin_trainer
 from plugin_trainer.early_exit.calibration import key_of
 from plugin_trainer.files import write_json
 from plugin_trainer.model_store import Store
-from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state, verify
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state, verify
 
 QUIET = ("-progress_bar", "-tensorboard")
 

@@ -16,7 +16,7 @@ import torch
 import plugin_trainer
 from plugin_trainer.errors import CheckpointError, RunFolderError
 from plugin_trainer.model_store import Store, StoreError
-from plugin_trainer.training.checkpoints import read_weights
+from plugin_trainer.training.checkpointing.store import read_weights
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:

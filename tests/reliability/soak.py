@@ -258,7 +258,7 @@ class Soak:
             self.counts[counted] += 1
 
     def _step(self, run: Path) -> int:
-        from plugin_trainer.training.checkpoints import CheckpointStore
+        from plugin_trainer.training.checkpointing.store import CheckpointStore
 
         found, _ = CheckpointStore(run).newest_sound()
         return found.step if found else 0
@@ -316,7 +316,7 @@ HARMS = (
 
 def _is_sound(checkpoint: Path) -> bool:
     from plugin_trainer.errors import CheckpointError
-    from plugin_trainer.training.checkpoints import verify
+    from plugin_trainer.training.checkpointing.store import verify
 
     try:
         verify(checkpoint)

@@ -24,7 +24,7 @@ import pytest
 
 import plugin_trainer
 from plugin_trainer.errors import CheckpointError
-from plugin_trainer.training.checkpoints import CheckpointStore, verify
+from plugin_trainer.training.checkpointing.store import CheckpointStore, verify
 from tests import forkserver
 
 pytestmark = pytest.mark.process

@@ -24,7 +24,7 @@ from plugin_trainer import hookspecs
 from plugin_trainer.callbacks import hooks as offered
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import import_target
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 
 BEHAVIOUR = ("ptrain_move_batch", "ptrain_forward", "ptrain_train_step")
 PLAIN = {"schedule": {}, "ema": False, "evaluate": "never", "save": "never", "log": "never"}

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import plugin_trainer
 from plugin_trainer.data.samplers import sampler_order
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 from tests import forkserver
 
 

@@ -15,7 +15,7 @@ import torch
 
 from plugin_trainer.errors import NonFiniteError, PtrainError, SettingsError
 from plugin_trainer.training import step as engine
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 
 BROKEN_STEP = 4
 CONSTANT = {"schedule": {"name": "constant"}, "schedule_settings": {}}

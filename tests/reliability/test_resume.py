@@ -20,7 +20,7 @@ from torch.utils.data.distributed import DistributedSampler
 import plugin_trainer
 from plugin_trainer.data.seeds import seed_everything
 from plugin_trainer.files import sha256_of
-from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.checkpointing.store import read_snapshot
 from tests import forkserver
 
 STEPS_PER_EPOCH = 6

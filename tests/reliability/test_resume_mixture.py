@@ -7,7 +7,7 @@ import json
 import pytest
 
 from plugin_trainer.errors import ResumeError
-from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.checkpointing.store import read_snapshot
 
 STEPS_PER_EPOCH = 9
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpointing.store import CheckpointStore
 
 PLUGIN = '''
     """Points and what sign they have, in a plugin of one file."""

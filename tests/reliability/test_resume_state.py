@@ -18,7 +18,7 @@ import torch
 from plugin_trainer import hookimpl
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 
 TOTAL = 12
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpointing.store import CheckpointStore
 
 pytestmark = pytest.mark.process
 

@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state
 from tests import forkserver
 
 HERE = Path(__file__).parent

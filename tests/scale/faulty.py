@@ -16,8 +16,8 @@ import torch
 from plugin_trainer.configuration import configure
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import Layer
-from plugin_trainer.training.assemble import assemble
 from plugin_trainer.training.execution import execute
+from plugin_trainer.training.setup.assemble import assemble
 
 STRATEGY = "ddp"
 FAULTS = (

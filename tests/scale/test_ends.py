@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from plugin_trainer.run_folder import RunFolder
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpointing.store import CheckpointStore
 from tests import forkserver
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]

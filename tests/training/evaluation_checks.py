@@ -27,15 +27,15 @@ from plugin_trainer.data.share import StandIn
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import RunSettings
 from plugin_trainer.training import step
+from plugin_trainer.training.distributed.world import ALONE, World
 from plugin_trainer.training.evaluation import score
-from plugin_trainer.training.forward import Forward
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.meter import Meter
-from plugin_trainer.training.precision import pick_precision
-from plugin_trainer.training.rehearsal import rehearse
-from plugin_trainer.training.speed import Speed
-from plugin_trainer.training.task_shares import TaskShares
-from plugin_trainer.training.world import ALONE, World
+from plugin_trainer.training.metrics.running_mean import Meter
+from plugin_trainer.training.metrics.speed import Speed
+from plugin_trainer.training.metrics.task_shares import TaskShares
+from plugin_trainer.training.model.forward import Forward
+from plugin_trainer.training.optim.precision import pick_precision
+from plugin_trainer.training.sanity_check import rehearse
 
 CPU = torch.device("cpu")
 CLASSES = 3

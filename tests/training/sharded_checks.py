@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from plugin_trainer.errors import CheckpointError, PtrainError
-from plugin_trainer.training.checkpoints import (
+from plugin_trainer.training.checkpointing.store import (
     CheckpointStore,
     read_own_shards,
     read_snapshot,
@@ -33,8 +33,7 @@ from plugin_trainer.training.checkpoints import (
     write_own_shards,
     write_rest,
 )
-from plugin_trainer.training.model_options import checkpoint_activations
-from plugin_trainer.training.sharding import (
+from plugin_trainer.training.distributed.sharding import (
     LocalShards,
     explained,
     fitted,
@@ -42,7 +41,12 @@ from plugin_trainer.training.sharding import (
     local_part,
     shard,
 )
-from plugin_trainer.training.sharding.files import read_shards_into, read_whole, write_shards
+from plugin_trainer.training.distributed.sharding.files import (
+    read_shards_into,
+    read_whole,
+    write_shards,
+)
+from plugin_trainer.training.model.model_options import checkpoint_activations
 
 
 def close(some: float, other: float) -> bool:

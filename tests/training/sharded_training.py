@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import nn
 
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
-from plugin_trainer.training.checkpoints import Snapshot
-from plugin_trainer.training.ema import Ema
-from plugin_trainer.training.optimizers import (
+from plugin_trainer.training.checkpointing.store import Snapshot
+from plugin_trainer.training.distributed.sharding import LocalShards, local_norm_squared, shard
+from plugin_trainer.training.optim.ema import Ema
+from plugin_trainer.training.optim.optimizers import (
     build_optimizer,
     freeze,
     load_optimizer_state,
     optimizer_state,
 )
-from plugin_trainer.training.sharding import LocalShards, local_norm_squared, shard
-from plugin_trainer.training.update import Update, build_update
+from plugin_trainer.training.optim.update import Update, build_update
 
 VOCABULARY, WIDTH = 11, 5
 ROWS = 7  # of a micro-batch: two processes and three have unequal shares

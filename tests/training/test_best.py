@@ -12,8 +12,8 @@ import plugin_trainer
 from plugin_trainer.callbacks.early_stopping import EarlyStopping
 from plugin_trainer.callbacks.settings import EarlyStoppingSettings
 from plugin_trainer.errors import DataError, PtrainError
-from plugin_trainer.training.best import Best, is_better
-from plugin_trainer.training.checkpoints import CheckpointStore
+from plugin_trainer.training.checkpointing.best import Best, is_better
+from plugin_trainer.training.checkpointing.store import CheckpointStore
 
 NAN, INF = math.nan, math.inf
 

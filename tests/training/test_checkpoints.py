@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from plugin_trainer.errors import CheckpointError
-from plugin_trainer.training.checkpoints import (
+from plugin_trainer.training.checkpointing.store import (
     CheckpointStore,
     Snapshot,
     name_of,
@@ -27,7 +27,7 @@ from plugin_trainer.training.checkpoints import (
     step_of,
     verify,
 )
-from plugin_trainer.training.ema import Ema
+from plugin_trainer.training.optim.ema import Ema
 
 
 def snapshot(model=None, *, ema=None, optimizer=None, **state) -> Snapshot:

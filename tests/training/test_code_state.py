@@ -10,7 +10,7 @@ import pytest
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset
 
-from plugin_trainer.training.code_state import code_of, parts_of
+from plugin_trainer.training.setup.code_state import code_of, parts_of
 
 SCRIPT = """
 import torch

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import plugin_trainer
 from plugin_trainer.errors import PtrainError
-from plugin_trainer.training.criterion import build_criterion
+from plugin_trainer.training.model.criterion import build_criterion
 
 QUIET = {"callbacks": ["-progress_bar", "-tensorboard"], "notify": lambda line: None}
 

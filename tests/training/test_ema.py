@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import plugin_trainer
-from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
-from plugin_trainer.training.ema import Ema
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_weights
+from plugin_trainer.training.optim.ema import Ema
 
 
 def moved(model, times=5, *, seed=0):

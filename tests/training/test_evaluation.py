@@ -18,7 +18,7 @@ import plugin_trainer
 from plugin_trainer import StepOutcome
 from plugin_trainer.data import Fed
 from plugin_trainer.errors import DataError, PtrainError, TrainingFailed
-from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.checkpointing.store import read_snapshot
 
 
 class Heads(nn.Module):

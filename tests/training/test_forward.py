@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.errors import DataError, PtrainError
-from plugin_trainer.training.criterion import build_criterion
-from plugin_trainer.training.forward import Forward
+from plugin_trainer.training.model.criterion import build_criterion
+from plugin_trainer.training.model.forward import Forward
 
 X = torch.arange(12.0).view(3, 4)
 Y = torch.tensor([0, 1, -100])

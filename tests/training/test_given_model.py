@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import plugin_trainer
-from plugin_trainer.training.checkpoints import CheckpointStore, read_model_state
-from plugin_trainer.training.given_model import unwrapped
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state
+from plugin_trainer.training.model.given_model import unwrapped
 
 QUIET = {"callbacks": ["-progress_bar", "-tensorboard"], "notify": lambda line: None}
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 import plugin_trainer
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.layers import from_assignments, merge
-from plugin_trainer.training.given_optimizer import optimizer_settings
+from plugin_trainer.training.optim.given_optimizer import optimizer_settings
 
 QUIET = {"callbacks": ["-progress_bar", "-tensorboard"], "notify": lambda line: None}
 CONSTANT = {"schedule": "constant", "length": "6 steps"}

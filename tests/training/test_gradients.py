@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from plugin_trainer.training.gradients import scale_to_norm, total_norm
+from plugin_trainer.training.optim.gradients import scale_to_norm, total_norm
 
 
 def looked_up(*, sparse):

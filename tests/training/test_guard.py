@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plugin_trainer.errors import NonFiniteError
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training import guard as guards
-from plugin_trainer.training.checkpoints import CheckpointStore
-from plugin_trainer.training.guard import AtOnce, Latched, Scaled, build_guard
+from plugin_trainer.training.checkpointing.store import CheckpointStore
+from plugin_trainer.training.optim import guard as guards
+from plugin_trainer.training.optim.guard import AtOnce, Latched, Scaled, build_guard
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ class Poison:
 def latched(monkeypatch):
     """The guard of a device, on the CPU: its fused optimizers take the same flag."""
     monkeypatch.setattr(
-        "plugin_trainer.training.assemble.build_guard",
+        "plugin_trainer.training.setup.assemble.build_guard",
         lambda optimizer, device, scaler: Latched(optimizer, device),
     )
 

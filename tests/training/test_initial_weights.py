@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from plugin_trainer.errors import CheckpointError, RunFolderError
-from plugin_trainer.training.checkpoints import CheckpointStore, read_weights
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_weights
 
 
 class Start:

@@ -13,9 +13,9 @@ from plugin_trainer import load_run
 from plugin_trainer.configuration import configure
 from plugin_trainer.errors import SettingsError
 from plugin_trainer.settings.layers import Layer
-from plugin_trainer.training.assemble import assemble
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
 from plugin_trainer.training.execution import execute
+from plugin_trainer.training.setup.assemble import assemble
 
 
 class Counted(Dataset):

@@ -8,7 +8,7 @@ import pytest
 
 from plugin_trainer import hookspecs
 from plugin_trainer.errors import TrainingFailed
-from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.checkpointing.store import read_snapshot
 
 MOMENTS = (
     *("run_start", "epoch_start", "step_end", "log", "evaluation_start", "evaluation_batch_end"),

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from plugin_trainer.data import Fed
 from plugin_trainer.errors import DataError, PtrainError, ResumeError
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.task_shares import TaskShares
+from plugin_trainer.training.metrics.task_shares import TaskShares
 
 
 class Rows(Dataset):

@@ -9,8 +9,8 @@ from torch.utils.data import DataLoader
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import CompileSettings
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
-from plugin_trainer.training.model_options import checkpoint_activations, compiled
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
+from plugin_trainer.training.model.model_options import checkpoint_activations, compiled
 
 
 class Blocks(nn.Module):

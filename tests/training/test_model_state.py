@@ -8,7 +8,7 @@ from torch import nn
 
 import plugin_trainer
 from plugin_trainer.errors import CheckpointError, PtrainError
-from plugin_trainer.training.checkpoints import CheckpointStore, verify
+from plugin_trainer.training.checkpointing.store import CheckpointStore, verify
 
 QUIET = {"callbacks": ["-progress_bar", "-tensorboard"], "notify": lambda line: None}
 

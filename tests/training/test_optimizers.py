@@ -10,7 +10,7 @@ from torch import nn
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings import GroupSettings, OptimizerSettings
-from plugin_trainer.training.optimizers import (
+from plugin_trainer.training.optim.optimizers import (
     build_optimizer,
     load_optimizer_state,
     optimizer_class,

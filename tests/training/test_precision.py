@@ -10,8 +10,8 @@ from torch import nn
 
 from plugin_trainer.errors import NonFiniteError, PtrainError
 from plugin_trainer.outcome import StepOutcome
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
-from plugin_trainer.training.precision import computes_in_bf16, pick_precision
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
+from plugin_trainer.training.optim.precision import computes_in_bf16, pick_precision
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,8 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 import plugin_trainer
 from plugin_trainer.data.content import content_of
 from plugin_trainer.errors import CheckpointError, ResumeError
-from plugin_trainer.training.checkpoints import CheckpointStore, read_snapshot
-from plugin_trainer.training.resume import differences
+from plugin_trainer.training.checkpointing.store import CheckpointStore, read_snapshot
+from plugin_trainer.training.setup.resume import differences
 
 
 class Interrupt:

@@ -13,7 +13,7 @@ import pytest
 
 from plugin_trainer.errors import PtrainError, RunFolderError
 from plugin_trainer.run_folder import RunFolder, find_run, is_run, list_runs, new_folder
-from plugin_trainer.training.resume import open_folder
+from plugin_trainer.training.setup.resume import open_folder
 from tests import forkserver
 
 HOLD = """

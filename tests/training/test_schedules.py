@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import ExponentialLR, OneCycleLR
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.settings.schedules import DecaySettings, NoSettings
-from plugin_trainer.training.schedules import Schedule, constant, cosine, linear
+from plugin_trainer.training.optim.schedules import Schedule, constant, cosine, linear
 
 BASE = 0.2
 

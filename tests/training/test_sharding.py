@@ -18,14 +18,18 @@ from torch import nn
 
 from plugin_trainer.errors import CheckpointError, PtrainError
 from plugin_trainer.model_store.packing import pack
-from plugin_trainer.training.checkpoints import (
+from plugin_trainer.training.checkpointing.store import (
     CheckpointStore,
     _write_manifest,
     read_snapshot,
     verify,
 )
-from plugin_trainer.training.sharding import check_elementwise, local_norm_squared, shard
-from plugin_trainer.training.sharding.files import write_shards
+from plugin_trainer.training.distributed.sharding import (
+    check_elementwise,
+    local_norm_squared,
+    shard,
+)
+from plugin_trainer.training.distributed.sharding.files import write_shards
 from tests import forkserver
 
 pytestmark = [pytest.mark.slow, pytest.mark.process]

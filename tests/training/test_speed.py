@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from plugin_trainer.training import stopwatch
-from plugin_trainer.training.speed import Speed
-from plugin_trainer.training.stopwatch import PHASES, Stopwatch
+from plugin_trainer.training.metrics import stopwatch
+from plugin_trainer.training.metrics.speed import Speed
+from plugin_trainer.training.metrics.stopwatch import PHASES, Stopwatch
 
 
 class Clock:

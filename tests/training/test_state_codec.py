@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from plugin_trainer.training.state_codec import decode, encode
+from plugin_trainer.training.checkpointing.state_codec import decode, encode
 
 
 def through(value):

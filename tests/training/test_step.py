@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from plugin_trainer import StepOutcome
 from plugin_trainer.errors import NonFiniteError
-from plugin_trainer.training.checkpoints import read_snapshot
+from plugin_trainer.training.checkpointing.store import read_snapshot
 from plugin_trainer.training.step import _as_one
 
 SGD = {"name": "SGD", "learning_rate": 0.5, "weight_decay": 0}

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.settings.layers import Layer
-from plugin_trainer.training.assemble import assemble
-from plugin_trainer.training.checkpoints import read_weights
+from plugin_trainer.training.checkpointing.store import read_weights
 from plugin_trainer.training.execution import execute
+from plugin_trainer.training.setup.assemble import assemble
 
 
 class WithTest:

@@ -13,8 +13,8 @@ from torch import nn
 from plugin_trainer.errors import TrainingFailed
 from plugin_trainer.ops import FusedAdamW, library
 from plugin_trainer.settings import OptimizerSettings
-from plugin_trainer.training.one_pass import why_not_in_one_pass
-from plugin_trainer.training.optimizers import build_optimizer
+from plugin_trainer.training.optim.one_pass import why_not_in_one_pass
+from plugin_trainer.training.optim.optimizers import build_optimizer
 
 FULL = {
     "optimizer": {"learning_rate": 0.05, "weight_decay": 0.1, "max_grad_norm": 0.2},

@@ -16,7 +16,7 @@ from ptrain_dactbert.exit_statistics import ExitStatistics
 from ptrain_dactbert.settings import ExitStatisticsSettings
 
 from plugin_trainer import StepOutcome
-from plugin_trainer.training.world import ALONE, World
+from plugin_trainer.training.distributed.world import ALONE, World
 from tests import forkserver
 
 

@@ -28,7 +28,7 @@ from plugin_trainer import load_run
 from plugin_trainer.cli.main import main
 from plugin_trainer.data.texts import encoders
 from plugin_trainer.errors import PtrainError
-from plugin_trainer.training.onnx_export import export_onnx
+from plugin_trainer.training.model.onnx_export import export_onnx
 from tests import forkserver
 
 NUM_BLOCKS = 3

@@ -26,7 +26,7 @@ from plugin_trainer.cli.main import main
 from plugin_trainer.data.batches import move_batch
 from plugin_trainer.errors import DataError
 from plugin_trainer.settings import OptimizerSettings
-from plugin_trainer.training.optimizers import build_optimizer
+from plugin_trainer.training.optim.optimizers import build_optimizer
 
 Build = Callable[..., Any]
 

@@ -14,7 +14,7 @@ from ptrain_reinforcement.data import Environment
 from ptrain_reinforcement.q_network import QNetwork
 from ptrain_reinforcement.settings import EnvironmentSettings, QNetworkSettings
 
-from plugin_trainer.training.precision import pick_precision
+from plugin_trainer.training.optim.precision import pick_precision
 
 WORLDS = Path(__file__).with_name("worlds.py")
 

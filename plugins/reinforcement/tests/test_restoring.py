@@ -15,7 +15,7 @@ from gymnasium.wrappers import FrameStackObservation, NormalizeObservation, Time
 from ptrain_reinforcement.making import make_environment
 from ptrain_reinforcement.restoring import restore, state_of, why_not_restorable
 
-from plugin_trainer.training.state_codec import decode, encode
+from plugin_trainer.training.checkpointing.state_codec import decode, encode
 
 WHOLE = [
     "CartPole-v1",

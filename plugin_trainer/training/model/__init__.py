@@ -1,0 +1,1 @@
+"""A user's model and loss, as the engine calls them."""

@@ -1,1 +1,0 @@
-"""One step made by several processes: who they are, how their gradients become one."""

@@ -169,6 +169,8 @@ def ptrain_step_end(run: Run, outcome: StepOutcome) -> None:
 def ptrain_log(run: Run, metrics: MutableMapping[str, float]) -> None:
     """Metrics are about to be written to metrics.jsonl. May add entries.
 
+    Of several processes those of the first are written.
+
     Every log interval and evaluation.
     """
 
@@ -194,7 +196,8 @@ def ptrain_evaluation_end(run: Run, split: str, metrics: MutableMapping[str, flo
 
     At the end of a run `split` is "test" once, if there is such data: then they are test/...
 
-    May add entries, may request a stop.
+    May add entries: of several processes those of the first count, in all of them. May request a
+    stop.
     """
 
 

@@ -38,6 +38,8 @@ class EarlyStopping:
 
     def ptrain_evaluation_end(self, run: Run, metrics: MutableMapping[str, float]) -> None:
         """Count this evaluation, and stop the run if it was one too many."""
+        if not run.world.is_first:
+            return  # what another callback has added is this process's own: the first decides
         settings = self.settings
         if settings.watch not in metrics and any(_is_of_test(name) for name in metrics):
             return  # the test split is scored when the run has ended

@@ -68,9 +68,21 @@ def evaluate(run: Scored) -> dict[str, float]:
     for weights, applied in sets.items():
         with applied:
             metrics.update(score(run, split="val", weights=weights, limit=limit))
-    run.hooks.evaluation_end(run=run, split="val", metrics=metrics)
-    make_numbers(metrics, given_to="ptrain_evaluation_end")
+    end_evaluation(run, "val", metrics)
     return metrics
+
+
+def end_evaluation(run: Scored, split: str, metrics: dict[str, float]) -> None:
+    """Let hooks add to what an evaluation gave. All processes call it, and all get what the hooks
+    of the first have added.
+    """
+    run.hooks.evaluation_end(run=run, split=split, metrics=metrics)
+    make_numbers(metrics, given_to="ptrain_evaluation_end")
+    if run.world.size > 1:
+        # Each process decides by these numbers (the best, the rate, the end): all must see the same.
+        shared = run.world.from_first(dict(metrics))
+        metrics.clear()
+        metrics.update(shared)
 
 
 def score(run: Scored, *, split: str, weights: str, limit: int | None = None) -> dict[str, float]:

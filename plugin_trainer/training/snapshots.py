@@ -97,6 +97,7 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
         "tasks": run.tasks.state_dict() if run.tasks is not None else None,
         "rng": capture_rng(),
         "loss": run.forward.loss_state(),
+        "callbacks": dict(callbacks),
     }
     return Snapshot(
         model=tensors,
@@ -120,7 +121,6 @@ def capture(run: Run, *, exact: bool) -> Snapshot:
             "model_extra": extra,
             "frozen": [name for name, p in run.model.named_parameters() if not p.requires_grad],
             "in_evaluation": [name for name, m in run.model.named_modules() if not m.training],
-            "callbacks": dict(callbacks),
             **own,
             **(_of_processes(run, own) if run.together is not None else {}),
         },
@@ -195,8 +195,9 @@ def restore(run: Run, snapshot: Snapshot, *, changed: Collection[str] = ()) -> N
     run.saved_at = run.progress.step
     if run.together is not None:
         run.together.load_state_dict(state.get("together", {}))
-    run.hooks.checkpoint_load(run=run, state=state["callbacks"])
-    _restore_own(run, _own_part(run, state))
+    own = _own_part(run, state)
+    run.hooks.checkpoint_load(run=run, state=own.get("callbacks", state["callbacks"]))
+    _restore_own(run, own)
 
 
 def _own_part(run: Run, state: Mapping[str, Any]) -> Mapping[str, Any]:

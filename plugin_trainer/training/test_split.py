@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from plugin_trainer.training.checkpointing.store import read_model_state
 from plugin_trainer.training.distributed.sharding import fitted
-from plugin_trainer.training.evaluation import score
-from plugin_trainer.training.metrics.numbers import make_numbers
+from plugin_trainer.training.evaluation import end_evaluation, score
 from plugin_trainer.training.run import Run
 
 
@@ -33,8 +32,7 @@ def score_test_split(run: Run) -> dict[str, float]:
         with _holding(run.model, state):
             limit = run.settings.limit_batches.test
             metrics.update(score(run, split="test", weights=weights, limit=limit))
-    run.hooks.evaluation_end(run=run, split="test", metrics=metrics)
-    make_numbers(metrics, given_to="ptrain_evaluation_end")
+    end_evaluation(run, "test", metrics)
     return metrics
 
 

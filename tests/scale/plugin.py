@@ -167,8 +167,13 @@ class Fault:
     def ptrain_evaluation_batch_end(self, run: Any) -> None:
         self._meet(run, "evaluation")
 
-    def ptrain_checkpoint_save(self, run: Any) -> None:
+    def ptrain_checkpoint_save(self, run: Any, state: Any) -> None:
+        state["rank"] = run.world.rank
         self._meet(run, "save")
+
+    def ptrain_checkpoint_load(self, run: Any, state: Any) -> None:
+        if state["rank"] != run.world.rank:
+            raise ValueError(f"process {run.world.rank} got the state of {state['rank']}")
 
     def ptrain_log(self, run: Any) -> None:
         self._meet(run, "log")

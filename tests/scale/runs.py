@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from plugin_trainer import fit
+from plugin_trainer.callbacks.early_stopping import EarlyStopping
+from plugin_trainer.callbacks.settings import EarlyStoppingSettings
 
 CLASSES = 3
 IGNORED = -100
@@ -140,6 +142,31 @@ def tripled(out: Path) -> None:
     plain(out, accumulate=3, callbacks=[Triples()])
 
 
+class Ranked:
+    """Adds a number that grows in the first process and falls in the others."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def ptrain_evaluation_end(self, run: Any, metrics: Any) -> None:
+        self.count += 1
+        for weights in ("val", "val_ema"):
+            metrics[f"{weights}/own"] = self.count if run.world.is_first else -self.count
+
+
+def own_metric(out: Path) -> None:
+    """The best, the rate and the end go by what a callback adds."""
+    own = {"watch": "val/own", "mode": "max"}
+    plain(
+        out,
+        evaluate="2 steps",
+        callbacks=[Ranked(), EarlyStopping(EarlyStoppingSettings(**own, patience=1))],
+        best=own,
+        schedule={"name": "ReduceLROnPlateau"},
+        schedule_settings={"patience": 0},
+    )
+
+
 def tokens(out: Path) -> None:
     fit(Net(), loader(Tokens(40), 6), loader(Tokens(7), 6), out=out, **settings(accumulate=2))
 
@@ -177,6 +204,7 @@ RUNS: dict[str, Callable[[Path], None]] = {
     "accumulated": accumulated,
     "sgd": sgd,
     "tripled": tripled,
+    "own_metric": own_metric,
     "tokens": tokens,
     "bf16": bf16,
     "fp16": fp16,

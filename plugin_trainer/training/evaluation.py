@@ -79,7 +79,7 @@ def end_evaluation(run: Scored, split: str, metrics: dict[str, float]) -> None:
     run.hooks.evaluation_end(run=run, split=split, metrics=metrics)
     make_numbers(metrics, given_to="ptrain_evaluation_end")
     if run.world.size > 1:
-        # Each process decides by these numbers (the best, the rate, the end): all must see the same.
+        # Each process decides by these numbers (the best, the rate, the end).
         shared = run.world.from_first(dict(metrics))
         metrics.clear()
         metrics.update(shared)

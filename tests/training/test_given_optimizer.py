@@ -97,6 +97,40 @@ def test_what_an_optimizer_keeps_beside_its_parameters_resumes(trained, optimize
         assert kept["steps"] == steps and kept["sum"].tolist() == [steps, steps]
 
 
+ODD = {
+    "name": "ab",
+    "count": torch.tensor(2**24 + 1),
+    "sum": torch.full((3,), 1 / 3, dtype=torch.float64),
+    "mask": torch.tensor([True, False]),
+    "nested": {"words": ["a", "b"], "half": torch.tensor(0.5, dtype=torch.float16)},
+}
+
+
+def test_the_state_of_a_parameter_comes_back_as_it_was_saved(trained):
+    """torch's load_state_dict makes float32 of every tensor, and a generator of a text."""
+    seen = []
+
+    class Keeps:
+        def ptrain_run_start(self, run):
+            seen.extend(map(dict, run.optimizer.state.values()))
+
+        def ptrain_step_end(self, run):
+            for entries in run.optimizer.state.values():
+                entries.update(ODD)
+            if run.progress.step == 2:
+                run.interrupt("enough", signal=15)
+
+    momentum = {"name": "SGD", "settings": {"momentum": 0.9}}
+    for _ in range(2):
+        trained(momentum, resume="auto", callbacks=[*QUIET["callbacks"], Keeps()])
+    assert len(seen) == 2
+    for entries in seen:
+        assert entries["name"] == "ab" and entries["nested"]["words"] == ["a", "b"]
+        for name in ("count", "sum", "mask"):
+            assert entries[name].dtype == ODD[name].dtype and torch.equal(entries[name], ODD[name])
+        assert entries["nested"]["half"].dtype == torch.float16
+
+
 def test_what_settings_cannot_describe_is_refused(toy, trained):
     model, other = toy.net(), toy.net(1)
     two = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.1}]

@@ -327,6 +327,7 @@ def load_optimizer_state(
             "the checkpoint's optimizer has other parameter groups than this one",
             hint=[str(error), *_AS_STARTED],
         ) from error
+    _undo_casts(optimizer, state)
     for group, new in zip(optimizer.param_groups, built, strict=True):
         # What a schedule that is new to the run keeps in the groups.
         group.update({key: value for key, value in new.items() if key not in group})
@@ -335,6 +336,28 @@ def load_optimizer_state(
             lowered = group["lr"] / group["initial_lr"]
             group.update({key: value for key, value in new.items() if key != "params"})
             group["lr"] = new["initial_lr"] * lowered
+
+
+def _undo_casts(optimizer: torch.optim.Optimizer, saved: Mapping[Any, Any]) -> None:
+    """Give state back as it was saved: torch's `load_state_dict` casts every tensor to its
+    parameter's dtype, a count in int64 too, and takes a text for a sequence of letters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, entries in saved.items():
+        if isinstance(index, int):
+            state = optimizer.state[parameters[index]]
+            state.update({key: _as_saved(entries[key], state[key]) for key in entries})
+
+
+def _as_saved(saved: Any, loaded: Any) -> Any:
+    """A value of the state as it was saved, its tensors where they were loaded to."""
+    if isinstance(saved, Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device, copy=True)
+    if isinstance(saved, Mapping):
+        return {key: _as_saved(value, loaded[key]) for key, value in saved.items()}
+    if isinstance(saved, (list, tuple)):
+        return type(saved)(map(_as_saved, saved, loaded))
+    return saved
 
 
 def _names_in_order(

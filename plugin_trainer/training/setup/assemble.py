@@ -75,6 +75,7 @@ from plugin_trainer.training.optim.update import build_update
 from plugin_trainer.training.run import Cadence, Plan, Run
 from plugin_trainer.training.setup.environment import surroundings
 from plugin_trainer.training.setup.initial_weights import start_from
+from plugin_trainer.training.setup.own_streams import why_inexact
 from plugin_trainer.training.setup.resume import (
     Resumption,
     find_resumption,
@@ -403,6 +404,8 @@ def _run(
     by_task = [its for its in loaders.values() if isinstance(its, Mapping)]
     if by_task:
         check_metrics(data, tasks={*stream.tasks, *(task for its in by_task for task in its)})
+    if not stream.inexact_because:
+        stream.inexact_because = why_inexact([train, *loaders.values()], model)
     guard = build_guard(optimizer, device, scaler)
     ema = _ema(settings, model, shards)
     run = Run(

@@ -51,7 +51,7 @@ def _own_source(code: object) -> str:
     """What the source of a class or function of the user's own means; empty for another's."""
     if code not in _SOURCES:
         _SOURCES[code] = ""
-        if _is_users_own(code):
+        if is_users_own(code):
             with contextlib.suppress(TypeError, OSError):
                 _SOURCES[code] = _meaning(inspect.getsource(code))  # type: ignore[arg-type]
     return _SOURCES[code]
@@ -99,7 +99,7 @@ _MANY = 100
 """A longer list is rows, not data sets."""
 
 
-def _is_users_own(code: object) -> bool:
+def is_users_own(code: object) -> bool:
     """Whether a class or function is of no installed package: of those, versions tell."""
     package = str(getattr(code, "__module__", "")).partition(".")[0]
     if package in ("builtins", "plugin_trainer", "torch") or not hasattr(code, "__qualname__"):

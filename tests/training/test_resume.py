@@ -166,6 +166,34 @@ def test_other_packages_and_other_code_are_shown_and_refused(fit, cut, tmp_path,
     ]
 
 
+OTHERS = {
+    "arguments": ("loss_repr", {"loss": nn.CrossEntropyLoss(label_smoothing=0.5)}),
+    "weights": ("loss_repr", {"loss": nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0]))}),
+    "class": ("loss_repr", {"loss": nn.MultiMarginLoss()}),
+    "function": ("loss_repr", {"loss": nn.functional.cross_entropy}),
+    "model": ("model_repr", {"model": nn.Sequential(nn.Linear(4, 2), nn.Tanh())}),
+}
+
+
+@pytest.mark.parametrize(("key", "other"), OTHERS.values(), ids=OTHERS.keys())
+def test_another_loss_and_another_kind_of_module_are_shown_and_refused(toy, tmp_path, key, other):
+    def go(length, **changed):
+        given = {"model": nn.Sequential(nn.Linear(4, 2), nn.ReLU()), "loss": nn.CrossEntropyLoss()}
+        plugin_trainer.fit(
+            **{**given, **changed}, train=toy.loader(), length=length, out=tmp_path / "run",
+            callbacks=["-tensorboard", "-progress_bar"], notify=lambda line: None, resume="auto",
+        )  # fmt: skip
+
+    go("2 steps")
+    go("3 steps", allow=["length"])
+    with pytest.raises(ResumeError) as caught:
+        go("4 steps", allow=["length"], **other)
+    text = str(caught.value)
+    assert f"code.{key}: " in text and ("(1): ReLU() -> (1): Tanh()" in text or key == "loss_repr")
+    assert 'allow=["code"]' in text
+    go("4 steps", allow=["length", "code"], **other)
+
+
 def test_another_machine_is_shown_and_goes_on(fit, cut, tmp_path):
     path = tmp_path / "run" / "run.json"
     about = json.loads(path.read_text())
@@ -178,7 +206,7 @@ def test_another_machine_is_shown_and_goes_on(fit, cut, tmp_path):
 def test_another_model_is_refused_in_words(fit, cut):
     torch.manual_seed(0)
     with pytest.raises(CheckpointError, match="weights do not fit the model Linear") as caught:
-        resumed(fit, model=nn.Linear(4, 3))
+        resumed(fit, model=nn.Linear(4, 3), allow=["code"])
     assert "size mismatch for weight" in caught.value.hint[0]
 
 

@@ -21,6 +21,7 @@ from plugin_trainer.training.distributed.init import launch_id
 from plugin_trainer.training.distributed.sharding import class_of
 from plugin_trainer.training.run import Run
 from plugin_trainer.training.setup.code_state import code_of, code_of_plugin, parts_of
+from plugin_trainer.training.setup.given_objects import describe_loss, model_repr
 
 _PACKAGES = (
     "torch",
@@ -45,6 +46,7 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
             "model": code_of(class_of(module) for module in run.model.modules()),
             "data": code_of(parts_of(run.data)),
             "loss": code_of(parts_of(run.forward.criterion)),
+            **_given_objects(configuration, run),
         },
         "content": run.stream.content,
         "packages": packages(),
@@ -64,6 +66,16 @@ def surroundings(configuration: Configuration, run: Run) -> dict[str, Any]:
         },
         "git": git_state(Path.cwd()),
     }
+
+
+def _given_objects(configuration: Configuration, run: Run) -> dict[str, str]:
+    """What `fit` was given in place of settings: of what the model is made, and which loss."""
+    given = {}
+    if configuration.model is None:
+        given["model_repr"] = model_repr(run.model)
+    if run.forward.criterion is not None and not run.settings.loss:
+        given["loss_repr"] = describe_loss(run.forward.criterion)
+    return given
 
 
 def plugins_of(configuration: Configuration) -> list[dict[str, str]]:

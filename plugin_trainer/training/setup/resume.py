@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,17 @@ def _differing(
 ) -> dict[str, Change]:
     """Those of the names whose values differ. What was not written down before differs not."""
     return {
-        name: (str(old[name]), str(new.get(name, "(none)")))
+        name: _first_lines(str(old[name]), str(new.get(name, "(none)")))
         for name in names
         if name in old and old[name] != new.get(name)
     }
+
+
+def _first_lines(old: str, new: str) -> Change:
+    """The first line that differs, of each."""
+    pairs = zip_longest(old.split("\n"), new.split("\n"), fillvalue="(no more)")
+    one, other = next(pair for pair in pairs if pair[0] != pair[1])
+    return one.strip(), other.strip()
 
 
 def _line(key: str, change: Change) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -22,7 +23,8 @@ from plugin_trainer.data.unbatched import (
     may_give_samples,
     refuse_sample,
 )
-from plugin_trainer.errors import DataError
+from plugin_trainer.errors import DataError, PtrainError
+from plugin_trainer.registry.blame import what_and_where
 
 METHODS = {"val": "validation", "test": "test"}
 """By the split's name in metrics, the method of the data module that gives it."""
@@ -36,7 +38,7 @@ def evaluation_loaders(data: Any, *, splits: Iterable[str] = METHODS) -> dict[st
     loaders = {}
     for split in splits:
         method = METHODS[split]
-        loader = getattr(data, method)() if hasattr(data, method) else None
+        loader = given_by(data, method) if hasattr(data, method) else None
         if loader is None:
             continue
         if isinstance(loader, Mapping):
@@ -51,6 +53,26 @@ def evaluation_loaders(data: Any, *, splits: Iterable[str] = METHODS) -> dict[st
             _check(loader, method)
         loaders[split] = loader
     return loaders
+
+
+def given_by(data: Any, method: str) -> Any:
+    """What a data module's train(), validation() or test() gives.
+
+    Raises DataError for one that is not there, or that fails.
+    """
+    module = type(data).__name__
+    if not callable(getattr(data, method, None)):
+        raise DataError(f"the data module {module} has no {method}()", hint="see docs/plugins.md")
+    try:
+        return getattr(data, method)()
+    except PtrainError:
+        raise
+    except Exception as error:
+        kind = "runs in this folder; a relative path begins here"
+        where = [f"the command {kind}: {Path.cwd()}"] if isinstance(error, OSError) else []
+        raise DataError(
+            f"the data module {module} failed in {method}()", hint=[*what_and_where(error), *where]
+        ) from error
 
 
 def _check(loader: Any, method: str) -> None:

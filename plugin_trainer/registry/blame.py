@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sysconfig
 from collections.abc import Iterator
 from pathlib import PurePath
 from types import TracebackType
@@ -43,11 +44,14 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
     package = top_package(target)
     if isinstance(error, SyntaxError) and error.filename:
         return f"{'/'.join(PurePath(error.filename).parts[-2:])}:{error.lineno or 0}"
-    place = ""
-    for module, file, line in _frames(error.__traceback__):
-        if not package or (module.partition(".")[0] == package and not _is_registry(module)):
-            place = f"{_short(module, file)}:{line}"
-    return place
+    frames = list(_frames(error.__traceback__))
+    if package:
+        own = [frame for frame in frames if frame[0].partition(".")[0] == package]
+        frames = [frame for frame in own if not _is_registry(frame[0])]
+    # The line of a user's own that led there says more than the one of a library that gave up.
+    users = [frame for frame in frames if not _is_library(frame[1])]
+    module, file, line = (users or frames or [("", PurePath(), 0)])[-1]
+    return f"{_short(module, file)}:{line}" if module else ""
 
 
 def what_and_where(error: BaseException, *, target: str = "") -> list[str]:
@@ -77,6 +81,16 @@ def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, PurePath, in
             module = str(traceback.tb_frame.f_globals.get("__name__", ""))
             yield module, PurePath(code.co_filename), traceback.tb_lineno
         traceback = traceback.tb_next
+
+
+def _is_library(file: PurePath) -> bool:
+    """Whether a file is Python's own, or of an installed package."""
+    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
+
+
+_LIBRARIES = {
+    sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+}
 
 
 def _is_registry(module: str) -> bool:

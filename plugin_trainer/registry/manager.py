@@ -46,8 +46,15 @@ class PluginManager(pluggy.PluginManager):
         if self.is_blocked(label):
             return None
         self._refuse_equal(plugin, label, noun)
-        for hook, function in self._hooks_of(plugin, label, noun):
+        hooks = list(self._hooks_of(plugin, label, noun))
+        for hook, function in hooks:
             self._check_arguments(hook, function, label, noun)
+        if noun == "callback" and not hooks:
+            raise PluginBroken(
+                f"callback '{label}' has no hook, so nothing would call it",
+                plugin=label,
+                hint="write a method for a moment of a run: ptrain_step_end, ptrain_epoch_end, ...",
+            )
         try:
             registered = super().register(plugin, label)
             self.check_pending()

@@ -14,6 +14,12 @@ from plugin_trainer.errors import RunFolderError
 from plugin_trainer.registry.blame import in_words
 from plugin_trainer.settings.layers import Layer
 from plugin_trainer.training import inference
+from plugin_trainer.training.arguments import (
+    check_choice,
+    check_fit,
+    check_metrics_by_name,
+    check_model,
+)
 from plugin_trainer.training.checkpointing.store import CheckpointStore, read_model_state
 from plugin_trainer.training.distributed.init import join
 from plugin_trainer.training.execution import execute
@@ -84,7 +90,7 @@ def fit(
     loss        loss(logits, labels), a mean over the rows; or its name, as in a run file. It
                 replaces a loss that the model returns beside its logits
     metrics     torchmetrics by name, fed with logits and labels
-    callbacks   names as in a run file, or objects with ptrain_... methods
+    callbacks   names as in a run file, or objects with ptrain_... methods; called in this order
     out         the run folder; left out, a new one is made under runs/
     resume      "auto" goes on with the run in `out`, and only gives the result of one that has
                 ended; "never" refuses a folder that holds one
@@ -98,6 +104,8 @@ def fit(
     Raises PtrainError for settings, data or a folder that cannot be used, and for a run that
     failed.
     """
+    data = {"train": train, "validation": validation, "test": test}
+    check_fit(model, data, metrics, out, resume, settings)
     if isinstance(loss, str):
         settings["loss"], loss = loss, None
     if not isinstance(settings.get("optimizer", ""), (str, Mapping)):
@@ -105,7 +113,6 @@ def fit(
     if not isinstance(settings.get("schedule", ""), (str, Mapping)):
         refuse_scheduler(settings["schedule"])
     named = [callback for callback in callbacks if isinstance(callback, str)]
-    objects = [callback for callback in callbacks if not isinstance(callback, str)]
     values = {**settings, **({"callbacks": named} if named else {})}
     try:
         run = assemble(
@@ -118,7 +125,7 @@ def fit(
             model=model,
             data=PlainData(train, validation, test, metrics or {}),
             criterion=loss,
-            callbacks=objects,
+            callbacks=callbacks,
         )
     except AlreadyDone as done:
         if join().is_first:
@@ -158,6 +165,10 @@ def load_run(
     Raises UntrustedRun before any such code is loaded, and PtrainError if the run, its plugins or
     the checkpoint cannot be used.
     """
+    check_choice("weights", weights, ("raw", "ema"))
+    if model is not None:
+        check_model(model)
+    check_metrics_by_name(metrics)
     brings_data = any(part is not None for part in (validation, test, metrics))
     return inference.load_run(
         run,

@@ -36,6 +36,7 @@ def rehearse(run: Run) -> list[str]:
     for split in run.loaders:
         scores = _rehearsed(run, split, limit=1)
         scores.check_names()
+        scores.check_numbers()
         if split == scored:
             scores.check_overall()
         if split == "val":

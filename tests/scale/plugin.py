@@ -168,12 +168,13 @@ class Fault:
         self._meet(run, "evaluation")
 
     def ptrain_checkpoint_save(self, run: Any, state: Any) -> None:
-        state["rank"] = run.world.rank
+        state["process"] = [run.world.rank, run.world.size]
         self._meet(run, "save")
 
     def ptrain_checkpoint_load(self, run: Any, state: Any) -> None:
-        if state["rank"] != run.world.rank:
-            raise ValueError(f"process {run.world.rank} got the state of {state['rank']}")
+        rank, size = state["process"]
+        if size == run.world.size and rank != run.world.rank:
+            raise ValueError(f"process {run.world.rank} got the state of {rank}")
 
     def ptrain_log(self, run: Any) -> None:
         self._meet(run, "log")

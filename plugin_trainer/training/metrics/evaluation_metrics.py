@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -14,6 +15,7 @@ from plugin_trainer.data.mixture import TASK
 from plugin_trainer.data.module import Fed
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.outcome import StepOutcome
+from plugin_trainer.registry.blame import what_and_where
 from plugin_trainer.settings.validation import unknown
 from plugin_trainer.training.distributed.world import ALONE, World
 from plugin_trainer.training.metrics.probabilities import for_metric
@@ -91,6 +93,29 @@ class Scores:
                     hint="give the metric another name",
                 )
 
+    def check_numbers(self) -> None:
+        """Raise PtrainError for a metric that gives no number, and for a function among them that
+        takes no logits and labels. What else one raises may be of the few rows that it has so far.
+        """
+        fed_by_name = {
+            _joined(task, name): fed
+            for task, metrics in self._metrics.items()
+            for name, fed in metrics.items()
+            if fed.metric.update_called
+        }
+        for name, fed in fed_by_name.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of few rows
+                    _number(name, fed)
+            except PtrainError:
+                raise
+            except Exception as error:
+                if is_function(fed.metric) and isinstance(error, TypeError):
+                    raise PtrainError(
+                        f"the metric '{name}' failed", hint=[*what_and_where(error), _FUNCTION]
+                    ) from error
+
     def check_overall(self) -> None:
         """Raise PtrainError for a member of `overall` that is no metric here."""
         known = self._own_names()
@@ -129,7 +154,8 @@ class Scores:
         means_by_task = self._merged(world)
         values = {}
         for task, means in means_by_task.items():
-            means.update({name: _number(fed) for name, fed in self._metrics.get(task, {}).items()})
+            metrics = self._metrics.get(task, {})
+            means.update({name: _number(_joined(task, name), fed) for name, fed in metrics.items()})
             values.update({_joined(task, name): value for name, value in means.items()})
         if self._by_task:
             losses = [values[_joined(task, "loss")] for task in self._meters]
@@ -168,7 +194,13 @@ def check_metrics(data: Any, *, tasks: Collection[str]) -> None:
 
 
 def _offered(data: Any) -> Mapping[str, Any]:
-    return data.metrics() if hasattr(data, "metrics") else {}
+    offered = data.metrics() if hasattr(data, "metrics") else {}
+    if not isinstance(offered, Mapping):
+        raise PtrainError(
+            f"metrics() gave a {type(offered).__name__}, not metrics by name",
+            hint='return {"accuracy": ...}',
+        )
+    return offered
 
 
 def _joined(task: str, name: str) -> str:
@@ -289,11 +321,22 @@ def _arguments(name: str, fed: Fed, outcome: StepOutcome, batch: Any) -> tuple[A
         raise PtrainError(f"metric '{name}': {error.message}", hint=error.hint) from None
 
 
-def _number(fed: Fed) -> float:
+_FUNCTION = "a function takes logits and labels of all rows, and gives one number"
+
+
+def is_function(metric: Any) -> bool:
+    """Whether a metric is a plain function's."""
+    return type(metric).__name__ == "FunctionMetric"
+
+
+def _number(name: str, fed: Fed) -> float:
     value = fed.metric.compute()
     if isinstance(value, Tensor) and value.numel() == 1:
         return float(value)
+    what = f"a tensor of {value.numel()}" if isinstance(value, Tensor) else type(value).__name__
     raise PtrainError(
-        f"the metric {type(fed.metric).__name__} computes {type(value).__name__}, not one number",
-        hint="use average='macro' or 'micro', or give one metric a number",
+        f"the metric '{name}' ({type(fed.metric).__name__}) gives {what}, not one number",
+        hint=_FUNCTION
+        if is_function(fed.metric)
+        else "use average='macro' or 'micro', or give one metric a number",
     )

@@ -29,4 +29,8 @@ class FunctionMetric(Metric):
 
     def compute(self) -> Tensor:
         """What the function gives for all of them."""
-        return torch.as_tensor(self._function(dim_zero_cat(self.logits), dim_zero_cat(self.labels)))
+        value = self._function(dim_zero_cat(self.logits), dim_zero_cat(self.labels))
+        try:
+            return torch.as_tensor(value)
+        except (RuntimeError, TypeError, ValueError):
+            raise TypeError(f"the function gave a {type(value).__name__}, not a number") from None

@@ -20,7 +20,7 @@ from plugin_trainer.cadence import Span, recurrence, whole_steps
 from plugin_trainer.configuration import Choice, Configuration
 from plugin_trainer.configuration.admission import code_named
 from plugin_trainer.data.content import content_of
-from plugin_trainer.data.evaluated import METHODS, evaluation_loaders
+from plugin_trainer.data.evaluated import METHODS, evaluation_loaders, given_by
 from plugin_trainer.data.mixing import Mixing
 from plugin_trainer.data.order import derive_seed
 from plugin_trainer.data.seeds import seed_everything
@@ -363,7 +363,7 @@ def _run(
     criterion = build_criterion(settings.loss if criterion is None else criterion, model=model)
     if isinstance(criterion, nn.Module):
         criterion.to(device)
-    train = data.train()
+    train = given_by(data, "train")
     check_batch_size(train, settings.batch_size)
     stream = training_stream(
         train,
@@ -534,6 +534,11 @@ def _schedule(
         scheduler: LRScheduler = build(
             choice.offer, values, optimizer=optimizer, total_steps=plan.schedule_steps
         )
+        if not (hasattr(scheduler, "step") and hasattr(scheduler, "state_dict")):
+            raise PtrainError(
+                f"schedule.name: {choice.address} gave a {type(scheduler).__name__}",
+                hint="return a scheduler of torch.optim.lr_scheduler, LambdaLR for a function",
+            )
         return scheduler
 
     if (steps_per_epoch or plan.total_steps) < plan.total_steps and settings.every.unit == "steps":
@@ -607,10 +612,11 @@ def make_hooks(
     configured: bool = True,
     first: bool = True,
 ) -> RunHooks:
-    """The hooks of the active plugins and of the callbacks: the configured ones, then these
-    objects, then those that show or write what the others log.
+    """The hooks of the active plugins and of the callbacks: the configured ones, then these, then
+    those that show or write what the others log.
 
-    first  whether this is the first process, which alone has those that write something
+    callbacks  objects, and names of configured ones that are to be called among them
+    first      whether this is the first process, which alone has those that write something
     """
     early: list[tuple[str, object]] = []
     last: list[tuple[str, object]] = []
@@ -618,12 +624,19 @@ def make_hooks(
         if first or not choice.offer.spec.writes:
             built = (choice.address, build(choice.offer, choice.settings))
             (last if choice.offer.spec.last else early).append(built)
-    names = [
-        f"{type(callback).__name__} ({number})" for number, callback in enumerate(callbacks, 1)
-    ]
+    listed: list[tuple[str, object]] = []
+    objects = 0
+    for callback in callbacks:
+        if isinstance(callback, str):
+            named = [entry for entry in early if callback in (entry[0], entry[0].partition("/")[2])]
+            early = [entry for entry in early if entry[0] not in dict(named)]
+            listed += named
+        else:
+            objects += 1
+            listed.append((f"{type(callback).__name__} ({objects})", callback))
     return RunHooks(
         plugins=[(plugin.name, plugin.module) for plugin in configuration.catalog.plugins],
-        callbacks=[*early, *zip(names, callbacks, strict=True), *last],
+        callbacks=[*early, *listed, *last],
         core=engine,
     )
 

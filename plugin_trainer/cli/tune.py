@@ -124,8 +124,8 @@ def tune(
         study = _from_sources(run_file, plugins, assignments, space, name=name, storage=storage)
     _say(f"study {study.name} in {study.folder}")
     stopped = search(study, manner, workers=workers, trials=trials)
-    _conclude(study.read(), stopped=bool(stopped))
-    return 128 + stopped if stopped else 0
+    has_winner = _conclude(study.read(), stopped=bool(stopped))
+    return 128 + stopped if stopped else int(not has_winner)
 
 
 def _from_sources(
@@ -187,8 +187,8 @@ def _say(line: str) -> None:
     echo(line, err=True)
 
 
-def _conclude(study: Study, *, stopped: bool) -> None:
-    """The best trials, how far it came, and what to do next."""
+def _conclude(study: Study, *, stopped: bool) -> bool:
+    """The best trials, how far it came, and what to do next. False if all is done in vain."""
     from plugin_trainer.cli.trials import best_first, trials_table
     from plugin_trainer.tuning.studies import counts, write_best
 
@@ -215,6 +215,7 @@ def _conclude(study: Study, *, stopped: bool) -> None:
             f"{number} {state}" for state, number in counts(study.stages[-1].trials).items()
         )
         echo(f"  no trial has finished ({of}); the last one: {reasons[-1] if reasons else ''}")
+    return best is not None or left
 
 
 def _title(study: Study, stage: Stage) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
+from typing import Any
 
 from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.building import import_target, settings_class
 from plugin_trainer.registry.catalog import Offer
 from plugin_trainer.registry.discovery import installed_commands
 from plugin_trainer.registry.loading import LoadedPlugin, path_of
+from plugin_trainer.registry.manager import new_manager
 from plugin_trainer.registry.names import LOCAL_MODULE
 from plugin_trainer.registry.resolution import PluginSource
+from plugin_trainer.specs import CallbackSpec, DataSpec
 
 # Imports argv[1] with argv[2] for sys.path. An import of torch ends it, and says who asked.
 _WITHOUT_TORCH = """
@@ -99,11 +104,22 @@ def _offer_problems(plugin: LoadedPlugin) -> Iterator[str]:
         try:
             target = import_target(spec.target, plugin=plugin.name)
             settings_class(Offer(plugin, spec))
+            if isinstance(spec, CallbackSpec) and inspect.isclass(target):
+                with suppress(TypeError):  # of a class that is not made by __new__ alone
+                    bare = target.__new__(target)
+                    new_manager().check_hooks(bare, spec.name, noun="callback")
         except PtrainError as error:
             yield "; ".join((error.message, *error.hint[:2]))
         else:
             if not callable(target):
                 yield f"{spec.target}, offered as '{spec.name}', cannot be called"
+            elif isinstance(spec, DataSpec) and _has_no_train(target):
+                yield f"{spec.target}, offered as '{spec.name}', has no train()"
+
+
+def _has_no_train(target: Any) -> bool:
+    """Whether a class gives no training data; what a function makes is not known."""
+    return inspect.isclass(target) and not callable(getattr(target, "train", None))
 
 
 def _file_problems(plugin: LoadedPlugin) -> Iterator[str]:

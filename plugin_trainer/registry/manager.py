@@ -46,15 +46,7 @@ class PluginManager(pluggy.PluginManager):
         if self.is_blocked(label):
             return None
         self._refuse_equal(plugin, label, noun)
-        hooks = list(self._hooks_of(plugin, label, noun))
-        for hook, function in hooks:
-            self._check_arguments(hook, function, label, noun)
-        if noun == "callback" and not hooks:
-            raise PluginBroken(
-                f"callback '{label}' has no hook, so nothing would call it",
-                plugin=label,
-                hint="write a method for a moment of a run: ptrain_step_end, ptrain_epoch_end, ...",
-            )
+        self.check_hooks(plugin, label, noun=noun)
         try:
             registered = super().register(plugin, label)
             self.check_pending()
@@ -64,6 +56,20 @@ class PluginManager(pluggy.PluginManager):
                 f"{noun} '{label}' cannot be registered", plugin=label, hint=str(error)
             ) from error
         return registered
+
+    def check_hooks(self, plugin: Any, label: str, *, noun: str = "plugin") -> None:
+        """Raise PluginBroken for hooks that are none, or ask for what they are not given, and for a
+        callback that has none.
+        """
+        hooks = list(self._hooks_of(plugin, label, noun))
+        for hook, function in hooks:
+            self._check_arguments(hook, function, label, noun)
+        if noun == "callback" and not hooks:
+            raise PluginBroken(
+                f"callback '{label}' has no hook, so nothing would call it",
+                plugin=label,
+                hint="write a method for a moment of a run: ptrain_step_end, ptrain_epoch_end, ...",
+            )
 
     def register_in_order(self, named: Sequence[tuple[str, Any]], *, noun: str = "plugin") -> None:
         """Register so that the first of the list is called first; pluggy calls the last first."""

@@ -15,7 +15,7 @@ SOUND = """
                           settings="{package}.model:Settings", summary="A model", default=True)]
 
     def ptrain_callbacks():
-        return [CallbackSpec(name=name, target="{package}.model:Model") for name in "ab"]
+        return [CallbackSpec(name=name, target="{package}.model:Bell") for name in "ab"]
 
     def ptrain_recipes():
         return [RecipeSpec(name="small", file="small.toml")]
@@ -29,6 +29,14 @@ MODEL = """
         width: int = 3
 
     class Model: ...
+
+    class Bell:
+        def ptrain_step_end(self, outcome): ...
+"""
+ROWS = """
+from plugin_trainer.specs import DataSpec
+def ptrain_data():
+    return [DataSpec(name="rows", target="{package}.model:Model")]
 """
 
 
@@ -163,6 +171,14 @@ def test_check_without_a_name_checks_all_and_fails_if_one_is_wrong(installed, pt
         ({}, {"model.py": "import a_package_that_is_not_there"}, "could not be imported"),
         ({}, {"model.py": "Settings = 3\nclass Model: ..."}, "but that is not a dataclass"),
         ({}, {"model.py": MODEL.replace("class Model: ...", "Model = 3")}, "cannot be called"),
+        (
+            {},
+            {"model.py": MODEL.replace("ptrain_step_end", "ptrain_step_ended")},
+            "callback 'a' implements ptrain_step_ended, which is not a hook",
+        ),
+        ({}, {"model.py": MODEL.replace("outcome", "outcom")}, "did you mean 'outcome'?"),
+        ({}, {"model.py": MODEL.replace("ptrain_step_end", "on_step_end")}, "'a' has no hook"),
+        ({}, {"hooks.py": ROWS}, "offered as 'rows', has no train()"),
         ({}, {"small.toml": "length = = 3"}, "recipe 'small': "),
         (
             {},

@@ -385,6 +385,13 @@ def test_a_failed_trial_is_written_down_and_the_study_goes_on(here, capsys):
 
 
 @pytest.mark.process
+def test_a_study_of_which_every_trial_has_failed_is_a_failure(here, capsys):
+    broken = ["--set", "model_settings.broken=true"]
+    assert here.tune("run.toml", "--study", "s", "--trials", "2", *broken) == 1
+    assert "no trial has finished (2 failed)" in capsys.readouterr().out
+
+
+@pytest.mark.process
 def test_a_study_whose_trials_all_fail_stops_early_and_says_why(here, capsys):
     broken = ["--set", "model_settings.broken=true"]
     assert here.tune("run.toml", "--study", "s", "--trials", "5", *broken) == 1

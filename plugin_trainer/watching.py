@@ -20,11 +20,19 @@ def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
     """
     if name in metrics:
         return metrics[name]
-    near = get_close_matches(name, list(metrics), n=1)
+    raw = name.replace("_ema/", "/", 1)
+    if raw != name and raw in metrics:
+        advice = [
+            "with [ema] the best of the averaged weights is looked for as well: let what adds "
+            f"'{raw}' add '{name}' too, or say ema = false"
+        ]
+    else:
+        near = get_close_matches(name, list(metrics), n=1)
+        advice = [f"did you mean '{found}'?" for found in near]
     raise PtrainError(
         f"{setting}: the evaluation gave no metric '{name}'",
         hint=[
-            *(f"did you mean '{found}'?" for found in near),
+            *advice,
             f"it gave: {', '.join(sorted(metrics))}",
         ],
     )

@@ -19,3 +19,8 @@ def test_a_mistyped_metric_of_many_names_the_nearest_first():
     nearest, known = caught.value.hint
     assert nearest == "did you mean 'val/sentiment/loss'?"
     assert known == "it gave: val/entities/loss, val/relations/loss, val/sentiment/loss"
+
+
+def test_a_metric_that_only_the_raw_weights_have_says_what_the_average_needs():
+    with pytest.raises(PtrainError, match=r"'val_ema/own'\s+with \[ema\].*ema = false"):
+        watched({"val/own": 1.0}, "val_ema/own", setting="best.watch")

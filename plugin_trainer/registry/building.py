@@ -7,6 +7,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from plugin_trainer.errors import DataError, PluginBroken, Problem, PtrainError, SettingsError
@@ -208,8 +209,10 @@ def _annotated_settings(target: Any) -> type | None:
 
 def _cannot_import(target: str, error: BaseException, *, plugin: str) -> PluginBroken:
     whose = f" of plugin '{plugin}'" if plugin else ""
-    return PluginBroken(
-        f"{target}{whose} could not be imported",
-        plugin=plugin,
-        hint=hint_for(error, target=target),
-    )
+    hint = hint_for(error, target=target)
+    if isinstance(error, ModuleNotFoundError) and Path(f"{error.name}.py").is_file():
+        hint = [
+            f"{error.name}.py is here, where Python does not look: PYTHONPATH=. ptrain ...",
+            *hint,
+        ]
+    return PluginBroken(f"{target}{whose} could not be imported", plugin=plugin, hint=hint)

@@ -10,7 +10,12 @@ _ACCUMULATE = "accumulate = 4"
 _PATIENCE = 'callbacks = ["early_stopping"] and callback_settings.early_stopping.patience = 3'
 _PROCESSES = "ptrain run --processes 2, or torchrun"
 
+_DATA = "fit(model, train, validation, test=...)"
+
 WRITE = {
+    **dict.fromkeys(("train_loader", "train_dataloader", "train_dataset"), _DATA),
+    **dict.fromkeys(("val_loader", "valid_loader", "val_dataloader", "val_dataset"), _DATA),
+    **dict.fromkeys(("eval_dataset", "eval_dataloader", "test_loader", "test_dataset"), _DATA),
     "epochs": _EPOCHS,
     "max_epochs": _EPOCHS,
     "num_epochs": _EPOCHS,

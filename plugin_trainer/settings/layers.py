@@ -89,7 +89,14 @@ def read_toml(path: Path, *, where: str = "") -> Layer:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise RunFolderError(
-            f"there is no run file {path}", hint="give the path of a TOML file, or --plugin NAME"
+            f"there is no run file {path}",
+            hint=f"give the path of a TOML file; a plugin is run with --plugin {path.name}",
+        ) from None
+    except IsADirectoryError:
+        inside = [file for file in ("run.toml", "best.toml") if (path / file).is_file()]
+        raise RunFolderError(
+            f"the run file {path} is a folder",
+            hint=f"give the file in it: {path / inside[0]}" if inside else (),
         ) from None
     except (OSError, ValueError) as error:
         raise RunFolderError(f"the run file {path} cannot be read: {error}") from None

@@ -166,7 +166,7 @@ class _Types:
             key = (*at, name)
             if name not in hints:
                 text = unknown(name, hints, what="key")
-                if not at and name in WRITE:
+                if name in WRITE and (not at or WRITE[name].startswith(f"{'.'.join(at)}.")):
                     text = f"no such key; write {WRITE[name]}"
                 if isinstance(value, Mapping) and at in self._named_by_users:
                     text += _about_dots(key)

@@ -10,7 +10,7 @@ from plugin_trainer.errors import PtrainError
 from plugin_trainer.registry.blame import SEE_DEBUG
 
 _VALUE = r"""("[^"]*"|'[^']*'|[^\s,;()]+)"""
-_KEY = r"([\w./-]+)"
+_KEY = r"""('[^']*'|[\w./-]+)"""
 
 
 @contextmanager
@@ -37,8 +37,9 @@ def in_python(text: str) -> str:
 
 
 def _allowed(match: re.Match[str]) -> str:
-    keys = ", ".join(f'"{key}"' for key in re.findall(rf"--allow {_KEY}", match[0]))
-    return f"allow=[{keys}]"
+    keys = re.findall(rf"--allow {_KEY}", match[0])
+    quoted = [key if key.startswith("'") else f'"{key}"' for key in keys]
+    return f"allow=[{', '.join(quoted)}]"
 
 
 def _set(match: re.Match[str]) -> str:

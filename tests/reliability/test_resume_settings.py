@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 import textwrap
 from dataclasses import dataclass, field
@@ -298,7 +299,8 @@ def test_R12_a_changed_setting_is_refused_with_both_values_unless_it_is_named(go
     *lines, way_out = refused.err.splitlines()[1:]
     assert tuple(line.strip() for line in lines) == case.lines
     allow = [part for key in case.keys for part in ("--allow", key)]
-    assert way_out.strip() == f"to go on with the new: {' '.join(allow)}"
+    flags = " ".join(f"--allow {shlex.quote(key)}" for key in case.keys)
+    assert way_out.strip() == f"to go on with the new: {flags}"
     assert contents(run) == was
 
     allowed = go(run, *allow, **settings)

@@ -20,6 +20,11 @@ def test_a_key_of_another_trainer_is_answered_with_ours(key):
 @pytest.mark.parametrize("text", sorted({*WRITE.values()}))
 def test_what_to_write_is_right(text):
     settings = [part for part in text.split(" and ") if " = " in part]
-    assert settings or "ptrain run" in text
+    assert settings or "ptrain run" in text or text.startswith("fit(")
     assignments = [part.replace(" = ", "=", 1) for part in settings]
     configure(from_assignments(assignments), parts=False)
+
+
+def test_a_key_within_its_table_is_answered_too():
+    with pytest.raises(SettingsError, match=r"optimizer\.lr: no such key; write optimizer\.learn"):
+        configure(Layer("fit", {"optimizer": {"lr": 0.1}}), parts=False)

@@ -173,6 +173,17 @@ def test_every_malformed_assignment_is_reported_at_once():
 def test_a_run_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(RunFolderError, match=r"there is no run file .*gone\.toml"):
         read_toml(tmp_path / "gone.toml")
+    with pytest.raises(RunFolderError, match="a plugin is run with --plugin waves"):
+        read_toml(tmp_path / "waves")
+
+
+@pytest.mark.parametrize("name", ["run.toml", "best.toml", ""])
+def test_a_folder_in_place_of_a_run_file_names_the_file_in_it(tmp_path, name):
+    if name:
+        (tmp_path / name).touch()
+    with pytest.raises(RunFolderError, match="is a folder") as caught:
+        read_toml(tmp_path)
+    assert caught.value.hint == ((f"give the file in it: {tmp_path / name}",) if name else ())
 
 
 def test_a_run_file_that_is_not_toml_is_named_with_the_line(tmp_path):
@@ -184,13 +195,9 @@ def test_a_run_file_that_is_not_toml_is_named_with_the_line(tmp_path):
     assert "line 2" in str(caught.value.problems[0])
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", None])
-def test_a_run_file_that_cannot_be_read_is_named(tmp_path, content):
+def test_a_run_file_that_cannot_be_read_is_named(tmp_path):
     file = tmp_path / "run.toml"
-    if content is None:
-        file.mkdir()
-    else:
-        file.write_bytes(content)
+    file.write_bytes(b"\xff\xfe")
     with pytest.raises(RunFolderError, match=r"the run file .* cannot be read"):
         read_toml(file)
 

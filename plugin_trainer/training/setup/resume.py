@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -197,7 +198,8 @@ def _allowed(key: str, allow: Sequence[str]) -> bool:
 def _flag(key: str) -> str:
     """How a difference is allowed: plugins, packages and code as a whole, a setting by its key."""
     kind = key.partition(".")[0]
-    return kind if kind in _AROUND else key
+    # A name within a key stands in quotes, which a shell would take away.
+    return shlex.quote(kind if kind in _AROUND else key)
 
 
 def open_folder(path: Path, *, occupied: bool) -> RunFolder:

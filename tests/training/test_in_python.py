@@ -12,7 +12,7 @@ from plugin_trainer.training.in_python import in_python
     [
         ("to go on: --allow code", 'to go on: allow=["code"]'),
         ("--allow ema.decay --allow code", 'allow=["ema.decay", "code"]'),
-        ('--allow \'a."b/c".d\' --allow code', 'allow=[\'a."b/c".d\', "code"]'),
+        ("--allow 'a.\"b/c\".d' --allow code", 'allow=[\'a."b/c".d\', "code"]'),
         ("make room, then --resume auto", 'make room, then resume="auto"'),
         ("choose another with --out", "choose another with out="),
         ("give it --out DIR or --set name=NAME", 'give it out=DIR or name="NAME"'),

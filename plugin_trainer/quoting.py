@@ -9,6 +9,11 @@ from typing import Any
 _LONGEST_SHOWN = 60
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: 1 step, 2 steps."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def shown(value: Any) -> str:
     """A value as an error quotes it: as TOML has it, shortened."""
     if isinstance(value, bool):

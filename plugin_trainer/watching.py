@@ -20,8 +20,10 @@ def watched(metrics: Mapping[str, float], name: str, *, setting: str) -> float:
     """
     if name in metrics:
         return metrics[name]
-    raw = name.replace("_ema/", "/", 1)
-    if raw != name and raw in metrics:
+    split, _, bare = name.partition("/")
+    raw = f"{split.removesuffix('_ema')}/{bare}"
+    is_averaged = any(known.startswith(f"{split}/") for known in metrics)
+    if split.endswith("_ema") and is_averaged and raw in metrics:
         advice = [
             "with [ema] the best of the averaged weights is looked for as well: let what adds "
             f"'{raw}' add '{name}' too, or say ema = false"

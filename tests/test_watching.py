@@ -23,4 +23,5 @@ def test_a_mistyped_metric_of_many_names_the_nearest_first():
 
 def test_a_metric_that_only_the_raw_weights_have_says_what_the_average_needs():
     with pytest.raises(PtrainError, match=r"'val_ema/own'\s+with \[ema\].*ema = false"):
-        watched({"val/own": 1.0}, "val_ema/own", setting="best.watch")
+        given = {"val/own": 1.0, "val/loss": 2.0, "val_ema/loss": 2.0}
+        watched(given, "val_ema/own", setting="best.watch")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from plugin_trainer.callbacks.settings import EarlyStoppingSettings
+from plugin_trainer.quoting import counted
 from plugin_trainer.watching import is_better, watched
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class EarlyStopping:
         self.without_improvement += 1
         if self.without_improvement >= settings.patience:
             best = "no finite value yet" if self.best is None else f"best {self.best:.6g}"
-            count = self.without_improvement
-            run.request_stop(f"{settings.watch} has not improved for {count} evaluations ({best})")
+            count = counted(self.without_improvement, "evaluation")
+            run.request_stop(f"{settings.watch} has not improved for {count} ({best})")
 
     def ptrain_run_end(self, run: Run, result: Result) -> None:
         """Give the model its best weights back, if that was asked for."""

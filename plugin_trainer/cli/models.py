@@ -19,6 +19,7 @@ from plugin_trainer.cli.options import (
     which_weights,
 )
 from plugin_trainer.cli.printing import echo, emit_json, facts, table
+from plugin_trainer.quoting import counted
 
 if TYPE_CHECKING:
     from plugin_trainer.model_store.artifacts import Cleaned
@@ -290,12 +291,12 @@ def verify(model: str, store: str | None, json_: bool) -> None:
     elif not damages:
         files = {file for version in looked_at for file in version.files.values()}
         size = sum(file.size for file in files)
-        count = _plural(len(looked_at), "version")
+        count = counted(len(looked_at), "version")
         echo(f"{count} whole: {_counted(len(files), size)}")
     if damages:
         broken = dict.fromkeys(str(damage.version) for damage in damages)
         raise StoreError(
-            f"{len(broken)} of {_plural(len(looked_at), 'version')} damaged",
+            f"{len(broken)} of {counted(len(looked_at), 'version')} damaged",
             hint=[str(damage) for damage in damages]
             + ["registering the same checkpoint again puts its files right"],
         )
@@ -435,7 +436,7 @@ def _listed(tags: Any) -> str:
 def _shown(found: list[Version]) -> str:
     if len(found) == 1:
         return str(found[0])
-    return f"{found[0].name}, {_plural(len(found), 'version')}"
+    return f"{found[0].name}, {counted(len(found), 'version')}"
 
 
 def _is_sure(question: str, *, yes: bool) -> bool:
@@ -455,11 +456,7 @@ def _freed(cleaned: Cleaned) -> str:
 
 
 def _counted(files: int, size: int) -> str:
-    return f"{_plural(files, 'file')}, {_in_units(size)}"
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(files, 'file')}, {_in_units(size)}"
 
 
 def _in_units(size: int) -> str:

@@ -18,6 +18,7 @@ from plugin_trainer.cli.options import configured, what_to_run
 from plugin_trainer.cli.outlasting import outlasting_readers
 from plugin_trainer.cli.printing import echo, facts, table
 from plugin_trainer.errors import RunFolderError, SettingsError
+from plugin_trainer.quoting import counted
 
 if TYPE_CHECKING:
     from plugin_trainer.configuration import Configuration
@@ -222,7 +223,7 @@ def _dry_run(configuration: Configuration) -> int:
         return 128 + result.signal
     settings = configuration.settings
     echo(f"the dry run went well: {settings.model} on {settings.data}, {result.seconds:.0f} s")
-    echo(f"  {result.step} steps, an evaluation and a checkpoint; nothing was kept")
+    echo(f"  {counted(result.step, 'step')}, an evaluation and a checkpoint; nothing was kept")
     return 0
 
 
@@ -289,7 +290,8 @@ def _counted(number: int) -> str:
 
 def _conclude(result: Result, *, can_predict: bool, processes: int) -> None:
     """How it ended: the last evaluation, what callbacks report, what to do next."""
-    echo(f"\n{result.status}: {result.reason} ({result.step} steps, {result.seconds:.0f} s)")
+    made = f"{counted(result.step, 'step')}, {result.seconds:.0f} s"
+    echo(f"\n{result.status}: {result.reason} ({made})")
     if result.metrics:
         echo("\n" + metrics_table(result.metrics))
     for best in result.best.values():

@@ -15,6 +15,7 @@ from plugin_trainer.cli.options import configured, is_trusted, what_to_run
 from plugin_trainer.cli.outlasting import outlasting_readers
 from plugin_trainer.cli.printing import echo
 from plugin_trainer.errors import PtrainError, SettingsError
+from plugin_trainer.settings.toml_lines import split_key
 
 if TYPE_CHECKING:
     from plugin_trainer.configuration import Configuration
@@ -153,6 +154,10 @@ def _from_sources(
         raise SettingsError(problems)
     for notice in configuration.catalog.notices:
         _say(notice)
+    tune = configuration.settings.tune
+    for key in tune.space if tune is not None else ():
+        if configuration.origins.get(split_key(key)) == "--set":
+            _say(f"{key} is searched: what --set gives it has no effect")
     made = None if name else new_folder(_owner(configuration), under=STUDIES)
     try:
         return open_for_work(

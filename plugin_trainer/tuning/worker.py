@@ -220,7 +220,8 @@ def refuse_hopeless(study: optuna.Study, *, after: int, failed_before: int) -> N
     if len(failed) - failed_before < after:
         return
     reasons = [f"trial {its.number}: {its.user_attrs.get(REASON, '')}" for its in failed[-after:]]
+    if len(failed) < len(trials):
+        reasons.append("to try the trials that are left: the same command again")
     raise GivenUp(
-        f"the study stops: {len(failed)} trials have failed, and none has not",
-        hint=[*reasons, "to try the trials that are left: the same command again"],
+        f"the study stops: {len(failed)} trials have failed, and none has not", hint=reasons
     )

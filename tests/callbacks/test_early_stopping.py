@@ -71,7 +71,8 @@ def test_best_at_the_first_evaluation_and_flat_stops_at_patience_plus_one(fit, p
     result = stopped(fit, [1.0], patience=patience)
     assert result.step == patience + 1
     assert result.status == "stopped early"
-    assert result.reason == (f"val/score has not improved for {patience} evaluations (best 1)")
+    count = "1 evaluation" if patience == 1 else f"{patience} evaluations"
+    assert result.reason == f"val/score has not improved for {count} (best 1)"
 
 
 def test_an_improvement_starts_the_count_again(fit):

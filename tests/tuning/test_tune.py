@@ -384,6 +384,14 @@ def test_a_failed_trial_is_written_down_and_the_study_goes_on(here, capsys):
     assert "Traceback" not in told.err
 
 
+def test_a_setting_that_is_searched_is_not_to_be_set(here, capsys):
+    typed = ["--set", "model_settings.x=5", "--set", "model_settings.width=8"]
+    assert here.tune("run.toml", "--study", "s", "--trials", "1", *typed) == 0
+    told = capsys.readouterr().err
+    assert "model_settings.x is searched: what --set gives it has no effect" in told
+    assert "width is searched" not in told
+
+
 @pytest.mark.process
 def test_a_study_of_which_every_trial_has_failed_is_a_failure(here, capsys):
     broken = ["--set", "model_settings.broken=true"]

@@ -45,7 +45,8 @@ def _names_in(data: Iterable[object]) -> Iterator[str]:
             waiting += [thing.dataset, thing.collate_fn]
         elif not isinstance(thing, (Sampler, nn.Module)) and not hasattr(thing, "state_dict"):
             held = getattr(thing, "__self__", thing)  # a method's object
-            if is_users_own(type(held)):
+            # A class that was typed into a notebook has no file.
+            if type(held).__module__ == "__main__" or is_users_own(type(held)):
                 yield from _own(held)
             # What wraps a data set, such as torch's Subset, may be another's.
             waiting += list(getattr(held, "__dict__", {}).values())

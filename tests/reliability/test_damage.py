@@ -114,7 +114,9 @@ def use_all(folder, capsys, what):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 20)) for seed in range(SEEDS)]
+)
 def test_a_damaged_run_folder_is_opened_or_refused_in_words(sound, tmp_path, capsys, seed):
     luck = random.Random(seed)
     folder = tmp_path / "runs" / "run"

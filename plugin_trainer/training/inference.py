@@ -13,7 +13,7 @@ from torch import nn
 
 from plugin_trainer.configuration import configure
 from plugin_trainer.configuration.admission import admit
-from plugin_trainer.data.evaluated import METHODS
+from plugin_trainer.data.evaluated import METHODS, given_by
 from plugin_trainer.early_exit.calibration import key_of, key_of_task, read_calibration
 from plugin_trainer.early_exit.choice import tasks_with_exits, use_exit
 from plugin_trainer.early_exit.windows import AnswersWindows, windows
@@ -117,10 +117,8 @@ class LoadedRun:
 
     def _loader(self, split: str) -> Any:
         method = METHODS.get(split, split)
-        make = (
-            getattr(self.data, method, None) if method in ("train", "validation", "test") else None
-        )
-        loader = make() if make is not None else None
+        is_there = method in ("train", "validation", "test") and hasattr(self.data, method)
+        loader = given_by(self.data, method) if is_there else None
         if loader is None and not self.settings.data:
             raise DataError(
                 f"the run has no data for the split '{method}'",

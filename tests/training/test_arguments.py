@@ -107,6 +107,18 @@ def test_a_data_module_that_fails_is_named_with_its_line_and_the_folder(toy, tmp
         given_by(Hears([], ""), "train")
 
 
+def test_data_that_is_not_there_for_a_run_that_is_loaded_is_named(toy, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    plugin_trainer.fit(
+        toy.net(), toy.loader(), loss=nn.CrossEntropyLoss(), length="1 step", out=out,
+        callbacks=QUIET, notify=lambda line: None,
+    )  # fmt: skip
+    loaded = plugin_trainer.load_run(out, model=toy.net(), validation=toy.loader())
+    monkeypatch.setattr(type(loaded.data), "validation", lambda self: open("nofile.csv"))  # noqa: PTH123, SIM115
+    with pytest.raises(DataError, match=r"PlainData failed in validation\(\)"):
+        loaded.evaluate()
+
+
 FUNCTIONS = {
     "one argument": (lambda logits: logits.mean(), r"the metric 'own' failed\s+TypeError"),
     "a number a row": (

@@ -125,8 +125,8 @@ def tune(
         study = _from_sources(run_file, plugins, assignments, space, name=name, storage=storage)
     _say(f"study {study.name} in {study.folder}")
     stopped = search(study, manner, workers=workers, trials=trials)
-    has_winner = _conclude(study.read(), stopped=bool(stopped))
-    return 128 + stopped if stopped else int(not has_winner)
+    in_vain = _conclude(study.read(), stopped=bool(stopped))
+    return 128 + stopped if stopped else int(in_vain)
 
 
 def _from_sources(
@@ -193,7 +193,7 @@ def _say(line: str) -> None:
 
 
 def _conclude(study: Study, *, stopped: bool) -> bool:
-    """The best trials, how far it came, and what to do next. False if all is done in vain."""
+    """Print the best trials, how far it came, and what to do next; whether all trials failed."""
     from plugin_trainer.cli.trials import best_first, trials_table
     from plugin_trainer.tuning.studies import counts, write_best
 
@@ -220,7 +220,7 @@ def _conclude(study: Study, *, stopped: bool) -> bool:
             f"{number} {state}" for state, number in counts(study.stages[-1].trials).items()
         )
         echo(f"  no trial has finished ({of}); the last one: {reasons[-1] if reasons else ''}")
-    return best is not None or left
+    return best is None and not left
 
 
 def _title(study: Study, stage: Stage) -> str:

@@ -5,6 +5,7 @@ order.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,11 +69,11 @@ def given_by(data: Any, method: str) -> Any:
     except PtrainError:
         raise
     except Exception as error:
-        kind = "runs in this folder; a relative path begins here"
-        where = [f"the command {kind}: {Path.cwd()}"] if isinstance(error, OSError) else []
-        raise DataError(
-            f"the data module {module} failed in {method}()", hint=[*what_and_where(error), *where]
-        ) from error
+        hint = what_and_where(error)
+        if isinstance(error, OSError):
+            with suppress(OSError):  # of a folder that is gone
+                hint.append(f"relative paths begin at the current folder: {Path.cwd()}")
+        raise DataError(f"the data module {module} failed in {method}()", hint=hint) from error
 
 
 def _check(loader: Any, method: str) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import sysconfig
 from collections.abc import Iterator
-from pathlib import PurePath
+from functools import cache
+from pathlib import Path, PurePath
 from types import TracebackType
 
 from plugin_trainer.registry.names import top_package
@@ -49,7 +50,7 @@ def raised_at(error: BaseException, *, target: str = "") -> str:
         own = [frame for frame in frames if frame[0].partition(".")[0] == package]
         frames = [frame for frame in own if not _is_registry(frame[0])]
     # The line of a user's own that led there says more than the one of a library that gave up.
-    users = [frame for frame in frames if not _is_library(frame[1])]
+    users = [frame for frame in frames if not is_library(frame[1])]
     module, file, line = (users or frames or [("", PurePath(), 0)])[-1]
     return f"{_short(module, file)}:{line}" if module else ""
 
@@ -83,14 +84,17 @@ def _frames(traceback: TracebackType | None) -> Iterator[tuple[str, PurePath, in
         traceback = traceback.tb_next
 
 
-def _is_library(file: PurePath) -> bool:
+def is_library(file: PurePath) -> bool:
     """Whether a file is Python's own, or of an installed package."""
-    return any(file.is_relative_to(folder) for folder in _LIBRARIES)
+    return any(file.is_relative_to(folder) for folder in _libraries())
 
 
-_LIBRARIES = {
-    sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")
-}
+@cache
+def _libraries() -> frozenset[Path]:
+    """Their folders, as they are named and as they are without links."""
+    paths = sysconfig.get_paths()
+    named = {Path(paths[kind]) for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return frozenset(named | {folder.resolve() for folder in named})
 
 
 def _is_registry(module: str) -> bool:

@@ -25,9 +25,8 @@ from plugin_trainer.settings import RunSettings
 from plugin_trainer.settings.layers import Layer, read_toml
 from plugin_trainer.training.checkpointing.store import CheckpointStore, Found, read_model_state
 from plugin_trainer.training.distributed.world import ALONE, World
-from plugin_trainer.training.evaluation import score
+from plugin_trainer.training.evaluation import end_evaluation, score
 from plugin_trainer.training.hooks import RunHooks
-from plugin_trainer.training.metrics.numbers import make_numbers
 from plugin_trainer.training.model.criterion import Criterion, build_criterion
 from plugin_trainer.training.model.forward import Forward
 from plugin_trainer.training.model.model_state import load_model_state
@@ -111,8 +110,7 @@ class LoadedRun:
         self.loaders[split] = self._loader(split)
         self.hooks.evaluation_start(run=self, split=split)
         metrics = score(self, split=split, weights=self.weights)
-        self.hooks.evaluation_end(run=self, split=split, metrics=metrics)
-        make_numbers(metrics, given_to="ptrain_evaluation_end")
+        end_evaluation(self, split, metrics)
         return metrics
 
     def _loader(self, split: str) -> Any:

@@ -8,12 +8,13 @@ import functools
 import hashlib
 import inspect
 import sys
-import sysconfig
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from weakref import WeakKeyDictionary
+
+from plugin_trainer.registry.blame import is_library
 
 _DIGITS = 12
 
@@ -108,14 +109,7 @@ def is_users_own(code: object) -> bool:
         file = Path(inspect.getsourcefile(code) or "").resolve()  # type: ignore[arg-type]
     except (TypeError, OSError):
         return False
-    return not any(file.is_relative_to(folder) for folder in _installed())
-
-
-@functools.cache
-def _installed() -> frozenset[Path]:
-    paths = sysconfig.get_paths()
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    return frozenset(Path(paths[kind]).resolve() for kind in kinds)
+    return not is_library(file)
 
 
 def _hash(files: Iterable[Path]) -> str:
